@@ -1,0 +1,54 @@
+# Needs Python 3.11 or newer and nothing else: every target makes .venv first and installs into it what is missing.
+#
+#   make demo       a quick lithology sweep, its table, the best config
+#   make test       the tests (at most 15 minutes on two cores)
+#   make test-all   with those that take long, break trainers on purpose, or build clusters
+#   make check      linter, type checker, doors between the rooms
+#
+# PYTHON=/path/to/python picks the interpreter; PIP_ARGS goes to pip (an index with CPU or CUDA wheels of torch, say).
+
+SHELL    := /bin/bash
+VENV     := .venv
+BIN      := $(VENV)/bin
+STAMP    := $(VENV)/.installed
+PYTHON   ?= python3.11 python3 python
+PIP_ARGS ?=
+ARGS     ?=
+
+# One thread per process: a sweep sets its workers' threads itself, everything else would only crowd the cores.
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: install demo test test-all check
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@for python in $(PYTHON); do \
+	  "$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && break; python=; \
+	done; \
+	if [ -z "$$python" ]; then \
+	  echo "Buttress needs Python 3.11 or newer; tried: $(PYTHON). Name one: make PYTHON=/path/to/python3.11" >&2; exit 2; \
+	fi; \
+	if ! $(BIN)/python -m pip --version >/dev/null 2>&1 && ! "$$python" -m venv --clear $(VENV); then \
+	  echo "$$python cannot make a virtual environment; on Debian and Ubuntu: apt-get install python3-venv" >&2; exit 2; \
+	fi
+	$(BIN)/python -m pip install --quiet --no-input $(PIP_ARGS) -c constraints.txt -e '.[dev]'
+	@touch $@
+
+check: $(STAMP)
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m mypy
+	$(BIN)/python -m pytest -q tests/test_doors.py
+
+test: $(STAMP)
+	@$(BIN)/python -m pytest -m "not long and not control and not cluster" $(ARGS)
+
+test-all: $(STAMP)
+	@$(BIN)/python -m pytest $(ARGS)
+
+demo: $(STAMP)
+	@started=$$SECONDS; \
+	$(BIN)/buttress run search_spaces/lithology.yaml --profile quick --out runs $(ARGS) || exit; \
+	swept=$$((SECONDS - started)); sweep=$$(ls -td runs/lithology-*/ | head -n 1); \
+	$(BIN)/buttress export $$sweep -o runs/best.yaml && \
+	echo "The sweep took $$swept s. Next: $(BIN)/buttress why $${sweep%/} TRIAL, $(BIN)/buttress train runs/best.yaml"

@@ -1,0 +1,67 @@
+"""What is trained: one folder per family, and the loop, losses and schedules that they share.
+
+This module finds trainables by name and imports a family only when it is asked for; it imports neither torch nor any
+family itself.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from search_spaces.errors import BadInput
+
+if TYPE_CHECKING:
+    from trainables.base import Trainable
+
+FAMILIES = {"lithology": "trainables.lithology.train:Lithology"}
+
+
+def load(name: str) -> Trainable[Any]:
+    """An instance of the trainable called `name`: a family of this package, or `my_package.module:MyTrainable`.
+
+    A module outside the installed packages is looked for in the working directory too. Raises `BadInput` when there is
+    no such family, module or class, or when the class lacks a part of the `Trainable` contract.
+    """
+    target = FAMILIES.get(name, name)
+    module_name, _, class_name = target.partition(":")
+    if not class_name:
+        accepted = f"{', '.join(FAMILIES)} or my_package.module:MyTrainable"
+        raise BadInput("no such trainable", key="trainable", value=name, accepted=accepted)
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.append(here)
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        problem = f"module {module_name} needs {error.name}, which is not installed"
+        if error.name and (module_name == error.name or module_name.startswith(error.name + ".")):
+            problem = f"there is no module {module_name}"
+        raise BadInput(problem, key="trainable", value=name) from None
+    cls = getattr(module, class_name, None)
+    if cls is None:
+        own = sorted(n for n, v in vars(module).items() if isinstance(v, type) and v.__module__ == module_name)
+        problem = f"module {module_name} has no {class_name}"
+        raise BadInput(problem, key="trainable", value=name, accepted=", ".join(own) or None)
+    missing = [part for part in ("name", "Config", "metrics", "schedule", "train") if not hasattr(cls, part)]
+    if missing:
+        problem = f"{class_name} lacks {', '.join(missing)} of the Trainable contract"
+        raise BadInput(problem, key="trainable", value=name)
+    return cls()
+
+
+def rules_file(name: str) -> Path | None:
+    """The family's `rules.yaml`, found as a file so that no family is imported; None for a family without one.
+
+    For `my_package.module:MyTrainable` the file is `rules.yaml` beside the module.
+    """
+    module_name = FAMILIES.get(name, name).partition(":")[0]
+    if name in FAMILIES:
+        path = Path(__file__).parent / name / "rules.yaml"
+    else:
+        spec = importlib.util.find_spec(module_name)
+        path = Path(spec.origin).parent / "rules.yaml" if spec and spec.origin else Path("rules.yaml")
+    return path if path.is_file() else None

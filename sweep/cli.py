@@ -1,0 +1,308 @@
+"""The `buttress` command. Every verb imports what it needs when it is called: `--help` is fast, `table` needs no Ray.
+
+Exit codes: 0 done; 1 a sweep without a healthy trial; 2 bad input; 3 an internal error (traceback in a file);
+130 interrupted, by Ctrl-C or a full disk (the sweep can be resumed).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from analysis.journal import JournalUnwritable
+from search_spaces.errors import BadInput
+
+app = typer.Typer(
+    name="buttress",
+    help="Search hyperparameters of models that collapse: a collapsed trial dies early, and never wins.\n\n"
+    "Start with `buttress plan search_spaces/lithology.yaml --profile quick`, then `run`, `table`, `why`, `export`.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+)
+data_app = typer.Typer(help="Look at data before training on it.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"buttress {version('buttress')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+Spec = Annotated[
+    Path, typer.Argument(metavar="SPEC", help="The sweep's YAML file, such as search_spaces/lithology.yaml.")
+]
+Sweep = Annotated[
+    str, typer.Argument(metavar="SWEEP", help="A sweep's folder, or its name (or the name's beginning) under runs/.")
+]
+Profile = Annotated[str | None, typer.Option("--profile", "-p", help="A profile of the spec, such as `quick`.")]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", "-s", metavar="KEY=VALUE", help="Change the spec (`budget.trials=8`) or fix a training "
+                 "parameter (`config.train.epochs=5`). May be given several times."),
+]
+Address = Annotated[
+    str | None,
+    typer.Option("--address", envvar="RAY_ADDRESS", help="A running Ray cluster; by default Ray is started here."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on the last line of standard output.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress display.")]
+
+
+@app.command()
+def plan(
+    spec: Spec,
+    profile: Profile = None,
+    set_: Set = None,
+    address: Address = None,
+    timing: Annotated[bool, typer.Option(help="Time two training steps to estimate how long the sweep takes.")] = True,
+    json_: Json = False,
+) -> None:
+    """Show what a sweep will run and what it needs, before anything starts."""
+    from sweep.plan import make, show
+
+    found = make(_load(spec, profile, set_), address=address, timing=timing)
+    show(found)
+    if json_:
+        _print_json(found.to_dict())
+
+
+@app.command()
+def run(
+    spec: Spec,
+    profile: Profile = None,
+    set_: Set = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="The folder that holds sweeps.")] = Path("runs"),
+    address: Address = None,
+    quiet: Quiet = False,
+    json_: Json = False,
+) -> None:
+    """Run a sweep to its end. Ctrl-C leaves it ready for `buttress resume`."""
+    from sweep import driver
+
+    loaded = _load(spec, profile, set_)
+    _execute(driver.start(loaded, out, address=address), quiet, json_)
+
+
+@app.command()
+def resume(
+    sweep: Sweep,
+    trials: Annotated[int | None, typer.Option(help="Raise the budget to this many trials.")] = None,
+    hours: Annotated[float | None, typer.Option(help="Go on for at most this many hours.")] = None,
+    address: Address = None,
+    quiet: Quiet = False,
+    json_: Json = False,
+) -> None:
+    """Go on with a sweep that was interrupted or killed, from its journal; finished trials are not run again."""
+    from sweep import driver
+
+    _execute(driver.resume(sweep, trials=trials, hours=hours, address=address), quiet, json_)
+
+
+@app.command()
+def status(sweep: Sweep, json_: Json = False) -> None:
+    """How far a sweep is, who runs it, and what is best so far; works while it runs."""
+    from analysis.journal import find, read
+    from analysis.render import status_of
+
+    journal = read(_found(find(sweep)).path)
+    _console().print(status_of(journal))
+    if json_:
+        from analysis.selection import best_json
+
+        _print_json({"sweep": journal.header.sweep, "counts": journal.counts(), "best": best_json(journal)})
+
+
+@app.command()
+def why(
+    sweep: Sweep, trial: Annotated[str, typer.Argument(metavar="TRIAL", help="A trial, such as 7 or 0007.")]
+) -> None:
+    """Explain one trial: its outcome, the rule, values and thresholds behind it, and what was saved."""
+    from analysis.explain import explain
+    from analysis.journal import find, read
+    from analysis.render import explanation
+
+    _console().print(explanation(explain(read(_found(find(sweep)).path), trial)))
+
+
+@app.command()
+def table(
+    sweep: Sweep,
+    where: Annotated[
+        list[str] | None,
+        typer.Option("--where", "-w", metavar="COLUMN=VALUE", help="Only such rows: `outcome=collapsed`, `margin>1`."),
+    ] = None,
+    sort: Annotated[str | None, typer.Option(help="Sort by this column, `-column` for descending.")] = None,
+    all_: Annotated[bool, typer.Option("--all", help="Every config value, not only the searched ones.")] = False,
+    json_: Json = False,
+) -> None:
+    """The trial table: every trial, its parameters, its outcome, and why it was stopped."""
+    from analysis import table as tables
+    from analysis.journal import find, read
+    from analysis.render import overview
+
+    journal = read(_found(find(sweep)).path)
+    rows = tables.rows(journal, all=all_)
+    if where:
+        rows = tables.where(rows, where)
+    rows = tables.sort(rows, sort, journal)
+    if json_:
+        _print_json(rows)
+    else:
+        _console().print(overview(journal, rows))
+
+
+@app.command()
+def export(
+    sweep: Sweep,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Where to write the config.")] = Path("best.yaml"),
+    trial: Annotated[str | None, typer.Option("--trial", help="This trial instead of the best one.")] = None,
+    weights: Annotated[
+        bool, typer.Option("--weights", help="Also copy the best epoch's weights, beside the config.")
+    ] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Export a trial that did not complete; write over foreign files.")
+    ] = False,
+) -> None:
+    """Write the best trial's config, ready for `buttress train` or for the original trainer."""
+    from analysis.export import NothingHealthy
+    from sweep.handover import export_best
+
+    try:
+        for path in export_best(sweep, output, trial=trial, weights=weights, force=force):
+            typer.echo(f"wrote {path}")
+    except NothingHealthy as error:
+        _exit(str(error), 1)
+
+
+@app.command()
+def train(
+    config: Annotated[
+        Path, typer.Argument(metavar="CONFIG", help="A config, such as one written by `buttress export`.")
+    ],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="The folder to write to; default: runs/train-<time>.")
+    ] = None,
+    set_: Set = None,
+    json_: Json = False,
+) -> None:
+    """Train one config: writes model.pt, history.json and checkpoints, watched by the same rules as in a sweep."""
+    from sweep.handover import Collapsed, train_config
+
+    folder = out or Path("runs") / time.strftime("train-%Y%m%d-%H%M%S")
+    try:
+        result = train_config(config, folder, set_ or [])
+    except Collapsed as error:
+        _exit(str(error), error.exit_code)
+    typer.echo(f"wrote {folder}/model.pt and history.json; best valid epoch {result['epoch']}")
+    if json_:
+        _print_json(result)
+
+
+@data_app.command("check")
+def data_check(
+    family: Annotated[str, typer.Argument(help="A family, such as lithology.")],
+    path: Annotated[Path, typer.Argument(help="Its file or folder.")],
+    set_: Set = None,
+) -> None:
+    """Read data as the trainer would, and say what is in it."""
+    from sweep.handover import check_data
+
+    _console().print(check_data(family, path, set_ or []))
+
+
+def _load(path: Path, profile: str | None, overrides: list[str] | None) -> Any:
+    from search_spaces.spec import SweepSpec
+
+    return SweepSpec.load(path, profile=profile, overrides=overrides or [])
+
+
+def _found(found: Any) -> Any:
+    if found.note:
+        typer.echo(found.note, err=True)
+    return found
+
+
+def _execute(driver: Any, quiet: bool, json_: bool) -> None:
+    """Runs a driver under its watchers and reports the end."""
+    from sweep.watching import watched
+
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    finish = watched(driver, quiet=quiet)
+    from analysis.journal import read
+    from analysis.render import overview
+    from analysis.selection import best_json
+
+    journal = read(finish.folder, alive=False)
+    best = best_json(journal)
+    _console().print(overview(journal))
+    if json_:
+        counts, seconds = journal.counts(), round(finish.seconds, 3)
+        _print_json({"sweep": finish.sweep, "counts": counts, "best": best, "seconds": seconds})
+    if finish.interrupted:
+        _exit(f"interrupted; go on with: buttress resume {finish.folder}", 130)
+    if best is None:
+        _exit("no trial of this sweep is healthy; `buttress table` says why each was stopped", 1)
+
+
+def _console() -> Any:
+    from rich.console import Console
+
+    width = None if sys.stdout.isatty() else int(os.environ.get("COLUMNS", 120))
+    return Console(highlight=False, width=width)
+
+
+def _print_json(value: Any) -> None:
+    sys.stdout.flush()
+    print(json.dumps(value, allow_nan=False), flush=True)
+
+
+def main() -> None:
+    """The console script: `app` with our exit codes."""
+    try:
+        app()
+    except BadInput as error:
+        _exit(str(error), 2)
+    except KeyboardInterrupt:
+        _exit("interrupted", 130)
+    except JournalUnwritable as error:
+        sweep = Path(error.filename).parent
+        _exit(f"{error.strerror} ({error.filename}); make room, then go on with: buttress resume {sweep}", 130)
+    except Exception as error:
+        path = Path(tempfile.gettempdir()) / f"buttress-error-{os.getpid()}.txt"
+        path.write_text(traceback.format_exc())
+        said = (str(error).splitlines() or [""])[0]
+        _exit(f"internal error: {type(error).__name__}: {said} (traceback in {path})", 3)
+
+
+def _exit(sentence: str, code: int) -> None:
+    sys.stdout.flush()
+    print(f"buttress: {sentence}", file=sys.stderr, flush=True)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

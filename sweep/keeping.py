@@ -1,0 +1,49 @@
+"""Which checkpoints stay: a running trial's last and best, the best of the three best completed trials, no others."""
+
+from __future__ import annotations
+
+import contextlib
+import heapq
+from pathlib import Path
+from typing import Any
+
+#: Completed trials whose best checkpoint is kept.
+KEPT_TRIALS = 3
+
+
+class Checkpoints:
+    """Deletes checkpoints of one sweep as they become useless; `folder` holds one folder per trial."""
+
+    def __init__(self, folder: Path, direction: str) -> None:
+        self._folder = folder
+        self._sign = 1.0 if direction == "max" else -1.0
+        self._finished: list[tuple[float, str]] = []  # (value, larger is better; trial) of completed trials with files
+
+    def reported(self, trial: str, reports: list[dict[str, Any]], best: dict[str, Any] | None) -> None:
+        """A report of a running trial came in: only its newest checkpoint and its best epoch's stay."""
+        written = [line["checkpoint"] for line in reports if line.get("checkpoint")]
+        keep = set(written[-1:])
+        if best and best.get("checkpoint"):
+            keep.add(best["checkpoint"])
+        for path in written[:-1]:
+            if path not in keep:
+                self._delete(self._folder / trial / path)
+
+    def ended(self, trial: str, outcome: dict[str, Any], value: float | None) -> None:
+        """A trial has its outcome and its workers have left it."""
+        best = (outcome.get("best") or {}).get("checkpoint")
+        keep = best if outcome["outcome"] == "completed" and value is not None else None
+        for path in (self._folder / trial / "checkpoints").glob("*"):
+            if keep is None or path != self._folder / trial / keep:
+                self._delete(path)
+        if keep is not None and value is not None:
+            heapq.heappush(self._finished, (self._sign * value, trial))
+            if len(self._finished) > KEPT_TRIALS:
+                _, worst = heapq.heappop(self._finished)
+                for path in (self._folder / worst / "checkpoints").glob("*"):
+                    self._delete(path)
+
+    @staticmethod
+    def _delete(path: Path) -> None:
+        with contextlib.suppress(OSError):
+            path.unlink()

@@ -1,0 +1,95 @@
+"""What a sweep begins with: the checks that need no cluster, the rules in force, and the journal's header."""
+
+from __future__ import annotations
+
+import contextlib
+import platform
+import secrets
+import subprocess
+from importlib import metadata
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import trainables
+from analysis import journal
+from collapse.rules import RuleSet
+from search_spaces.spec import SweepSpec
+from sweep.judging import Line
+
+
+def check(spec: SweepSpec, trainable: Any) -> None:
+    """Every check of a spec that needs the trainable but no cluster; raises BadInput."""
+    spec.check(
+        Config=trainable.Config,
+        metrics=trainable.metrics,
+        conditional=getattr(trainable, "conditional", False),
+        epochs_path=getattr(trainable, "epochs_path", "train.epochs"),
+        schedule=trainable.schedule,
+    )
+
+
+def resolve_rules(spec: SweepSpec) -> RuleSet:
+    """The spec's rules over those it extends: a family, a file, or (by default) the trainable's own."""
+    overrides = dict(spec.rules)
+    extends = str(overrides.pop("extends", spec.trainable))
+    rules = RuleSet.load(Path(extends)) if extends.endswith((".yaml", ".yml")) else family_rules(extends)
+    return rules.override(overrides, where=spec.where)
+
+
+def family_rules(trainable: str) -> RuleSet:
+    """The rules that come with a trainable, or the default ones."""
+    path = trainables.rules_file(trainable)
+    if path is None:
+        path = Path(str(files("collapse") / "default_rules.yaml"))
+    return RuleSet.load(path)
+
+
+def header(spec: SweepSpec, trainable: Any, rules: RuleSet, sweep: str) -> Line:
+    return journal.header(
+        sweep=sweep,
+        name=spec.name,
+        spec=spec.to_dict(),
+        metrics=trainable.metrics,
+        objectives=[{"metric": each.metric, "direction": each.direction} for each in spec.objectives],
+        rules=rules.to_dict(),
+        versions=versions(),
+        commit=commit(),
+        data=fingerprint(spec),
+        seed=spec.seed,
+        trainable=spec.trainable,
+    )
+
+
+def versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in ("buttress", "ray", "torch", "optuna", "wandb", "numpy", "scikit-learn"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
+
+
+def commit() -> str | None:
+    """The git commit of the working folder, with `+` when it has uncommitted changes; None outside a checkout."""
+    try:
+        head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=True)
+        dirty = subprocess.run(["git", "status", "--porcelain"], capture_output=True, text=True, timeout=5, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return head.stdout.strip() + ("+" if dirty.stdout.strip() else "")
+
+
+def fingerprint(spec: SweepSpec) -> dict[str, Any]:
+    """What the data was: the spec's data section, and size and time of every file it names."""
+    files = {}
+    for key, value in spec.data.items():
+        if isinstance(value, str) and (path := Path(value)).exists():
+            info = path.stat()
+            files[key] = {"path": str(path), "bytes": info.st_size, "modified": int(info.st_mtime)}
+    return {"section": dict(spec.data), "files": files}
+
+
+def new_id(name: str) -> str:
+    """`<name>-<6 random characters>`: lower-case letters and digits."""
+    alphabet = "abcdefghijklmnopqrstuvwxyz0123456789"
+    return f"{name}-{''.join(secrets.choice(alphabet) for _ in range(6))}"

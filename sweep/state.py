@@ -1,0 +1,395 @@
+"""The state of a sweep: a function of its journal.
+
+Everything that changes a sweep is one journal line, and `SweepState` changes only by applying lines. While the sweep
+runs, an event (a draw, a report, an end) becomes a line that is written and then applied; a resumed sweep applies the
+lines that are there and goes on. Applying a report runs the rules and the rungs at once and in order, so a verdict
+follows from the reports before it and from nothing else: not from timing, not from what Tune was doing. Lines that
+must follow (a rung's decision, an outcome) are *due* until they are written: a journal cut between a report and its
+outcome gets the outcome when it is resumed. No Ray in here: the driver, the simulator and the tests share this class.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from analysis import journal
+from collapse.rules import RuleSet, Verdict
+from search_spaces.errors import BadInput
+from search_spaces.spec import SweepSpec
+from sweep.judging import Judged, Line
+from sweep.rungs import Rungs
+from sweep.study import MOST_REFUSALS, Study, told
+from trainables.base import Reported, Schedule
+
+#: Losses to the infrastructure after which a trial is given up.
+MOST_LOSSES = 3
+
+
+@dataclass
+class LiveTrial:
+    """A trial that has no outcome yet."""
+
+    id: str
+    ask: int
+    params: dict[str, Any]
+    config: dict[str, Any]
+    seed: int
+    judged: Judged
+    attempt: int = 0
+    slot: str | None = None
+    losses: int = 0
+    started: float | None = None
+    seconds: float = 0.0  # of earlier attempts, up to where the present one took over
+
+    @property
+    def epochs(self) -> int:
+        """Its budget."""
+        return self.judged.epochs
+
+    @property
+    def resume_point(self) -> Line | None:
+        """The last report that counts and has a checkpoint."""
+        return next((line for line in reversed(self.judged.reports) if line.get("checkpoint")), None)
+
+
+class SweepState:
+    """One sweep's trials, study and rungs.
+
+    `write` appends a line to the journal (and makes the important ones last); `listen` is called with every line that
+    happens while the sweep runs, after it has been applied (progress display, W&B). All methods are thread-safe.
+    """
+
+    def __init__(
+        self,
+        spec: SweepSpec,
+        trainable: Any,
+        rules: RuleSet,
+        write: Callable[[Line], object],
+        listen: Callable[[Line], None] = lambda line: None,
+    ) -> None:
+        self.spec, self.trainable, self.rules = spec, trainable, rules
+        self.objectives = [objective.metric for objective in spec.objectives]
+        self.directions = [
+            objective.direction or trainable.metrics[objective.metric].direction for objective in spec.objectives
+        ]
+        self.study = Study(spec, self.directions, trainable.Config)
+        asha = spec.scheduler.kind == "asha"
+        self.rungs = Rungs(spec.scheduler.first, spec.scheduler.factor, self.directions[0]) if asha else None
+        self.live: dict[str, LiveTrial] = {}
+        self.outcomes: dict[str, Line] = {}
+        self.asks: dict[int, str] = {}  # ask index -> trial, of every trial there ever was
+        self.requeued: list[str] = []  # unfinished trials of an earlier driver, oldest first
+        self._write, self._listen = write, listen
+        self._due: list[Line] = []
+        self._lock = threading.RLock()
+
+    # --- what happens while the sweep runs -----------------------------------------------------------------------
+
+    def next_trial(self) -> LiveTrial | None:
+        """The next trial to run: one that an earlier driver left unfinished, else a new draw; None: budget spent."""
+        with self._lock:
+            if self.requeued:
+                return self.live[self.requeued.pop(0)]
+            if self.exhausted:
+                return None
+            for _ in range(MOST_REFUSALS):
+                ask, params = self.study.ask()
+                number = len(self.live) + len(self.outcomes)
+                seed = self.spec.seed_of(number)
+                config, reason = self._build(params, seed)
+                if config is not None and reason is None:
+                    break
+                self._happen(journal.refused(ask=ask, params=params, reason=str(reason)))
+            else:
+                raise BadInput(
+                    f"{MOST_REFUSALS} draws in a row violated a requirement, the last one {reason!r}", key="require"
+                )
+            trial = f"{number:04d}"
+            epochs = self.trainable.schedule(config).epochs
+            plain = config.model_dump(mode="json")
+            line = journal.trial(trial, ask=ask, params=params, config=plain, seed=seed, budget_epochs=epochs)
+            self._happen({**line, "sampler": self.study.notes(ask)})
+            return self.live[trial]
+
+    def _build(self, params: Mapping[str, Any], seed: int) -> tuple[Any, str | None]:
+        """The config of a draw, and why the draw is refused (None: it is not)."""
+        try:
+            config = self.spec.config(
+                params,
+                self.trainable.Config,
+                seed=seed,
+                schedule=self.trainable.schedule,
+                epochs_path=getattr(self.trainable, "epochs_path", "train.epochs"),
+            )
+        except BadInput as error:  # a combination that the family's config refuses
+            return None, str(error)
+        return config, self.spec.violated(config) or unsettled(self.trainable.schedule(config))
+
+    @property
+    def exhausted(self) -> bool:
+        """The budget allows no further draw (unfinished trials may still be running)."""
+        budget = self.spec.budget
+        drawn = len(self.live) + len(self.outcomes)
+        return bool(
+            (budget.trials is not None and drawn >= budget.trials)
+            or (budget.healthy is not None and self.counts["completed"] >= budget.healthy)
+        )
+
+    @property
+    def counts(self) -> Counter[str]:
+        return Counter(line["outcome"] for line in self.outcomes.values())
+
+    def started(self, trial: str, slot: str, host: str | None = None, pid: int | None = None) -> LiveTrial | None:
+        """The workers of a slot have begun the next attempt; None where the trial has its outcome already."""
+        with self._lock:
+            live = self.live.get(trial)
+            if live is None:
+                return None
+            source = live.resume_point
+            self._happen(
+                journal.start(
+                    trial,
+                    live.attempt + 1,
+                    slot=slot,
+                    host=host,
+                    pid=pid,
+                    resumed_from=source["seq"] if source else None,
+                    resumed_attempt=source["attempt"] if source else None,
+                    checkpoint=source["checkpoint"] if source else None,
+                )
+            )
+            return live
+
+    def forget_checkpoint(self, trial: str, checkpoint: str) -> None:
+        """A checkpoint that turned out missing or unreadable is not resumed from again."""
+        with self._lock:
+            if live := self.live.get(trial):
+                for line in live.judged.reports:
+                    if line.get("checkpoint") == checkpoint:
+                        line["checkpoint"] = None
+
+    def reported(self, trial: str, attempt: int, reported: Reported) -> Line | None:
+        """A report of a running trial; returns the outcome line if the report decided the trial's fate."""
+        with self._lock:
+            live = self.live.get(trial)
+            if live is None or live.attempt != attempt:
+                return None
+            last = live.judged.last
+            seq = last["seq"] + 1 if last else 0
+            self._happen(journal.report(trial, attempt, seq, reported))
+            return self.outcomes.get(trial)
+
+    def finished(self, trial: str, attempt: int) -> Line | None:
+        """The trainer returned by itself: `completed` with at least one valid epoch, else `failed`."""
+        with self._lock:
+            live = self.live.get(trial)
+            if live is None or live.attempt != attempt:
+                return self.outcomes.get(trial)
+            last = live.judged.last
+            if live.judged.best is not None:
+                self._conclude(live, "completed")
+            else:
+                suspects = ", ".join(last["suspects"]) if last else ""
+                why = f"no epoch was valid (still suspect of {suspects})" if suspects else "no epoch was valid"
+                self._conclude(live, "failed", kind="no valid epoch", message=why)
+            return self.outcomes[trial]
+
+    def raised(self, trial: str, attempt: int, error: str, kind: str = "exception") -> Line | None:
+        """The trainer raised: the trial failed, and is not retried."""
+        with self._lock:
+            live = self.live.get(trial)
+            if live is None or live.attempt != attempt:
+                return self.outcomes.get(trial)
+            message = error.strip().splitlines()[-1] if error.strip() else kind
+            self._conclude(live, "failed", kind=kind, error=error, message=message)
+            return self.outcomes[trial]
+
+    def lost(self, trial: str, attempt: int, reason: str) -> Line | None:
+        """The infrastructure took the trial's workers. None: it goes on as a new attempt; else its outcome."""
+        with self._lock:
+            live = self.live.get(trial)
+            if live is None or live.attempt != attempt:
+                return self.outcomes.get(trial)
+            self._happen(journal.lost(trial, attempt, reason=reason))
+            if live.losses >= MOST_LOSSES:
+                message = f"lost {live.losses} times, last: {reason}"
+                self._conclude(live, "failed", kind="infrastructure", message=message)
+            return self.outcomes.get(trial)
+
+    def out_of_time(self, trial: str, minutes: float) -> Line | None:
+        """The trial's time limit has passed: what it reached counts as for a pruned trial; nothing valid: failed."""
+        with self._lock:
+            live = self.live.get(trial)
+            if live is None:
+                return self.outcomes.get(trial)
+            message = f"over its time limit of {minutes:g} minutes"
+            self._conclude(live, "pruned" if live.judged.best else "failed", kind="time limit", message=message)
+            return self.outcomes[trial]
+
+    # --- lines ---------------------------------------------------------------------------------------------------
+
+    def replay(self, lines: Sequence[Line]) -> None:
+        """Applies an earlier driver's lines; unfinished trials are queued again, what is due is written."""
+        with self._lock:
+            for line in lines:
+                self._apply(line)
+                self._due = [due for due in self._due if not _same_event(due, line)]
+            self._settle()
+            self.requeued = sorted(trial for trial in self.live)
+            for trial in self.live.values():
+                trial.slot = None
+
+    def _happen(self, line: Line) -> None:
+        self._apply(line)
+        self._write(line)
+        self._listen(line)
+        self._settle()
+
+    def _settle(self) -> None:
+        """Writes the lines that must follow from those applied so far."""
+        while self._due:
+            line = self._due.pop(0)
+            if line["trial"] in self.live:
+                self._happen({**line, "time": time.time()})
+
+    def _apply(self, line: Line) -> None:
+        apply = getattr(self, f"_apply_{line['line']}", None)
+        if apply is not None and (line.get("trial") is None or line["line"] == "trial" or line["trial"] in self.live):
+            apply(line)
+
+    def _apply_refused(self, line: Line) -> None:
+        if line["ask"] == self.study.asked:
+            self.study.add(line["ask"], line["params"])
+        self.study.refuse(line["ask"], line["reason"])
+
+    def _apply_trial(self, line: Line) -> None:
+        if line["ask"] == self.study.asked:
+            self.study.add(line["ask"], line["params"], line.get("sampler"))
+        self.asks[line["ask"]] = line["trial"]
+        self.live[line["trial"]] = LiveTrial(
+            id=line["trial"],
+            ask=line["ask"],
+            params=line["params"],
+            config=line["config"],
+            seed=line["seed"],
+            judged=Judged(self.rules, self.objectives, self.directions[0], int(line["budget_epochs"])),
+        )
+
+    def _apply_start(self, line: Line) -> None:
+        live = self.live[line["trial"]]
+        live.attempt, live.slot, live.started = line["attempt"], line["slot"], line["time"]
+        # the reports after the checkpoint are void: watch and best are made anew from those that count
+        upto = -1 if line["resumed_from"] is None else line["resumed_from"]
+        kept = [report for report in live.judged.reports if report["seq"] <= upto]
+        live.seconds += kept[-1]["seconds"] if kept else 0.0
+        live.judged.restart(kept)
+
+    def _apply_report(self, line: Line) -> None:
+        live = self.live[line["trial"]]
+        if line["attempt"] != live.attempt:
+            return
+        verdict = live.judged.take_in(line)
+        if verdict.state in ("collapsed", "diverged"):
+            self._due.append(self._outcome(live, verdict.state, verdict=verdict))
+        elif (decision := self._compare(live, line)) is not None:
+            self._due.append(decision)
+            if decision["decision"] == "stop":
+                kind = f"rung {decision['age']}"
+                self._due.append(self._outcome(live, "pruned", kind=kind, message=rung_sentence(decision)))
+
+    def _apply_lost(self, line: Line) -> None:
+        self.live[line["trial"]].losses += 1
+
+    def _apply_outcome(self, line: Line) -> None:
+        live = self.live.pop(line["trial"])
+        self.outcomes[line["trial"]] = line
+        if self.rungs and line["outcome"] in ("collapsed", "diverged"):
+            self.rungs.forget(line["trial"])
+        self.study.tell(live.ask, told(line, self.objectives, live.judged.by_age))
+
+    # --- judging -------------------------------------------------------------------------------------------------
+
+    def _compare(self, live: LiveTrial, report: Line) -> Line | None:
+        """The rung's decision about an epoch's report, as a line that is due; None where there is none to make.
+
+        The last epoch's value enters its rung, for others to be compared with, but stops nobody: the trial is over.
+        """
+        if self.rungs is None or self.objectives[0] not in report["metrics"]:
+            return None
+        if live.judged.value is None and live.judged.watch.holding:
+            return None  # it looks collapsed, and whether it is one is for the rules to say
+        decision = self.rungs.report(live.id, report["full_beta_epochs"], live.judged.value, report["phase"])
+        if decision is None:
+            return None
+        return journal.rung(
+            live.id,
+            live.attempt,
+            age=decision.age,
+            phase=decision.phase,
+            value=decision.value,
+            cutoff=decision.cutoff,
+            peers=decision.peers,
+            decision="stop" if decision.stop and report["epoch"] < live.epochs else "continue",
+        )
+
+    def _conclude(self, live: LiveTrial, outcome: str, **details: Any) -> None:
+        self._happen(self._outcome(live, outcome, **details))
+
+    def _outcome(
+        self,
+        live: LiveTrial,
+        outcome: str,
+        *,
+        verdict: Verdict | None = None,
+        kind: str | None = None,
+        message: str | None = None,
+        error: str | None = None,
+    ) -> Line:
+        last, best = live.judged.last, live.judged.best
+        margin = live.judged.margin
+        if verdict is not None:
+            kind, margin, message = verdict.kind, verdict.margin, verdict.message
+        kept = ("epoch", "step", "metrics", "seq", "attempt", "checkpoint")
+        return journal.outcome(
+            live.id,
+            live.attempt,
+            outcome,
+            kind=kind,
+            margin=margin,
+            rule=verdict.rule if verdict else None,
+            evidence=[evidence.to_dict() for evidence in verdict.evidence] if verdict else [],
+            message=message,
+            warnings=last["warnings"] if last else [],
+            best={key: best[key] for key in kept} if best else None,
+            last=last["metrics"] if last else {},
+            epochs=last["epoch"] if last else 0,
+            epochs_budget=live.epochs,
+            step=last["step"] if last else 0,
+            seconds=live.seconds + (last["seconds"] if last else 0.0),
+            error=error,
+        )
+
+
+def unsettled(schedule: Schedule) -> str | None:
+    """Why no epoch of this schedule could ever be valid, or None: beta must settle before the last epoch begins."""
+    if schedule.full_beta_epochs(schedule.epochs) >= 1:
+        return None
+    when = "never" if schedule.full_at_epoch == float("inf") else f"only after {schedule.full_at_epoch:g} epochs"
+    return f"beta settles {when}, in a budget of {schedule.epochs} epochs"
+
+
+def rung_sentence(rung: Mapping[str, Any]) -> str:
+    """Why a trial was stopped at a rung, in words."""
+    value = "no valid value" if rung["value"] is None else f"{rung['value']:.4g}"
+    cutoff = "none" if rung["cutoff"] is None else f"{rung['cutoff']:.4g}"
+    return f"at full-beta age {rung['age']}, {value} was worse than the cut-off {cutoff} of {rung['peers']} trials"
+
+
+def _same_event(due: Line, line: Line) -> bool:
+    """True if `line` of a journal is the one that was due."""
+    return all(due.get(key) == line.get(key) for key in ("line", "trial"))

@@ -1,0 +1,39 @@
+"""Who looks on while a sweep runs: the live display and the W&B runs, both fed with the journal's lines."""
+
+from __future__ import annotations
+
+import sys
+
+from rich.console import Console
+
+from sweep.driver import Driver, Finish
+from sweep.progress import Heading, Progress
+from sweep.wandb import WandbRuns
+
+
+def watched(driver: Driver, *, quiet: bool = False) -> Finish:
+    """Runs a sweep under its watchers; they are closed whatever happens."""
+    spec = driver.spec
+    runs = WandbRuns(
+        driver.sweep,
+        driver.folder,
+        project=spec.wandb.project or spec.name,
+        entity=spec.wandb.entity,
+        group=spec.wandb.group,
+        mode=spec.wandb.mode,
+        tags=spec.wandb.tags,
+        metrics=driver.trainable.metrics,
+    )
+    first = spec.objectives[0]
+    heading = Heading(driver.sweep, first.metric, str(first.direction), spec.budget.trials)
+    console = Console(file=sys.stderr, highlight=False, quiet=quiet)
+    progress = Progress(heading, console)
+    for line in driver.earlier:
+        progress.line(line)
+    driver.watchers = (*driver.watchers, runs, progress)
+    console.print(f"sweep {driver.sweep}: journal, checkpoints and W&B files go to {driver.folder}")
+    try:
+        with progress:
+            return driver.run()
+    finally:
+        runs.close()

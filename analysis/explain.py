@@ -1,0 +1,268 @@
+"""Why a trial ended as it did, in words: what `buttress why TRIAL` prints, and the one sentence of the table.
+
+In goes a `Journal` and the name of a trial; out comes an `Explanation`, which is text by `str()` and JSON by
+`to_dict()`. Every number in it stands in the journal: which rule, which values at which reports, which thresholds,
+how far beyond them, and what was saved.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from analysis.journal import Journal, Rung, TrialRecord
+from analysis.selection import best, best_of, pareto
+from analysis.table import budget_of, epochs_run, epochs_saved, searched
+from analysis.wording import duration, listing, number, percent, plural, sparkline, times
+from collapse.rules import Evidence
+
+CURVES = ("kl_total", "active_kl", "active_var_1e2", "ablation/relative", "train/loss")
+
+
+class Section(NamedTuple):
+    title: str
+    lines: tuple[str, ...]
+
+
+class Explanation(NamedTuple):
+    trial: str
+    outcome: str
+    headline: str
+    sections: tuple[Section, ...]
+
+    def __str__(self) -> str:
+        blocks = [self.headline]
+        blocks += ["\n".join([section.title, *(f"  {line}" for line in section.lines)]) for section in self.sections]
+        return "\n\n".join(blocks)
+
+    def to_dict(self) -> dict[str, Any]:
+        sections = {section.title: list(section.lines) for section in self.sections}
+        return {"trial": self.trial, "outcome": self.outcome, "headline": self.headline, "sections": sections}
+
+
+def explain(journal: Journal, name: str) -> Explanation:
+    """All there is to say about one trial; raises BadInput for a name that the sweep does not have."""
+    record = journal.trial(name)
+    parts = {
+        "why": _why(journal, record),
+        "saved": _saved(record),
+        "best valid epoch": _best(journal, record),
+        "parameters": _parameters(journal, record),
+        "rungs": [f"at {_age(rung)}: {_rung(rung, journal)}" for rung in record.rungs if rung.decision != "stop"],
+        "warnings": [_rule_text(journal, rule) for rule in record.warnings],
+        "attempts": _attempts(record),
+        "curves, by epoch": _curves(journal, record),
+        "error": (record.outcome.error or "").rstrip().splitlines() if record.outcome else [],
+    }
+    sections = tuple(Section(title, tuple(lines)) for title, lines in parts.items() if lines)
+    return Explanation(record.id, record.state, _headline(journal, record), sections)
+
+
+def reason(journal: Journal, record: TrialRecord) -> str:
+    """One sentence on why the trial was stopped or failed; of the others, how far they came."""
+    done = record.outcome
+    epoch, _ = epochs_run(record)
+    if done is None:
+        return f"{record.state} at epoch {number(epoch)} of {number(budget_of(record))}"
+    if done.outcome in ("collapsed", "diverged"):
+        text = done.message or f"the rule {done.rule or done.kind} held"
+        if done.evidence:
+            text = evidence_sentence(done.evidence[0])  # what the margin was computed from; `explain` has the others
+        return text[:1].upper() + text[1:]
+    if done.outcome == "pruned":
+        stops = [rung for rung in record.rungs if rung.decision == "stop"]
+        return f"At {_age(stops[-1])} {_rung(stops[-1], journal)}" if stops else (done.message or "Stopped by a rung")
+    if done.outcome == "failed":
+        lines = [line.strip() for line in (done.error or "").splitlines() if line.strip()]
+        return lines[-1] if lines else done.message or done.kind or "It ended without a valid epoch"
+    return f"Ran {_of(record)}"
+
+
+def evidence_sentence(entry: Mapping[str, Any]) -> str:
+    """One observation of a verdict in words: an entry of the outcome line's `evidence`."""
+    return Evidence.from_dict(entry).sentence()
+
+
+def margin_sentence(record: TrialRecord) -> str | None:
+    """The margin in words; None for a trial without one."""
+    done = record.outcome
+    if done is None or done.margin is None:
+        return None
+    margin = done.margin
+    decades = f"{abs(margin):.1f} decades" if abs(margin) < 10 else f"{abs(margin):.0f} decades"
+    if done.outcome == "diverged" and margin >= 12:
+        return f"margin {margin:+.2f}: diverged trials get 12 plus the share of the budget that was left"
+    if margin <= 0:
+        return f"margin {margin:+.2f}: {decades} ({times(10**-margin)}) away from the nearest rule"
+    text = f"margin {margin:+.2f}: {decades} beyond the threshold"
+    if not done.evidence:
+        return text
+    graded = done.evidence[0]  # the verdict puts the one that the margin was computed from first
+    what = _transformed(graded)
+    size = "larger" if graded.get("comparison") == "above" else "smaller"
+    return f"{text}: {what} was {times(10**margin)} {size} than {number(graded.get('threshold'))}"
+
+
+# ------------------------------------------------------------------------------------------------------------ sections
+
+
+def _headline(journal: Journal, record: TrialRecord) -> str:
+    done, (epoch, step) = record.outcome, epochs_run(record)
+    name = f"Trial {record.id} of {journal.header.sweep}"
+    if done is None:
+        return f"{name} is {record.state}: {_of(record)} (step {number(step)})."
+    if done.outcome == "completed":
+        chosen = best(journal)
+        rank = "; it is the best of the sweep" if chosen is not None and chosen.id == record.id else ""
+        if not rank and len(journal.objectives) > 1 and record.id in {each.id for each in pareto(journal)}:
+            rank = "; it is on the Pareto front"
+        early = "" if not epochs_saved(record) else ", ended by its own early stopping"
+        return f"{name} completed: {_of(record)} in {duration(done.seconds)}{early}{rank}."
+    how = "was pruned" if done.outcome == "pruned" else done.outcome
+    kind = f" ({done.kind})" if done.kind and done.kind != done.outcome else ""
+    at = f"at epoch {number(epoch)} of {number(budget_of(record))}, step {number(step)}"
+    return f"{name} {how}{kind} {at}."
+
+
+def _why(journal: Journal, record: TrialRecord) -> list[str]:
+    done = record.outcome
+    if done is None:
+        return []
+    lines = []
+    if done.outcome in ("collapsed", "diverged"):
+        if done.rule:
+            lines.append(f"the rule {_rule_text(journal, done.rule)} held")
+        lines += [evidence_sentence(entry) for entry in done.evidence]
+        if done.message and (not done.evidence or (_rules(journal).get(done.rule or "") or {}).get("message")):
+            lines.append(done.message)
+    elif done.outcome != "completed":
+        lines.append(reason(journal, record))
+    margin = margin_sentence(record)
+    return [*lines, margin] if margin else lines
+
+
+def _saved(record: TrialRecord) -> list[str]:
+    saved, budget, done = epochs_saved(record), budget_of(record), record.outcome
+    if not saved or not budget or done is None:
+        return []
+    text = f"{saved:,} of its {plural(budget, 'epoch')} ({percent(saved / budget)}) were not spent"
+    if done.seconds and done.epochs:
+        text += f", about {duration(done.seconds / done.epochs * saved)} at its pace"
+    return [text]
+
+
+def _best(journal: Journal, record: TrialRecord) -> list[str]:
+    found = best_of(record, journal.objectives)
+    if found is None:
+        return [] if record.outcome is None else ["none: no epoch was valid"]
+    lines = [f"epoch {found.epoch}, step {number(found.step)}"]
+    for objective in journal.objectives:
+        value = found.metrics.get(objective.metric)
+        lines.append(f"{objective.metric} = {number(value, 5)} ({objective.direction})")
+    if record.finished and record.state != "completed":
+        lines.append("it cannot be chosen: only a completed trial can be best")
+    return lines
+
+
+def _parameters(journal: Journal, record: TrialRecord) -> list[str]:
+    paths = searched(journal)
+    width = max(map(len, paths), default=0)
+    values = [number(record.params[path], 5) if path in record.params else "not in play" for path in paths]
+    lines = [f"{path:<{width}}  {value}" for path, value in zip(paths, values, strict=True)]
+    return [*lines, f"{'seed':<{width}}  {record.seed}"]
+
+
+def _attempts(record: TrialRecord) -> list[str]:
+    if len(record.attempts) < 2 and not record.losses:
+        return []
+    events = [(loss.time, f"attempt {loss.attempt} was lost: {loss.reason}") for loss in record.losses]
+    for start in record.attempts:
+        place = f" on {start.host}" if start.host else ""
+        after = "from the beginning" if start.resumed_from is None else f"from report {start.resumed_from}"
+        events.append((start.time, f"attempt {start.attempt}: slot {start.slot}{place}, {after}"))
+    return [text for _, text in sorted(events, key=lambda event: event[0])]
+
+
+def _curves(journal: Journal, record: TrialRecord) -> list[str]:
+    names = [objective.metric for objective in journal.objectives]
+    names += [name for name in _metrics(record) if any(name.endswith(end) for end in CURVES) and name not in names]
+    lines = []
+    for name in names:
+        series = [report.metrics[name] for report in record.reports if name in report.metrics]
+        if len(series) > 1:
+            ends = f"{number(series[0])} to {number(series[-1])}"
+            lines.append((name, sparkline(series), ends))
+    width = max((len(name) for name, _, _ in lines), default=0)
+    return [f"{name:<{width}}  {bars}  {ends}" for name, bars, ends in lines]
+
+
+def _metrics(record: TrialRecord) -> list[str]:
+    names: dict[str, None] = {}
+    for report in record.reports:
+        names |= dict.fromkeys(report.metrics)
+    return sorted(names)
+
+
+# ------------------------------------------------------------------------------------------------------------ phrases
+
+
+def _of(record: TrialRecord) -> str:
+    epoch, _ = epochs_run(record)
+    return f"{number(epoch or 0)} of {number(budget_of(record))} epochs"
+
+
+def _age(rung: Rung) -> str:
+    phase = f" of phase {rung.phase}" if rung.phase else ""
+    return f"rung {rung.age}{phase}"
+
+
+def _rung(rung: Rung, journal: Journal) -> str:
+    first = journal.objectives[0]
+    others = plural(rung.peers, "trial")
+    if rung.cutoff is None:
+        return f"went on with {number(rung.value, 4)}: no cut-off yet among {others}"
+    if rung.value is None:
+        return f"it had no valid {first.metric}; the cut-off of {others} was {number(rung.cutoff, 4)}"
+    verb = "worse than" if rung.decision == "stop" else "no worse than"
+    return f"{first.metric} {number(rung.value, 4)} was {verb} the cut-off {number(rung.cutoff, 4)} of {others}"
+
+
+def _rule_text(journal: Journal, name: str) -> str:
+    """A rule by its name and, where the header has it, what it asks for."""
+    rule = _rules(journal).get(name) or {}
+    signs = [_sign(sign) for sign in rule.get("signs") or ()]
+    if not signs:
+        return name
+    votes = rule.get("votes")
+    asks = f"{votes} of: {', '.join(signs)}" if votes and votes < len(signs) else listing(signs)
+    patience = rule.get("patience") or 1
+    return f"{name} ({asks}{f'; {patience} reports in a row' if patience > 1 else ''})"
+
+
+def _sign(sign: Mapping[str, Any]) -> str:
+    flag = {"absent": "absent", "nonfinite": "not finite"}.get(sign.get("transform") or "value")
+    if flag:
+        return f"{sign['metric']} {flag}"
+    limits = [f"{key} {_threshold(sign[key])}" for key in ("below", "above") if sign.get(key) is not None]
+    return " ".join([_transformed(sign), *limits])
+
+
+def _transformed(sign: Mapping[str, Any]) -> str:
+    """`latent/kl_total`, `slope of latent/kl_total`: what a sign or a piece of evidence compares."""
+    transform = sign.get("transform") or "value"
+    return str(sign["metric"]) if transform == "value" else f"{transform.replace('_', ' ')} of {sign['metric']}"
+
+
+def _threshold(value: Any) -> str:
+    if not isinstance(value, Mapping):
+        return number(value)
+    if "per_dim" in value:
+        return f"{number(value['per_dim'])} per dimension"
+    factor = value.get("factor", 1)
+    return f"{f'{number(factor)} times ' if factor != 1 else ''}{value.get('relative_to')}"
+
+
+def _rules(journal: Journal) -> Mapping[str, Any]:
+    rules = journal.header.rules
+    inner = rules.get("rules", rules)
+    return inner if isinstance(inner, Mapping) else {}

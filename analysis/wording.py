@@ -1,0 +1,100 @@
+"""Numbers, times and series as a person reads them; shared by the table and by `why`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+BARS = "▁▂▃▄▅▆▇█"
+
+
+def number(value: Any, digits: int = 3) -> str:
+    """A value in few characters: `0.00214`, `1,200`, `3.1e+08`, `-` for nothing. Booleans as YAML has them."""
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(number(item, digits) for item in value) + "]"
+    if not isinstance(value, (int, float)):
+        return str(value)
+    if isinstance(value, int) or (float(value).is_integer() and abs(value) < 10**digits):
+        return f"{int(value):,}"
+    if not math.isfinite(value):
+        return "-"
+    if 10**digits <= abs(value) < 1e7:
+        return f"{value:,.0f}"
+    return f"{value:.{digits}g}"
+
+
+def duration(seconds: float | None) -> str:
+    """`0.4 s`, `42 s`, `3 min 05 s`, `2 h 07 min`; `-` for nothing."""
+    if seconds is None:
+        return "-"
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 1:
+        return f"{rest} s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
+
+
+def clock(seconds: float | None) -> str:
+    """A duration for a column: `0.4s`, `42s`, `3:05`, `2:07:09`."""
+    if seconds is None:
+        return "-"
+    if seconds < 60:
+        return f"{seconds:.1f}s" if seconds < 10 else f"{seconds:.0f}s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def listing(words: Sequence[str], last: str = "and") -> str:
+    """`a`, `a and b`, `a, b and c`."""
+    if len(words) < 2:
+        return "".join(words)
+    return f"{', '.join(words[:-1])} {last} {words[-1]}"
+
+
+def plural(count: int, noun: str) -> str:
+    return f"{count:,} {noun}" + ("" if count == 1 else "s")
+
+
+def times(factor: float) -> str:
+    """A factor in words: `1.2 times`, `126 times`, `about 10^9 times`."""
+    if factor >= 1e5:
+        return f"about 10^{round(math.log10(factor))} times"
+    return f"{number(factor, 2 if factor < 10 else 3)} times"
+
+
+def percent(share: float) -> str:
+    if 0 < share < 0.01:
+        return "under 1 %"
+    return "over 99 %" if 0.99 < share < 1 else f"{100 * share:.0f} %"
+
+
+def sparkline(values: Sequence[float | None], width: int = 40) -> str:
+    """A series as bars, at most `width` of them (each the last value of its share of the series).
+
+    Values over more than a factor 50, all positive, are drawn by their logarithm; a missing value is a dot.
+    """
+    count = min(width, len(values))
+    drawn = [values[(index + 1) * len(values) // count - 1] for index in range(count)]
+    present = [value for value in drawn if value is not None and math.isfinite(value)]
+    if not present:
+        return "·" * count
+    logarithmic = min(present) > 0 and max(present) > 50 * min(present)
+
+    def height(value: float) -> float:
+        return math.log(value) if logarithmic else value
+
+    low, high = height(min(present)), height(max(present))
+    span = (high - low) or 1.0
+    return "".join(
+        "·" if value is None or not math.isfinite(value)
+        else BARS[min(len(BARS) - 1, int((height(value) - low) / span * len(BARS)))]
+        for value in drawn
+    )

@@ -1,0 +1,1 @@
+"""What things cost, measured: one command each, listed in README.md."""

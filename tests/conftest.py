@@ -1,0 +1,75 @@
+"""What every test may rely on: one thread, no telemetry, no key, and one local Ray cluster for those that need one."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+# Read when the libraries are imported (here, in Ray's workers and in subprocesses), so set before any test is.
+os.environ.update(
+    OMP_NUM_THREADS="1",
+    MKL_NUM_THREADS="1",
+    MPLBACKEND="Agg",
+    RAY_USAGE_STATS_ENABLED="0",
+    RAY_DEDUP_LOGS="0",
+    RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="0",  # a worker without a GPU keeps CUDA_VISIBLE_DEVICES, and Ray its warning
+    WANDB_MODE="offline",
+    WANDB_SILENT="true",
+    WANDB_ERROR_REPORTING="false",
+)
+# Whatever the shell says, a test talks to no cluster and no account of the user.
+for _name in ("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "WANDB_API_KEY", "WANDB_BASE_URL", "WANDB_RUN_ID"):
+    os.environ.pop(_name, None)
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """A test that sets torch's threads does not hand them on to the next one."""
+    yield
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.get_num_threads() != 1:
+        torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The root of the repository."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Real data, recorded curves and fact sheets beside the repository; tests that read them are skipped elsewhere."""
+    folder = ROOT.parent / "shared"
+    if not (folder / "data").is_dir():
+        pytest.skip("no folder ../shared with real data beside the repository")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[Any]:
+    """`ray`, connected to one local cluster of two CPUs that all tests of the session share."""
+    from sweep.cluster import RAY_ENVIRONMENT  # what a sweep sets before it starts Ray; its processes inherit it
+
+    os.environ.update(RAY_ENVIRONMENT)
+    import ray
+
+    ray.init(
+        address="local",
+        num_cpus=2,
+        num_gpus=0,
+        object_store_memory=200_000_000,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="WARNING",
+        namespace="buttress-tests",
+    )
+    yield ray
+    ray.shutdown()

@@ -1,0 +1,194 @@
+"""What leaves a sweep: the config of its best healthy trial, exact, with its provenance, and its weights."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from journals import SyntheticSweep, mixed_sweep
+
+from analysis.export import MARK, NothingHealthy, checkpoint_of, export, export_weights, write
+from analysis.journal import Journal, read
+from search_spaces.errors import BadInput
+
+
+@pytest.fixture
+def mixed() -> Journal:
+    return mixed_sweep().journal()
+
+
+def comments(text: str) -> str:
+    """The comment lines as one flowing text."""
+    return " ".join(line[1:].strip() for line in text.splitlines() if line.startswith("#"))
+
+
+# --- the config -------------------------------------------------------------------------------------------------------
+
+
+def test_the_best_trials_whole_config_comes_back(mixed: Journal) -> None:
+    text = export(mixed)
+    config = yaml.safe_load(text)
+    assert config["loss"] == {"beta": 0.02}
+    assert config["train"] == {"epochs": 10, "lr": 0.001}
+    assert config["buttress"] == {"seed": 101, "threads": 1, "workers": 1, "trainable": "toy", "objective": "ari"}
+
+
+@pytest.mark.parametrize(
+    "value",
+    [0.1 + 0.2, 1e-05, 3.0e-4, 1e16, 1e22, 5e-324, -0.0, 2.0, 7, True, None, "on", "1e-3", "0007", "null", "2026-01-01",
+     "a: b # c", "line\nbreak", "", "é", [1, 2.5], [[1, 2], [3]], [], {"deep": {"er": [1.0]}}, {}],
+)  # fmt: skip
+def test_every_value_is_exact(value: Any) -> None:
+    """`export`, then `train`, repeats a trial bit for bit: types and last digits must survive."""
+    book = SyntheticSweep(search=["loss.x"])
+    book.completed("0000", {"loss.x": value}, ari=[0.5])
+    got = yaml.safe_load(export(book.journal()))["loss"]["x"]
+    assert got == value and type(got) is type(value)
+    if isinstance(value, float):
+        assert got.hex() == value.hex()
+
+
+def test_comments_say_where_the_config_comes_from(mixed: Journal) -> None:
+    told = comments(export(mixed))
+    for part in (
+        "the best trial of sweep toy-ab12cd: trial 0001, which completed",
+        "best valid epoch 3 (step 150): ari = 0.52 (max)",
+        "margin to collapse -1.400",
+        "warnings: weak_code",
+        "searched: loss.beta=0.02, train.lr=0.001",
+        "git commit 0123456789abcdef",
+        "fingerprint sha256:feedbeef",
+        "torch 2.13.0",
+    ):
+        assert part in told
+    assert re.search(r"exported 20\d\d-\d\d-\d\dT", told)
+
+
+def test_comments_cannot_leak_into_the_config() -> None:
+    book = SyntheticSweep()
+    book.failed("0000", error="ValueError: first\nloss: {beta: 66}\n\ntrain: 3")
+    text = export(book.journal(), "0", force=True)
+    assert yaml.safe_load(text)["loss"] == {"beta": 0.1}
+    assert max(map(len, text.splitlines())) <= 120
+
+
+# --- which trial ------------------------------------------------------------------------------------------------------
+
+
+def test_a_collapsed_trial_is_not_exported_unless_forced(mixed: Journal) -> None:
+    with pytest.raises(BadInput, match=r"trial 0002 collapsed \(posterior_collapse\), so its config is no") as caught:
+        export(mixed, "0002")
+    assert "otal KL was 0.01, 0.002 nats" in str(caught.value)
+    assert "such as 0001, the best one, or --force" in str(caught.value)
+    forced = export(mixed, "0002", force=True)
+    assert yaml.safe_load(forced)["loss"]["beta"] == 9.0
+    assert "NOT A RESULT" in comments(forced)
+
+
+@pytest.mark.parametrize("trial", ["0003", "0004", "0005", "0006"])
+def test_only_a_completed_trial_is_exported(mixed: Journal, trial: str) -> None:
+    with pytest.raises(BadInput, match=f"trial {trial} "):
+        export(mixed, trial)
+    assert yaml.safe_load(export(mixed, trial, force=True))["buttress"]["seed"] == 100 + int(trial)
+
+
+def test_a_completed_trial_that_is_not_best_may_be_named(mixed: Journal) -> None:
+    text = export(mixed, "0")
+    assert yaml.safe_load(text)["loss"]["beta"] == 0.001
+    assert "trial of sweep toy-ab12cd: trial 0000" in comments(text)
+
+
+def test_a_sweep_without_a_healthy_trial_exports_nothing_and_force_alone_does_not_help() -> None:
+    book = SyntheticSweep()
+    book.collapsed("0000", ari=[0.9, 0.9])
+    book.pruned("0001", ari=[0.2])
+    for force in (False, True):
+        with pytest.raises(NothingHealthy, match=r"no healthy trial \(1 collapsed and 1 pruned\)") as caught:
+            export(book.journal(), force=force)
+        assert caught.value.exit_code == 1
+    assert not issubclass(NothingHealthy, BadInput)
+
+
+# --- the file ---------------------------------------------------------------------------------------------------------
+
+
+def test_an_earlier_export_is_written_over_and_any_other_file_is_not(mixed: Journal, tmp_path: Path) -> None:
+    target = tmp_path / "new" / "best.yaml"
+    write(export(mixed), target)
+    write(export(mixed, "0"), target)
+    assert yaml.safe_load(target.read_text())["loss"]["beta"] == 0.001
+    target.write_text("precious: 1\n")
+    with pytest.raises(BadInput, match=r"exists and is no earlier export.*--force"):
+        write(export(mixed), target)
+    assert target.read_text() == "precious: 1\n"
+    write(export(mixed), target, force=True)
+    assert target.read_text().startswith(MARK)
+
+
+def test_an_unwritable_target_is_bad_input(mixed: Journal, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(BadInput, match="cannot be written"):
+        write(export(mixed), tmp_path / "file" / "best.yaml")
+    with pytest.raises(BadInput, match="this is a folder"):
+        write(export(mixed), tmp_path)
+
+
+# --- weights ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def stored(tmp_path: Path) -> Journal:
+    """A sweep on disk whose best trial has kept the checkpoint of its best epoch."""
+    journal = read(mixed_sweep().write(tmp_path / "runs"))
+    folder = journal.trial_folder("0001")
+    folder.mkdir(parents=True)
+    (folder / "checkpoint-0003.pt").write_bytes(b"weights of epoch 3")
+    (folder / "checkpoint-0004.pt").write_bytes(b"weights of epoch 4")
+    return journal
+
+
+def test_the_weights_are_those_of_the_best_valid_epoch(stored: Journal, tmp_path: Path) -> None:
+    target = tmp_path / "out" / "best.pt"
+    export_weights(checkpoint_of(stored, stored.trials["0001"]), target)
+    assert target.read_bytes() == b"weights of epoch 3"
+
+
+def test_the_caller_says_what_is_taken_out_of_a_checkpoint(stored: Journal, tmp_path: Path) -> None:
+    source = checkpoint_of(stored, stored.trials["0001"])
+    target = tmp_path / "model.pt"
+    export_weights(source, target, load=Path.read_bytes, save=lambda got, path: path.write_bytes(got[:7]))
+    assert target.read_bytes() == b"weights"
+
+
+@pytest.mark.parametrize("trial", ["0000", "0004"])
+def test_weights_that_are_not_there_are_bad_input(stored: Journal, trial: str) -> None:
+    """Trial 0000's checkpoint was deleted at its outcome, 0004 never had a valid epoch."""
+    with pytest.raises(BadInput, match=f"trial {trial} .*3 best completed trials|checkpoint of trial {trial} is gone"):
+        checkpoint_of(stored, stored.trials[trial])
+
+
+def test_weights_that_could_not_be_written_whole_leave_nothing_behind(stored: Journal, tmp_path: Path) -> None:
+    source = checkpoint_of(stored, stored.trials["0001"])
+    target = tmp_path / "out" / "model.pt"
+
+    def full(got: bytes, path: Path) -> None:
+        path.write_bytes(got[:5])
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(BadInput, match="No space left on device"):
+        export_weights(source, target, load=Path.read_bytes, save=full)
+    assert list(target.parent.iterdir()) == []
+
+
+def test_weights_never_replace_a_file_unasked(stored: Journal, tmp_path: Path) -> None:
+    source = checkpoint_of(stored, stored.trials["0001"])
+    target = tmp_path / "model.pt"
+    target.write_bytes(b"precious")
+    with pytest.raises(BadInput, match="exists"):
+        export_weights(source, target)
+    assert target.read_bytes() == b"precious"
+    export_weights(source, target, force=True)
+    assert target.read_bytes() == b"weights of epoch 3"

@@ -1,0 +1,199 @@
+"""A run outside a sweep: the command, its files, two workers with and without torchrun, unusable input."""
+
+from __future__ import annotations
+
+import json
+import math
+import multiprocessing
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from toy import Collected, Config, Toy
+
+from search_spaces.errors import BadInput
+from trainables.base import Buttress, Metric, Reported
+from trainables.history import History
+from trainables.launch import WorkerFailed, main, read_config, train
+
+CONFIG = """
+train: {epochs: 3, dropout: 0.2, batchnorm: true}
+buttress: {trainable: "toy:Toy", objective: val/recon, report_every: 2, seed: 9}
+"""
+
+
+@pytest.fixture
+def config_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "mine.yaml"
+    path.write_text(CONFIG)
+    return path
+
+
+def history(folder: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((folder / "history.json").read_text(), parse_constant=pytest.fail)
+    return content
+
+
+def metrics(folder: Path) -> list[Any]:
+    return [(one["epoch"], one["step"], one["metrics"], one["vectors"]) for one in history(folder)["reports"]]
+
+
+def children() -> set[int | None]:
+    return {process.pid for process in multiprocessing.active_children()}
+
+
+def toy_config(workers: int = 1, **other: Any) -> Config:
+    return Config(buttress=Buttress(workers=workers, report_every=2), **other)
+
+
+def test_command_trains_prints_an_epoch_a_line_and_leaves_a_history(
+    config_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (config_file.parent / "runs/mine/checkpoints").mkdir(parents=True)
+    (config_file.parent / "runs/mine/checkpoints/000099.pt").touch()  # of a run that is replaced
+    assert main([str(config_file), "--set", "train.epochs=4"]) == 0
+    out = capsys.readouterr().out.splitlines()
+    assert [line.split("  ")[0] for line in out[:4]] == [f"epoch {epoch}/4" for epoch in (1, 2, 3, 4)]
+    assert out[3].endswith("*") and out[4].startswith("best valid epoch 4: val/recon ") and len(out) == 6
+    folder = config_file.parent / "runs/mine"
+    content = history(folder)
+    assert content["config"]["train"]["epochs"] == 4 and content["trainable"] == "toy"
+    assert content["best"] == {"epoch": 4, "checkpoint": "checkpoints/000004.pt"}
+    assert len(content["reports"]) == 8 and content["reports"][-1]["closing"] is True
+    assert [path.name for path in (folder / "checkpoints").iterdir()] == ["000004.pt"]
+
+
+def test_run_stopped_and_resumed_by_command_ends_as_one_never_stopped(config_file: Path) -> None:
+    class Once(Collected):
+        @property
+        def stop(self) -> bool:  # type: ignore[override]
+            return len(self.reports) > 2
+
+    _, config = read_config(config_file)
+    stopped = train(config, Toy(), "parted", sink=Once())
+    assert isinstance(stopped, Once) and not stopped.reports[-1].closing
+    saved = sorted(Path("parted/checkpoints").iterdir())[-1]
+    assert main([str(config_file), "--out", "parted", "--resume", str(saved)]) == 0
+    assert main([str(config_file), "--out", "whole"]) == 0
+    rest = metrics(Path("parted"))
+    assert rest == metrics(Path("whole"))[-len(rest) :]
+
+
+def test_two_workers_give_the_same_bits_with_and_without_torchrun(config_file: Path) -> None:
+    before = children()
+    trainable, config = read_config(config_file, ["buttress.workers=2"])
+    train(config, trainable, "own")
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    again = subprocess.run(
+        [*torchrun, "-m", "trainables", str(config_file), "--out", "torchrun"],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert again.returncode == 0, again.stderr[-2000:]
+    assert metrics(Path("own")) == metrics(Path("torchrun"))
+    assert again.stdout.count("epoch 3/3") == 1  # rank 0 alone speaks
+    assert children() == before
+
+
+def test_worker_that_fails_alone_is_named_with_its_error_and_none_is_left(tmp_path: Path) -> None:
+    before = children()
+    config = toy_config(2, fail_at=5, fail_rank=1)
+    with pytest.raises(WorkerFailed, match="worker 1: ArithmeticError: the toy fails"):
+        train(config, Toy(), tmp_path)
+    assert children() == before
+
+
+def test_error_of_rank_0_is_raised_as_it_is_and_no_worker_is_left(tmp_path: Path) -> None:
+    before = children()
+    sink = Collected()
+    with pytest.raises(ArithmeticError, match="the toy fails"):
+        train(toy_config(2, fail_at=5, fail_rank=0), Toy(), tmp_path, sink=sink)
+    assert [one.step for one in sink.reports] == [2, 4]
+    assert children() == before
+
+
+class Unimportable(Toy):
+    def __reduce__(self) -> Any:
+        return exit, (7,)
+
+
+def test_worker_that_does_not_start_is_an_error_at_once(tmp_path: Path) -> None:
+    with pytest.raises(WorkerFailed, match="worker 1 did not start"):
+        train(toy_config(2), Unimportable(), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["none.yaml"], "none.yaml: cannot be read (No such file or directory)"),
+        (["mine.yaml", "--set", "train.epoch=1"], "mine.yaml: train.epoch: unknown key"),
+        (["mine.yaml", "--set", "train.epochs=many"], "mine.yaml: train.epochs: "),
+        (["mine.yaml", "--set", "train.epochs"], "--set: is not path=value (got 'train.epochs')"),
+        (["mine.yaml", "--set", "train.epochs.x=1"], "--set: train.epochs.x: epochs is not a group"),
+        (["mine.yaml", "--set", "buttress.trainable=rivers"], "mine.yaml: "),
+        (["mine.yaml", "--set", "buttress.trainable=null"], "mine.yaml: buttress.trainable: is missing"),
+        (["mine.yaml", "--resume", "none.pt"], "none.pt: there is no such checkpoint"),
+        (["mine.yaml", "--out", "mine.yaml/folder"], "--out: cannot be written"),
+        (["list.yaml"], "list.yaml: is not a config"),
+        (["broken.yaml"], "broken.yaml: is not YAML"),
+    ],
+)
+def test_input_that_cannot_be_used_is_one_sentence_and_exit_code_2(
+    config_file: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], says: str
+) -> None:
+    Path("list.yaml").write_text("- 1\n")
+    Path("broken.yaml").write_text("a: [1\n")
+    assert main(arguments) == 2
+    err = capsys.readouterr().err
+    assert err.startswith(f"error: {says}") and err.count("\n") == 1
+
+
+def test_config_without_a_trainable_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("train: {epochs: 1}\n")
+    with pytest.raises(BadInput, match=r"c\.yaml: buttress\.trainable: is missing"):
+        read_config(path)
+
+
+# History
+
+
+def reported(epoch: int, value: float, folder: Path, **other: Any) -> Reported:
+    name = f"checkpoints/{epoch:06d}.pt"
+    (folder / "checkpoints").mkdir(exist_ok=True)
+    (folder / name).touch()
+    return Reported(
+        **{
+            "epoch": epoch,
+            "step": 10 * epoch,
+            "full_beta_epochs": epoch,
+            "full_beta_steps": 0,
+            "phase": 0,
+            "metrics": {"val": value, "free": math.inf},
+            "checkpoint": name,
+            **other,
+        }
+    )
+
+
+@pytest.mark.parametrize(("direction", "best"), [("min", 4), ("max", 3)])
+def test_best_epoch_is_a_valid_one_and_its_checkpoint_stays(tmp_path: Path, direction: Any, best: int) -> None:
+    sink = History(tmp_path, {"val": Metric(direction)}, "val")
+    extreme = -9.0 if direction == "min" else 9.0
+    sink.send(reported(1, extreme, tmp_path, full_beta_epochs=0))  # inside the warm-up
+    sink.send(reported(2, extreme, tmp_path, nonfinite=("latent",)))
+    sink.send(reported(3, 2.0, tmp_path))
+    sink.send(reported(4, 1.0, tmp_path))
+    sink.send(reported(5, math.nan, tmp_path))
+    sink.send(reported(6, 1.5, tmp_path))
+    sink.write()
+    assert history(tmp_path)["best"]["epoch"] == best
+    assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {f"{best:06d}.pt", "000006.pt"}
+    assert history(tmp_path)["reports"][4]["metrics"] == {"val": None, "free": None}
+    assert sink.summary()["metrics"] == {"val": {4: 1.0, 3: 2.0}[best]} and sink.summary()["epoch"] == best

@@ -1,0 +1,906 @@
+"""The rules of collapse: what a stream of reports is told, against hand-worked values and against real curves."""
+
+from __future__ import annotations
+
+import csv
+import doctest
+import itertools
+import json
+import math
+import random
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from collapse import rules as rules_module
+from collapse import verdict as verdict_module
+from collapse.rules import Evidence, RuleSet, TrialWatch, Verdict
+from search_spaces.errors import BadInput
+
+Row = Mapping[str, float | None]
+DEFAULT = Path(__file__).parents[1] / "collapse" / "default_rules.yaml"
+
+
+def one_rule(*signs: Mapping[str, Any], action: str = "kill", **keys: Any) -> RuleSet:
+    return RuleSet.from_dict({"rules": {"low": {"action": action, "signs": list(signs), **keys}}})
+
+
+KL = {"metric": "kl", "below": 0.3}
+
+
+def report(watch: TrialWatch, row: Row, index: int, *, close: bool = False, **keys: Any) -> Verdict:
+    """Report number `index` (from 1) of a trial with one report per epoch of 100 steps, at full beta from the start."""
+    age = {"epoch": index, "step": 100 * index, "full_beta_epochs": index, "full_beta_steps": 100 * index}
+    return (watch.close if close else watch.update)(row, **{**age, **keys})
+
+
+def play(rules: RuleSet, rows: Iterable[Row], *, budget: int | None = None, **keys: Any) -> list[Verdict]:
+    watch = rules.watch(budget_epochs=budget)
+    return [report(watch, row, index, **keys) for index, row in enumerate(rows, 1)]
+
+
+def states(rules: RuleSet, values: Sequence[float | None], metric: str = "kl", **keys: Any) -> str:
+    """One letter per report (healthy, suspect, collapsed, diverged); None is a report without the metric."""
+    rows = [{metric: value} if value is not None else {"other": 1.0} for value in values]
+    return "".join(verdict.state[0] for verdict in play(rules, rows, **keys))
+
+
+# --- transforms ----------------------------------------------------------------------------------------------------
+
+SERIES = (4.0, 2.0, 8.0, 1.0, 3.0, 6.0)
+SEEN: dict[str, tuple[dict[str, Any], dict[int, float]]] = {  # -> what is compared at which report, worked out by hand
+    "value": ({}, {1: 4.0, 3: 8.0, 6: 6.0}),
+    "best_ratio": ({}, {1: 1.0, 2: 1.0, 3: 4.0, 4: 1.0, 6: 6.0}),
+    "window_max_over_min": ({"window": 3}, {3: 4.0, 4: 8.0, 5: 8.0, 6: 6.0}),
+    "median_ratio": ({"window": 3}, {4: 1 / 4, 5: 3 / 2, 6: 2.0}),
+    "slope": ({"window": 3}, {3: 2.0, 4: -0.5, 5: -2.5, 6: 2.5}),
+}
+
+
+@pytest.mark.parametrize("transform", SEEN)
+def test_a_transform_sees_what_hand_arithmetic_sees(transform: str) -> None:
+    options, expected = SEEN[transform]
+    sign = {"metric": "kl", "transform": transform, "above": -1e9, **options}
+    rules = one_rule(sign, action="warn", patience=1)
+    for index, value in expected.items():
+        watch = rules.override({"low": {"min_step": 100 * index}}).watch()
+        for place, each in enumerate(SERIES, 1):
+            report(watch, {"kl": each}, place)
+        (warning,) = watch.warnings
+        assert warning.step == 100 * index
+        assert warning.evidence[0].values == pytest.approx((value,), rel=1e-12)
+
+
+@pytest.mark.parametrize(("transform", "first"), [("window_max_over_min", 3), ("median_ratio", 4), ("slope", 3)])
+def test_a_window_that_is_not_full_holds_nothing(transform: str, first: int) -> None:
+    sign = {"metric": "kl", "transform": transform, "window": 3, "above": -1e9}
+    found = play(one_rule(sign, action="warn"), [{"kl": value} for value in SERIES])
+    assert [bool(verdict.warnings) for verdict in found] == [index >= first for index in range(1, 7)]
+
+
+def test_the_best_is_the_highest_for_a_fall() -> None:
+    rules = one_rule({"metric": "kl", "transform": "best_ratio", "below": 0.5})
+    assert states(rules, [4.0, 8.0, 5.0, 3.9]) == "hhhc"
+
+
+def test_ratios_of_negative_values_are_no_evidence() -> None:
+    for transform, window in (("best_ratio", None), ("median_ratio", 2), ("window_max_over_min", 2)):
+        for side in ("below", "above"):
+            sign = {"metric": "kl", "transform": transform, side: 1.5} | ({"window": window} if window else {})
+            assert states(one_rule(sign), [-1.0, -2.0, -5.0, -1.0]) == "hhhh"
+
+
+def test_absent_holds_after_its_window_and_is_forgotten_by_one_value() -> None:
+    rules = one_rule({"metric": "d", "transform": "absent", "window": 3}, action="warn")
+    seen = [None, None, 1.0, None, None, None]
+    rows = [{"d": value} if value is not None else {} for value in seen]
+    assert [bool(verdict.warnings) for verdict in play(rules, rows)] == [False] * 5 + [True]
+
+
+def test_absent_counts_within_the_phase_only() -> None:
+    rules = one_rule({"metric": "d", "transform": "absent", "window": 2}, action="warn", phase=1)
+    watch = rules.watch()
+    raised = [bool(report(watch, {}, index, phase=int(index > 5)).warnings) for index in range(1, 9)]
+    assert raised == [False] * 6 + [True] * 2
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, None])
+def test_nonfinite_is_one_thing_however_it_is_written(bad: float | None) -> None:
+    rules = one_rule({"metric": "loss", "transform": "nonfinite"}, kind="diverged", patience=2)
+    rows: list[Row] = [{"loss": 1.0}, {"loss": bad}, {"loss": bad}]
+    assert [verdict.state for verdict in play(rules, rows)] == ["healthy", "suspect", "diverged"]
+    watch = rules.watch()
+    for index in (1, 2):
+        verdict = report(watch, {"loss": 1.0}, index, nonfinite=("loss",))
+    assert verdict.state == "diverged"
+    assert verdict.evidence[0].sentence() == "loss was not finite at epochs 1, 2 (steps 100, 200)"
+
+
+# --- thresholds ----------------------------------------------------------------------------------------------------
+
+
+def test_a_threshold_per_dimension_is_multiplied_by_the_reported_dimensions() -> None:
+    rules = one_rule({"metric": "latent/kl_total", "below": {"per_dim": 0.03}})
+    rows = [{"latent/kl_total": 1.0, "latent/dims": dims} for dims in (10.0, 33.0, 34.0)]
+    assert [verdict.state for verdict in play(rules, rows)] == ["healthy", "healthy", "collapsed"]
+    assert play(rules, rows)[-1].margin == pytest.approx(math.log10(34 * 0.03), rel=1e-9)
+
+
+def test_dimensions_are_those_beside_the_metric() -> None:
+    rules = one_rule({"metric": "map/kl_total", "below": {"per_dim": 0.03}})
+    row = {"map/kl_total": 1.0, "map/dims": 100.0, "latent/dims": 1.0}
+    assert play(rules, [row])[-1].state == "collapsed"
+    assert play(rules, [{"map/kl_total": 1.0}])[-1].state == "healthy"  # no dims: no threshold, so it abstains
+
+
+def test_a_relative_threshold_follows_the_other_metric() -> None:
+    rules = one_rule({"metric": "a", "above": {"relative_to": "b", "factor": 3}}, patience=2)
+    rows: list[Row] = [{"a": 4, "b": 1}, {"a": 4}, {"a": 4, "b": 2}, {"a": 7, "b": 2}, {"a": 4, "b": 1}]
+    found = play(rules, rows)
+    assert "".join(verdict.state[0] for verdict in found) == "sshsc"
+    assert found[-1].margin == pytest.approx(statistics.median([math.log10(7 / 6), math.log10(4 / 3)]))
+    assert found[-1].evidence[0].sentence() == (
+        "a was 7, 4 at epochs 4, 5 (steps 400, 500): above 3 (3 times b) in 2 reports in a row"
+    )
+
+
+# --- grace, patience, hysteresis -----------------------------------------------------------------------------------
+
+
+def test_grace_is_epochs_and_steps_at_full_beta() -> None:
+    rules = one_rule(KL, grace={"epochs": 2, "steps": 300})
+    watch = rules.watch()
+
+    def at(full_epochs: int, full_steps: int) -> str:
+        age = {"epoch": 50, "step": 9000, "full_beta_epochs": full_epochs, "full_beta_steps": full_steps}
+        return watch.update({"kl": 0.01}, **age).state
+
+    assert [at(0, 0), at(1, 500), at(2, 299)] == ["healthy"] * 3
+    assert at(2, 300) == "collapsed"
+
+
+def test_without_grace_a_rule_still_waits_for_full_beta() -> None:
+    watch = one_rule(KL).watch()
+    assert report(watch, {"kl": 0.01}, 1, full_beta_epochs=0, full_beta_steps=0).state == "healthy"
+    assert report(watch, {"kl": 0.01}, 1, full_beta_epochs=0, full_beta_steps=1).state == "collapsed"
+
+
+def test_grace_before_full_beta_counts_from_the_start() -> None:
+    rules = one_rule(KL, grace={"before_full_beta": True, "epochs": 1, "steps": 200})
+    watch = rules.watch()
+    warm_up = {"full_beta_epochs": 0, "full_beta_steps": 0}
+    assert report(watch, {"kl": 0.01}, 1, **warm_up).state == "healthy"
+    assert report(watch, {"kl": 0.01}, 2, epoch=0, **warm_up).state == "healthy"
+    assert report(watch, {"kl": 0.01}, 2, **warm_up).state == "collapsed"
+
+
+def test_min_step_silences_a_rule_until_then() -> None:
+    assert states(one_rule(KL, min_step=300), [0.1, 0.1, 0.1]) == "hhc"
+
+
+def test_a_recoverer_within_grace_lives_and_is_known_to_look_collapsed() -> None:
+    rules = one_rule(KL, grace={"epochs": 7}, patience=3)
+    watch = rules.watch()
+    for index in range(1, 7):
+        verdict = report(watch, {"kl": 0.01}, index)
+        assert (verdict.state, watch.suspects, watch.holding) == ("healthy", (), ("low",))
+    for index in range(7, 12):
+        verdict = report(watch, {"kl": 3.0}, index)
+        assert (verdict.state, watch.holding) == ("healthy", ())
+    assert verdict.margin == pytest.approx(-1.0)
+
+
+def test_patience_is_reports_in_a_row() -> None:
+    rules = one_rule(KL, patience=3)
+    assert states(rules, [0.1, 0.1, 0.5, 0.1, 0.1, 0.1]) == "sshssc"
+
+
+def test_an_abstaining_report_neither_extends_nor_resets_patience() -> None:
+    rules = one_rule(KL, patience=3)
+    assert states(rules, [0.1, None, 0.1, None, None, 0.1]) == "sssssc"
+    assert states(rules, [0.1, 0.1, math.nan, math.nan, math.nan]) == "sssss"
+    assert states(rules, [0.1, 0.1, math.nan, 0.5, 0.1]) == "ssshs"
+
+
+def test_hysteresis_holds_on_to_a_trial_that_flaps_around_the_threshold() -> None:
+    flapping = [0.29, 0.31, 0.29, 0.31, 0.29]
+    assert states(one_rule(KL, patience=3), flapping) == "shshs"
+    assert states(one_rule(KL, patience=3, hysteresis=1.2), flapping) == "ssccc"
+    assert states(one_rule(KL, patience=3, hysteresis=1.2), [0.29, 0.31, 0.37, 0.31, 0.29]) == "sshhs"
+    assert states(one_rule({"metric": "kl", "above": 0.3}, patience=3, hysteresis=1.2), [0.31, 0.26, 0.24]) == "ssh"
+    assert states(one_rule(KL, patience=3, hysteresis=1.2), [0.31, 0.31, 0.31]) == "hhh"  # nothing to hold on to
+
+
+def test_hysteresis_widens_negative_thresholds_too() -> None:
+    rules = one_rule({"metric": "kl", "below": -1.0}, grade=KL, patience=3, hysteresis=2)
+    assert states(rules, [-1.1, -0.6, -0.4]) == "ssh"
+
+
+def test_a_sign_that_abstains_keeps_its_hysteresis() -> None:
+    rules = one_rule({"metric": "a", "below": 1}, {"metric": "b", "below": 1}, votes=1, patience=9, hysteresis=1.5)
+    rows: list[Row] = [{"a": 0.9, "b": 0.9}, {"b": 0.9}, {"a": 1.2, "b": 5.0}, {"a": 1.6, "b": 5.0}]
+    assert [verdict.state[0] for verdict in play(rules, rows)] == ["s", "s", "s", "h"]
+
+
+def test_a_sign_may_have_a_hysteresis_of_its_own() -> None:
+    active = {"metric": "active", "below": 1}
+    rows: list[Row] = [{"kl": 0.1, "active": 0.0}, {"kl": 0.1, "active": 1.0}]
+    assert play(one_rule(KL, active, patience=3, hysteresis=1.2), rows)[-1].state == "suspect"
+    strict = one_rule(KL, active | {"hysteresis": 1}, patience=3, hysteresis=1.2)
+    assert play(strict, rows)[-1].state == "healthy"
+
+
+def test_a_rule_speaks_in_its_phase_only() -> None:
+    watch = one_rule(KL, phase=1, patience=2).watch()
+    found = [report(watch, {"kl": 0.1}, index + 1, phase=phase).state for index, phase in enumerate((0, 0, 1, 2, 1, 1))]
+    assert found == ["healthy", "healthy", "suspect", "healthy", "suspect", "collapsed"]
+
+
+def test_a_rule_for_epoch_ends_is_not_moved_by_reports_inside_an_epoch() -> None:
+    rules = one_rule(KL, reports="epoch_ends", patience=2)
+    watch = rules.watch()
+    stream = [(1, 0.1), (1, 5.0), (1, 5.0), (2, 0.1)]  # inside an epoch the training batches look healthy
+    found = [report(watch, {"kl": kl}, index, epoch=epoch).state for index, (epoch, kl) in enumerate(stream, 1)]
+    assert found == ["suspect", "suspect", "suspect", "collapsed"]
+    assert states(one_rule(KL, patience=2), [kl for _, kl in stream]) == "shhs"
+    falling = {"metric": "kl", "transform": "slope", "window": 2, "below": 0.0}
+    rules = one_rule(falling, reports="epoch_ends", action="warn")  # sees 3, 2; inside the epoch there was a 1
+    watch = rules.watch()
+    for index, (epoch, kl) in enumerate(((1, 3.0), (1, 1.0), (2, 2.0)), 1):
+        verdict = report(watch, {"kl": kl}, index, epoch=epoch)
+    assert verdict.warnings[0].evidence[0].values == (-1.0,)
+
+
+# --- votes ---------------------------------------------------------------------------------------------------------
+
+A, B, C = ({"metric": name, "below": 1.0} for name in "abc")
+
+
+@pytest.mark.parametrize(
+    ("votes", "row", "state"),
+    [
+        (None, {"a": 0.0, "b": 0.0, "c": 0.0}, "collapsed"),
+        (None, {"a": 0.0, "b": 0.0, "c": 2.0}, "healthy"),
+        (None, {"a": 0.0, "b": 0.0}, "collapsed"),  # c has never been reported: left out
+        (None, {"a": 0.0, "b": 0.0, "c": math.nan}, "healthy"),  # c is reported, but says nothing
+        (None, {}, "healthy"),
+        (2, {"a": 0.0, "b": 0.0, "c": 2.0}, "collapsed"),
+        (2, {"a": 0.0, "b": 2.0, "c": 2.0}, "healthy"),
+        (2, {"a": 0.0, "c": 0.0}, "collapsed"),
+        (2, {"a": 0.0}, "healthy"),  # fewer signs than votes are left
+        (1, {"c": 0.0}, "collapsed"),
+    ],
+)
+def test_votes(votes: int | None, row: Row, state: str) -> None:
+    keys = {} if votes is None else {"votes": votes}
+    assert play(one_rule(A, B, C, **keys), [row])[-1].state == state
+
+
+def test_a_rule_waits_for_signs_that_the_trial_does_report() -> None:
+    """A health report without the sign that an epoch's report brings is no reason to judge without it."""
+    rows: list[Row] = [{"a": 0.0, "b": 2.0}, {"a": 0.0}, {"a": 0.0}, {"a": 0.0, "b": 0.0}]
+    assert [verdict.state[0] for verdict in play(one_rule(A, B), rows)] == ["h", "h", "h", "c"]
+
+
+def test_too_few_votes_left_is_an_abstention() -> None:
+    rules = one_rule(A, B, votes=2, patience=2)
+    rows: list[Row] = [{"a": 0.0, "b": 0.0}, {"a": 5.0}, {"a": 0.0, "b": 0.0}]
+    assert [verdict.state[0] for verdict in play(rules, rows)] == ["s", "s", "c"]
+
+
+# --- margins -------------------------------------------------------------------------------------------------------
+
+
+def test_the_margin_is_decades_beyond_the_threshold_over_the_patience_window() -> None:
+    rules = one_rule(KL, patience=3)
+    (*_, verdict) = play(rules, [{"kl": value} for value in (5.0, 0.2, 0.003, 0.03)])
+    assert verdict.margin == pytest.approx(1.0)  # median of log10(.3/.2), 2 and 1
+    above = one_rule({"metric": "fill", "above": 40})
+    assert play(above, [{"fill": 400.0}])[-1].margin == pytest.approx(1.0)
+    assert play(rules, [{"kl": 0.0}] * 3)[-1].margin == pytest.approx(math.log10(0.3 / 1e-12))
+    assert play(one_rule({"metric": "kl", "below": 1e5}), [{"kl": 0.0}])[-1].margin == 12.0
+
+
+def test_margins_of_different_trials_differ() -> None:
+    rules = one_rule(KL, patience=2)
+    margins = [play(rules, [{"kl": kl}, {"kl": kl}])[-1].margin for kl in (0.29, 0.1, 0.01, 1e-3, 1e-6)]
+    assert len(set(margins)) == 5 and margins == sorted(margins) and margins[0] > 0
+
+
+def test_counts_vote_but_never_set_the_margin() -> None:
+    active = {"metric": "latent/active_kl", "below": 1}
+    rules = one_rule(active, KL)
+    verdict = play(rules, [{"latent/active_kl": 0.0, "kl": 0.03}])[-1]
+    assert verdict.margin == pytest.approx(1.0)
+    assert [evidence.metric for evidence in verdict.evidence] == ["kl", "latent/active_kl"]
+
+
+def test_a_grade_of_its_own_sets_the_margin() -> None:
+    falling = {"metric": "s", "transform": "slope", "window": 2, "below": 0.0}
+    rules = one_rule(falling, grade={"metric": "kl", "below": 1.0})
+    verdict = play(rules, [{"s": 1.0, "kl": 0.1}, {"s": 0.0, "kl": 0.01}])[-1]
+    assert (verdict.state, verdict.margin) == ("collapsed", pytest.approx(2.0))
+
+
+def test_a_healthy_margin_is_that_of_the_nearest_kill_rule_and_negative() -> None:
+    rules = RuleSet.from_dict(
+        {
+            "rules": {
+                "empty": {"action": "kill", "signs": [{"metric": "fill", "below": 0.05}], "patience": 3},
+                "full": {"action": "kill", "signs": [{"metric": "fill", "above": 40}], "patience": 3},
+                "hint": {"action": "warn", "signs": [{"metric": "fill", "above": 4.1}]},
+            }
+        }
+    )
+    watch = rules.watch()
+    assert math.isnan(watch.margin()) and watch.verdict.to_dict()["margin"] is None
+    for index, fill in enumerate((20.0, 4.0, 4.0, 0.4), 1):
+        report(watch, {"fill": fill}, index)
+    assert watch.margin() == pytest.approx(-1.0)  # median of the last three, from `full`
+
+
+def test_a_healthy_margin_stays_negative_where_only_the_graded_metric_is_low() -> None:
+    verdict = play(one_rule(KL, {"metric": "active", "below": 1}), [{"kl": 1e-6, "active": 3.0}])[-1]
+    assert verdict.state == "healthy" and -0.01 < verdict.margin < 0
+
+
+def test_a_condemned_margin_is_positive_even_when_hysteresis_did_it() -> None:
+    verdict = play(one_rule(KL, patience=3, hysteresis=1.2), [{"kl": kl} for kl in (0.299, 0.35, 0.35)])[-1]
+    assert verdict.state == "collapsed" and 0 < verdict.margin < 0.01
+    assert verdict.message.endswith("below 0.3 in 1 of 3 reports, and never back past 0.36")
+
+
+def test_a_diverged_trial_has_twelve_and_the_share_of_the_budget_that_was_left() -> None:
+    rules = one_rule({"metric": "train/nonfinite", "above": 0.5}, kind="diverged", patience=2)
+    found = play(rules, [{"train/nonfinite": 1.0}] * 3, budget=8)
+    assert (found[-1].state, found[-1].kind, found[-1].margin) == ("diverged", "diverged", 12.75)
+    assert play(rules, [{"train/nonfinite": 1.0}] * 3)[-1].margin == 12.0
+    assert play(one_rule(KL), [{"kl": 0.0}], budget=8)[-1].margin < 12.0
+
+
+def test_steps_that_are_not_finite_bring_a_healthy_trial_no_nearer_to_collapse() -> None:
+    diverged = {"action": "kill", "signs": [{"metric": "train/nonfinite", "above": 0.5}]}
+    rules = one_rule(KL).override({"diverged": diverged})
+    assert play(rules, [{"kl": 30.0, "train/nonfinite": 0.4}])[-1].margin == pytest.approx(-2.0)
+
+
+def test_divergence_goes_before_collapse() -> None:
+    rules = RuleSet.from_dict(
+        {
+            "rules": {
+                "low": {"action": "kill", "signs": [KL]},
+                "diverged": {"action": "kill", "signs": [{"metric": "loss", "transform": "nonfinite"}]},
+            }
+        }
+    )
+    assert play(rules, [{"kl": 0.1, "loss": None}])[-1].state == "diverged"
+
+
+# --- closing check -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("before", "closing", "state"),
+    [
+        ([3.0, 0.03], {"kl": 0.003}, "collapsed"),  # suspect, and holds: patience is waived
+        ([3.0, 0.03], {"kl": 3.0}, "healthy"),  # suspect, and does not hold: cleared
+        ([3.0, 0.03], {}, "suspect"),  # the closing report cannot say
+        ([0.03, 3.0], {"kl": 0.003}, "suspect"),  # was not suspect: patience is not waived
+    ],
+)
+def test_the_closing_check_waives_patience_for_suspects(before: list[float], closing: Row, state: str) -> None:
+    watch = one_rule(KL, patience=5).watch()
+    for index, kl in enumerate(before, 1):
+        report(watch, {"kl": kl}, index)
+    verdict = report(watch, closing, len(before), close=True)
+    assert verdict.state == state
+    if state == "collapsed":
+        assert verdict.margin == pytest.approx(1.5)
+        assert verdict.evidence[0].values == (0.03, 0.003)
+
+
+def test_the_closing_check_counts_the_last_streak_only() -> None:
+    watch = one_rule(KL, patience=5).watch()
+    for index, kl in enumerate((0.03, 0.03, 3.0, 0.003), 1):
+        report(watch, {"kl": kl}, index)
+    verdict = report(watch, {"kl": 0.0003}, 4, close=True)
+    assert verdict.evidence[0].values == (0.003, 0.0003) and verdict.margin == pytest.approx(2.5)
+
+
+def test_nothing_changes_after_the_verdict() -> None:
+    watch = one_rule(KL).watch()
+    verdict = report(watch, {"kl": 0.01}, 1)
+    assert report(watch, {"kl": 9.0}, 2) is verdict
+    assert report(watch, {"kl": 9.0}, 3, close=True) is verdict
+    assert watch.margin() == verdict.margin and watch.suspects == ()
+
+
+# --- warnings, messages, evidence ----------------------------------------------------------------------------------
+
+
+def test_a_warning_says_when_it_was_raised_and_stands() -> None:
+    rules = one_rule(KL, action="warn", kind="thin code", patience=2)
+    watch = rules.watch()
+    found = [report(watch, {"kl": kl}, index) for index, kl in enumerate((0.1, 0.1, 5.0), 1)]
+    assert [[warning.rule for warning in verdict.warnings] for verdict in found] == [[], ["low"], ["low"]]
+    assert {verdict.state for verdict in found} == {"healthy"} and watch.suspects == ()
+    (warning,) = watch.warnings
+    assert (warning.kind, warning.epoch, warning.step) == ("thin code", 2, 200)
+    assert warning.message == "kl was 0.1, 0.1 at epochs 1, 2 (steps 100, 200): below 0.3 in 2 reports in a row"
+
+
+def test_a_rule_that_is_off_says_nothing() -> None:
+    rules = one_rule(KL).override({"low": {"action": "off"}})
+    assert states(rules, [0.0, 0.0]) == "hh" and rules.metrics == frozenset()
+
+
+def test_the_evidence_is_a_sentence_for_people() -> None:
+    rules = one_rule({"metric": "latent/kl_total", "below": 0.3}, patience=2)
+    watch = rules.watch()
+    watch.update({"latent/kl_total": 0.012}, epoch=3, step=1200, full_beta_epochs=1, full_beta_steps=100)
+    verdict = watch.update({"latent/kl_total": 0.009}, epoch=3, step=1300, full_beta_epochs=1, full_beta_steps=200)
+    assert verdict.evidence[0].sentence() == verdict.message == (
+        "total KL was 0.012, 0.009 nats at epoch 3 (steps 1200, 1300): below 0.3 nats in 2 reports in a row"
+    )
+
+
+@pytest.mark.parametrize(
+    ("evidence", "sentence"),
+    [
+        (
+            Evidence("mae", "best_ratio", (2.5,), 2.0, "above", ((4, 40),)),
+            "mae was 2.5 times its best at epoch 4 (step 40): above 2",
+        ),
+        (
+            Evidence("sep", "slope", (-0.1,), 0.0, "below", ((0, 40),), window=3),
+            "the slope of sep over 3 reports was -0.1 per report at epoch 0 (step 40): below 0",
+        ),
+        (
+            Evidence("rec", "median_ratio", (3.2,), 3.0, "above", ((1, 40),), window=20),
+            "rec was 3.2 times the median of the 20 reports before at epoch 1 (step 40): above 3",
+        ),
+        (
+            Evidence("rec", "window_max_over_min", (3.2,), 3.0, "above", ((1, 40),), window=15),
+            "the largest rec of 15 reports was 3.2 times the smallest at epoch 1 (step 40): above 3",
+        ),
+        (
+            Evidence("d", "absent", (), None, None, ((1, 40), (2, 80)), window=2),
+            "d was absent at epochs 1, 2 (steps 40, 80)",
+        ),
+        (
+            Evidence("kl", "value", (0.4, 0.5), 0.3, "below", ((1, 40), (2, 80))),
+            "kl was 0.4, 0.5 at epochs 1, 2 (steps 40, 80): not below 0.3",
+        ),
+        (
+            Evidence("kl", "value", (0.1,) * 9, 0.3, "below", tuple((1, step) for step in range(9))),
+            "kl was 0.1, 0.1, ..., 0.1, 0.1 at epoch 1 (steps 0, 1, ..., 7, 8): below 0.3 in 9 reports in a row",
+        ),
+    ],
+)
+def test_sentences(evidence: Evidence, sentence: str) -> None:
+    assert evidence.sentence() == sentence
+
+
+def test_a_message_holds_the_numbers_and_gives_way_where_one_is_unknown() -> None:
+    rules = one_rule(KL, message="only {kl:.3f} nats and {latent/active} units at epoch {epoch}")
+    assert play(rules, [{"kl": 0.0123, "latent/active": 2.0}])[-1].message == "only 0.012 nats and 2 units at epoch 1"
+    assert play(rules, [{"kl": 0.0123}])[-1].message.startswith("kl was 0.0123 at epoch 1")
+
+
+def test_evidence_names_only_signs_that_held_and_the_graded_one() -> None:
+    rules = one_rule(A, B, C, votes=2, grade={"metric": "kl", "below": 1})
+    verdict = play(rules, [{"a": 0, "b": 5, "c": 0, "kl": 2}])[-1]
+    assert [evidence.metric for evidence in verdict.evidence] == ["kl", "a", "c"]
+    assert verdict.evidence[0].sentence() == "kl was 2 at epoch 1 (step 100): not below 1"
+
+
+def test_a_verdict_is_plain_json() -> None:
+    verdict = play(RuleSet.load(DEFAULT), [{"train/loss": None, "train/nonfinite": 1.0}] * 2, budget=4)[-1]
+    tree = json.loads(json.dumps(verdict.to_dict(), allow_nan=False))
+    assert (tree["state"], tree["margin"], tree["warnings"][0]["rule"]) == ("diverged", 12.5, "nonfinite_steps")
+    assert tuple(map(Evidence.from_dict, tree["evidence"])) == verdict.evidence
+
+
+def test_the_examples_in_the_docstrings_run() -> None:
+    for module in (rules_module, verdict_module):
+        failed, tried = doctest.testmod(module)
+        assert tried and not failed
+
+
+# --- files, overrides, aliases -------------------------------------------------------------------------------------
+
+
+def test_a_rule_set_survives_the_journal() -> None:
+    rules = RuleSet.load(DEFAULT).override({"posterior_collapse": {"patience": 7}, "weak_code": {"action": "off"}})
+    tree = json.loads(json.dumps(rules.to_dict()))
+    assert RuleSet.from_dict(tree) == rules and RuleSet.from_dict(tree).to_dict() == rules.to_dict()
+    assert tree["rules"]["posterior_collapse"]["kind"] == "posterior_collapse"
+
+
+def test_an_override_changes_what_it_names() -> None:
+    base = one_rule(KL, patience=2, grace={"epochs": 3, "steps": 50})
+    rules = base.override({"extends": "lithology", "low": {"patience": 4, "grace": {"steps": 10}, "action": "warn"}})
+    low = rules.rules["low"]
+    assert (low.patience, low.grace.epochs, low.grace.steps, low.action, low.kind) == (4, 3, 10, "warn", "low")
+    assert base.rules["low"].patience == 2
+    assert base.override({"low": {"patience": None}}).rules["low"].patience == 1
+
+
+def test_an_override_of_the_signs_moves_the_margin_with_them() -> None:
+    rules = one_rule(KL).override({"low": {"signs": [{"metric": "kl", "below": 3.0}]}})
+    assert play(rules, [{"kl": 0.3}])[-1].margin == pytest.approx(1.0)
+
+
+def test_an_override_may_bring_a_whole_new_rule_and_aliases() -> None:
+    rules = one_rule(KL).override({"new": {"action": "warn", "signs": [A]}, "aliases": {"kl": "val_kl"}})
+    assert list(rules.rules) == ["low", "new"]
+    assert play(rules, [{"val_kl": 0.1}])[-1].state == "collapsed"
+
+
+def test_aliases_read_foreign_columns_our_own_first_and_then_in_order() -> None:
+    rules = RuleSet.from_dict(one_rule(KL).to_dict() | {"aliases": {"kl": ["val_kl", "kl_loss"]}})
+    assert rules.aliased({"kl_loss": 1.0, "x": 2.0}) == {"kl_loss": 1.0, "x": 2.0, "kl": 1.0}
+    assert rules.aliased({"kl_loss": 1.0, "val_kl": 3.0})["kl"] == 3.0
+    assert rules.aliased({"kl": 5.0, "val_kl": 3.0})["kl"] == 5.0
+    for row in ({"kl_loss": 1.0}, {"val_kl": 3.0, "kl_loss": 0.1}, {"val_kl": 0.1}, {"kl": 1.0, "val_kl": 0.1}):
+        assert play(rules, [row])[-1] == play(rules, [rules.aliased(row)])[-1]
+    assert play(rules, [{"val_kl": 0.1}])[-1].state == "collapsed"
+
+
+def test_a_rules_file_reads_as_it_is_written(tmp_path: Path) -> None:
+    path = tmp_path / "rules.yaml"
+    path.write_text("rules: {low: {action: off, signs: [{metric: kl, below: 3e-4}], hysteresis: 2}}")
+    low = RuleSet.load(path).rules["low"]
+    assert (low.action, low.signs[0].below, low.hysteresis) == ("off", 3e-4, 2.0)
+
+
+FAULTS: list[tuple[dict[str, Any], str]] = [
+    ({"patiense": 2}, "patiense: unknown key; did you mean patience?"),
+    ({"action": "murder"}, "action: is not one of the choices (got 'murder'); accepted: 'kill', 'warn' or 'off'"),
+    ({"action": None}, "action: is not one of the choices (got null)"),
+    ({"signs": []}, "signs: a rule without signs; accepted: a list of {metric"),
+    ({"signs": [{"metric": "kl", "transform": "mean", "below": 1}]}, "signs.0.transform: is not one of the choices"),
+    ({"signs": [{"metric": "kl"}]}, "signs.0: the threshold is missing; accepted: exactly one of below and above"),
+    ({"signs": [KL | {"above": 1}]}, "signs.0: both below and above are given; accepted: exactly one"),
+    ({"signs": [{"below": 1}]}, "signs.0.metric: is missing"),
+    ({"signs": [KL | {"below": "much"}]}, "signs.0.below: is no threshold (got 'much'); accepted: a number, {per_dim"),
+    ({"signs": [KL | {"below": True}]}, "signs.0.below: is no threshold (got true); accepted: a number"),
+    ({"signs": [KL | {"below": math.inf}]}, "signs.0.below"),
+    ({"signs": [KL | {"below": {"per_dimension": 1}}]}, "signs.0.below: is no threshold"),
+    ({"signs": [KL | {"below": {"per_dim": 1, "factor": 2}}]}, "signs.0.below.factor: unknown key"),
+    ({"signs": [KL | {"below": {"relative_to": "b", "factor": -1}}]}, "signs.0.below.factor: has to be greater than 0"),
+    ({"signs": [KL | {"window": 3}]}, "signs.0.window: the transform `value` takes no window (got 3)"),
+    ({"signs": [KL | {"transform": "slope"}]}, "signs.0.window: the transform `slope` needs a window of reports"),
+    ({"signs": [KL | {"transform": "slope", "window": 1}]}, "signs.0.window: the transform `slope` needs a window of"),
+    ({"signs": [KL | {"transform": "absent"}]}, "signs.0.below: the transform `absent` takes no threshold (got 0.3)"),
+    ({"votes": 2}, "votes: more votes than signs (got 2); accepted: 1 to 1"),
+    ({"votes": 0}, "votes: has to be at least 1 (got 0)"),
+    ({"patience": -1}, "patience: has to be at least 1 (got -1)"),
+    ({"patience": 2.5}, "patience: has to be a whole number (got 2.5)"),
+    ({"hysteresis": 0.8}, "hysteresis: has to be at least 1"),
+    ({"grace": {"epoch": 3}}, "grace.epoch: unknown key; did you mean epochs?"),
+    ({"grace": {"steps": -3}}, "grace.steps: has to be at least 0 (got -3)"),
+    ({"grade": {"metric": "kl", "below": 0}}, "grade: the margin is a logarithm, so its threshold has to be greater"),
+    ({"grade": {"metric": "latent/active_kl", "below": 1}}, "grade: counts of units vote but never set the margin"),
+    ({"signs": [{"metric": "d", "transform": "absent"}]}, "grade: a rule that kills needs a graded metric (the transf"),
+    ({"signs": [{"metric": "kl", "below": -1}]}, "grade: a rule that kills needs a graded metric (the margin is a log"),
+    ({"signs": [{"metric": "latent/active_kl", "below": 1}]}, "grade: a rule that kills needs a graded metric (counts"),
+    ({"message": "{kl:.3q}"}, "message: "),
+    ({"reports": "sometimes"}, "reports: is not one of the choices (got 'sometimes')"),
+]
+
+
+@pytest.mark.parametrize(("keys", "sentence"), FAULTS)
+def test_a_fault_is_told_with_file_key_value_and_what_is_accepted(keys: dict[str, Any], sentence: str) -> None:
+    tree = {"rules": {"low": {"action": "kill", "signs": [KL], **keys}}}
+    with pytest.raises(BadInput) as caught:
+        RuleSet.from_dict(tree, where="my_rules.yaml")
+    assert str(caught.value).startswith(f"my_rules.yaml: rules.low.{sentence}")
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("", "does not hold a mapping (got null); accepted: aliases and rules"),
+        ("- 1", "does not hold a mapping"),
+        ("rules: [", "line 1"),
+        ("rules:\n  a: {}\n  a: {}", "line 3, column 3: `a` is given twice"),
+        ("aliases: {}", "rules: is missing"),
+        ("rules: {}\nrule: {}", "rule: unknown key; did you mean rules?"),
+        ("rules: {low: 3}", "rules.low: has to be a mapping"),
+        ("rules: {extends: {}}", "rules.extends: is no name for a rule"),
+        ("rules: {}\naliases: {kl: 3}", "aliases.kl: has to be a list"),
+    ],
+)
+def test_a_faulty_file_is_named(tmp_path: Path, text: str, sentence: str) -> None:
+    path = tmp_path / "rules.yaml"
+    path.write_text(text)
+    with pytest.raises(BadInput) as caught:
+        RuleSet.load(path)
+    assert str(caught.value).startswith(f"{path}: ") and sentence in str(caught.value)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=r"nowhere\.yaml: no such file"):
+        RuleSet.load(tmp_path / "nowhere.yaml")
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"lwo": {"patience": 3}}, "spec.yaml: rules.lwo: no such rule; did you mean low?; accepted: low, or a"),
+        ({"low": 3}, "spec.yaml: rules.low: has to be a mapping (key: value) (got 3)"),
+        ({"low": {"votes": 3}}, "spec.yaml: rules.low.votes: more votes than signs (got 3); accepted: 1 to 1"),
+        ({"low": {"grace": 3}}, "spec.yaml: rules.low.grace: has to be a mapping"),
+    ],
+)
+def test_a_faulty_override_is_told(changes: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(BadInput) as caught:
+        one_rule(KL).override(changes, where="spec.yaml")
+    assert sentence in str(caught.value)
+
+
+# --- what other families will ask ----------------------------------------------------------------------------------
+
+OCCUPANCY = RuleSet.from_dict(
+    {
+        "rules": {
+            "empty": {
+                "action": "kill",
+                "signs": [
+                    {"metric": "fill", "below": 0.05},
+                    {"metric": "sep", "below": 1.5},
+                    {"metric": "sep", "transform": "slope", "window": 3, "below": 0.02},
+                ],
+                "grade": {"metric": "sep", "below": 1.5},
+                "grace": {"steps": 100},
+                "patience": 3,
+            },
+            "full": {
+                "action": "kill",
+                "signs": [{"metric": "fill", "above": 40}],
+                "grace": {"steps": 100},
+                "patience": 3,
+            },
+            "uncalibrated": {
+                "action": "warn",
+                "signs": [{"metric": "fill", "below": 0.05}, {"metric": "sep", "above": 1.5}],
+                "grace": {"steps": 100},
+                "patience": 3,
+            },
+        }
+    }
+)
+
+
+def occupancy(fill: Sequence[float], sep: Sequence[float]) -> tuple[str, str | None, list[str], int]:
+    """State, rule, warnings and step of the last verdict; a report every 25 steps inside the first epoch."""
+    watch = OCCUPANCY.watch(budget_epochs=10)
+    for index, (full, apart) in enumerate(zip(fill, sep, strict=True), 1):
+        age = {"epoch": 0, "step": 25 * index, "full_beta_epochs": 0, "full_beta_steps": 25 * index}
+        verdict = watch.update({"fill": full, "sep": apart}, **age)
+        if verdict.final:
+            break
+    return verdict.state, verdict.rule, [warning.rule for warning in verdict.warnings], 25 * index
+
+
+def test_two_sided_kills_inside_the_first_epoch() -> None:
+    stuck = [0.9, 1.0] + [1.2] * 10  # not rising from step 125 on
+    assert occupancy([0.2] + [0.0] * 11, stuck) == ("collapsed", "empty", [], 175)
+    assert occupancy([121.0] * 12, [1.0] * 12) == ("collapsed", "full", [], 150)
+
+
+def test_an_empty_net_that_learns_to_tell_apart_is_left_alone() -> None:
+    rising = [0.9 + 0.1 * index for index in range(12)]
+    state, _, warnings, _ = occupancy([0.0] * 8 + [3.0] * 4, rising)
+    assert (state, warnings) == ("healthy", [])
+    assert occupancy([0.0] * 12, [2.5] * 12)[:3] == ("healthy", None, ["uncalibrated"])
+
+
+def test_tail_neglect_is_worsening_against_improvement() -> None:
+    signs = [
+        {"metric": "tail", "transform": "best_ratio", "above": 2},
+        {"metric": "all", "transform": "slope", "window": 3, "below": 0.0},
+    ]
+    rules = one_rule(*signs, action="warn")
+    improving = [{"tail": tail, "all": 5.0 - index} for index, tail in enumerate((1.0, 0.5, 1.1, 1.3))]
+    assert [bool(verdict.warnings) for verdict in play(rules, improving)] == [False, False, True, True]
+    worsening = [{"tail": tail, "all": 5.0 + index} for index, tail in enumerate((1.0, 0.5, 1.1, 1.3))]
+    assert not play(rules, worsening)[-1].warnings
+
+
+def test_the_default_rules_kill_a_collapse_a_divergence_and_a_loss_of_exactly_zero() -> None:
+    rules = RuleSet.load(DEFAULT)
+    healthy = {"latent/kl_total": 3.0, "latent/active_kl": 4.0, "train/loss": 1.0, "train/nonfinite": 0.0}
+    assert play(rules, [healthy] * 9)[-1].state == "healthy"
+    dead = healthy | {"latent/kl_total": 0.01, "latent/active_kl": 0.0}
+    assert [verdict.state[0] for verdict in play(rules, [dead] * 4)] == ["h", "s", "s", "c"]
+    assert play(rules, [dead | {"latent/dims": 10.0}] * 4)[-1].message == (
+        "the latent code carries 0.01 nats, 0 of 10 dimensions are in use"
+    )
+    assert play(rules, [{"latent/kl_total": 0.01}] * 4)[-1].message.startswith("total KL was 0.01, 0.01, 0.01 nats at")
+    for row in (healthy | {"train/nonfinite": 1.0}, healthy | {"train/loss": 0.0}, {"train/loss": None}):
+        assert [verdict.state[0] for verdict in play(rules, [row] * 2)] == ["s", "d"]
+
+
+# --- random streams ------------------------------------------------------------------------------------------------
+
+RANDOM_RULES = RuleSet.from_dict(
+    {
+        "rules": {
+            "low": {"action": "kill", "signs": [KL, A], "patience": 3, "hysteresis": 1.5, "grace": {"epochs": 2}},
+            "jump": {
+                "action": "kill",
+                "signs": [
+                    {"metric": "b", "transform": "median_ratio", "window": 4, "above": 4},
+                    {"metric": "b", "above": 0.1},
+                ],
+                "votes": 1,
+                "grade": {"metric": "b", "above": 0.5},
+                "patience": 6,
+            },
+            "diverged": {"action": "kill", "signs": [{"metric": "a", "transform": "nonfinite"}], "patience": 2},
+            "restless": {
+                "action": "warn",
+                "signs": [{"metric": "kl", "transform": "window_max_over_min", "window": 3, "above": 20}],
+            },
+        }
+    }
+)
+
+
+def random_stream(seed: int) -> list[Row]:
+    """Up to 60 reports: values over five decades, some missing, some not finite."""
+    draw = random.Random(seed)
+
+    def value() -> float:
+        return draw.choice((math.nan, math.inf)) if draw.random() < 0.06 else 10 ** draw.uniform(-3, 1.5)
+
+    return [{name: value() for name in ("kl", "a", "b") if draw.random() < 0.85} for _ in range(draw.randrange(1, 60))]
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_random_streams(seed: int) -> None:
+    rows = random_stream(seed)
+    watch = RANDOM_RULES.watch(budget_epochs=60)
+    found = []
+    for index, row in enumerate(rows, 1):
+        found.append(report(watch, row, index))
+        assert (found[-1].state == "suspect") == (bool(watch.suspects) and not found[-1].final)
+    margin = watch.margin()
+    # the verdict is a pure function of the stream, also of the one that a journal holds
+    recorded = [
+        {key: value if value is None or math.isfinite(value) else None for key, value in row.items()} for row in rows
+    ]
+    again = play(RuleSet.from_dict(RANDOM_RULES.to_dict()), recorded, budget=60)
+    assert repr(again) == repr(found)
+    # a trial is condemned once, with a positive margin; a healthy one has a negative margin
+    final = [verdict.final for verdict in found]
+    assert final == sorted(final)
+    assert math.isnan(margin) or (margin > 0 if final[-1] else margin < 0 or found[-1].state == "suspect")
+    # reports on which every rule abstains change nothing
+    draw = random.Random(seed)
+    padded = RANDOM_RULES.watch(budget_epochs=60)
+    for index, row in enumerate(rows, 1):
+        for _ in range(draw.randrange(3)):
+            report(padded, {"unwatched": 1.0}, index - 1 if index > 1 else 0)
+        assert report(padded, row, index).state == found[index - 1].state
+
+
+def test_random_streams_reach_every_state() -> None:
+    ends = [play(RANDOM_RULES, random_stream(seed))[-1] for seed in range(40)]
+    assert {verdict.state for verdict in ends} == {"healthy", "suspect", "collapsed", "diverged"}
+    assert any(verdict.warnings for verdict in ends)
+
+
+def brute_force(values: Sequence[float], patience: int, hysteresis: float) -> int | None:
+    """The report at which `kl below 0.3` condemns, written as a search over spans instead of a state machine."""
+    for end in range(patience, len(values) + 1):
+        span = values[end - patience : end]
+        if all(value < 0.3 * hysteresis for value in span):
+            earlier = reversed(values[: end - patience])
+            before = list(itertools.takewhile(lambda value: value < 0.3 * hysteresis, earlier))
+            low = [value < 0.3 for value in (*reversed(before), *span)]
+            if any(low) and len(low) - low.index(True) >= patience:
+                return end
+    return None
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_patience_and_hysteresis_agree_with_a_search_over_spans(seed: int) -> None:
+    draw = random.Random(1000 + seed)
+    patience, hysteresis = draw.randrange(1, 6), draw.choice((1.0, 1.3, 2.0))
+    values = [draw.uniform(0.05, 0.9) for _ in range(40)]
+    found = states(one_rule(KL, patience=patience, hysteresis=hysteresis), values)
+    killed_at = found.index("c") + 1 if "c" in found else None
+    assert killed_at == brute_force(values, patience, hysteresis)
+
+
+# --- real curves ---------------------------------------------------------------------------------------------------
+
+FOREIGN = RuleSet.from_dict(
+    {
+        "aliases": {"latent/kl_total": ["val_kl_loss", "val_kl", "train_kl"]},
+        "rules": {
+            "posterior_collapse": {
+                "action": "kill",
+                "signs": [{"metric": "latent/kl_total", "below": 0.3}, {"metric": "latent/active_kl", "below": 1}],
+                "grace": {"epochs": 1},
+                "patience": 2,
+                "hysteresis": 1.2,
+            }
+        },
+    }
+)
+
+
+@pytest.fixture(scope="module")
+def replay() -> Path:
+    folder = Path(__file__).parents[2] / "shared" / "replay"
+    if not folder.is_dir():
+        pytest.skip("no folder ../shared/replay with recorded curves beside the repository")
+    return folder
+
+
+def curve(path: Path) -> list[dict[str, float]]:
+    """Rows of a CSV of numbers; an empty cell is a metric that was not reported."""
+    with path.open() as file:
+        rows = list(csv.DictReader(file))
+    return [{key: float(cell) for key, cell in row.items() if cell and key != "source"} for row in rows]
+
+
+def test_healthy_lithology_histories_live_and_collapsed_ones_die(replay: Path) -> None:
+    paths = sorted((replay / "lithology" / "histories").glob("*.csv"))
+    assert len(paths) == 21
+    killed = set()
+    for path in paths:
+        rows = curve(path)
+        verdict = play(FOREIGN, rows, budget=len(rows))[-1]
+        if verdict.state == "collapsed":
+            killed.add(path.stem)
+            assert 0.5 < verdict.margin < 2.0
+            assert verdict.evidence[0].reports == ((1, 100), (2, 200))
+        else:
+            assert verdict.state == "healthy" and verdict.margin < 0
+    long = {path.stem for path in paths if path.stem.startswith("vae_lithology_") and len(curve(path)) >= 10}
+    assert len(long) == 3 and long <= killed
+    assert killed - long == {"vae_lithology_latent2_best"}
+
+
+def test_the_real_radio_run_lives_and_its_idle_discriminator_is_noticed(replay: Path) -> None:
+    rules = RuleSet.from_dict(
+        {
+            "aliases": {"train/loss": "total_loss", "latent/kl_per_dim": "kl_per_dim"},
+            "rules": {
+                **RuleSet.load(DEFAULT).to_dict()["rules"],
+                "thin": {
+                    "action": "kill",
+                    "signs": [{"metric": "latent/kl_per_dim", "below": 0.05}],
+                    "min_step": 500,
+                    "patience": 5,
+                },
+                "burst": {
+                    "action": "kill",
+                    "signs": [{"metric": "rec_loss", "transform": "median_ratio", "window": 20, "above": 3}],
+                    "patience": 3,
+                },
+                "discriminator not training": {
+                    "action": "warn",
+                    "signs": [{"metric": "disc_loss", "transform": "absent", "window": 3}],
+                    "phase": 1,
+                    "patience": 2,
+                },
+            },
+        }
+    )
+    watch = rules.watch(budget_epochs=1)
+    for row in curve(replay / "radio" / "vae_full_replay.csv"):
+        step, phase = int(row["step"]), int(row["phase"]) - 1
+        verdict = watch.update(row, epoch=0, step=step, full_beta_epochs=0, full_beta_steps=step, phase=phase)
+        assert verdict.state == "healthy", (step, verdict)
+    (warning,) = verdict.warnings
+    assert (warning.rule, warning.step) == ("discriminator not training", 50_400)  # 50,100 is the first row of phase 2
+    assert warning.message == "disc_loss was absent at epoch 0 (steps 50300, 50400)"

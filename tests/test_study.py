@@ -1,0 +1,145 @@
+"""The sampler is told collapse as a graded constraint, and a study rebuilt from a prefix asks as the first one did."""
+
+from __future__ import annotations
+
+import json
+import random
+from math import log10
+from typing import Any
+
+import pytest
+from optuna.trial import TrialState
+
+from search_spaces.spec import SweepSpec
+from sweep.study import Study, told
+from trainables.base import Buttress, Section
+
+
+class Loss(Section):
+    beta: float = 1.0
+    use_free_bits: bool = False
+    free_bits: float = 0.0
+
+
+class Config(Section):
+    loss: Loss = Loss()
+    layers: int = 2
+    buttress: Buttress = Buttress()
+
+
+def spec(objectives: int = 1) -> SweepSpec:
+    return SweepSpec.from_dict(
+        {
+            "name": "toy",
+            "trainable": "toy",
+            "seed": 11,
+            "search": {
+                "loss.beta": {"loguniform": [0.01, 10.0]},
+                "loss.use_free_bits": {"choice": [False, True]},
+                "loss.free_bits": {"uniform": [0.0, 0.5], "when": "config.loss.use_free_bits"},
+                "layers": {"int": [1, 6]},
+            },
+            "objectives": [{"metric": f"m{number}", "direction": "min"} for number in range(objectives)],
+            "budget": {"trials": 40},
+        }
+    )
+
+
+def outcome_of(params: dict[str, Any], rng: random.Random) -> dict[str, Any]:
+    """A made-up world in which a large beta collapses, by a margin that grows with it."""
+    if params["loss.beta"] > 0.05:
+        return {"outcome": "collapsed", "kind": "posterior", "margin": log10(params["loss.beta"] / 0.05)}
+    if rng.random() < 0.2:
+        return {"outcome": "pruned", "kind": "rung 4", "margin": -0.5}
+    if rng.random() < 0.1:
+        return {"outcome": "failed", "kind": "exception", "margin": None}
+    metrics = {"m0": params["loss.beta"], "m1": float(params["layers"])}
+    return {"outcome": "completed", "kind": None, "margin": -1.0, "best": {"metrics": metrics}}
+
+
+@pytest.mark.parametrize("concurrent", [1, 3])
+def test_a_study_rebuilt_from_any_prefix_asks_the_same(concurrent: int) -> None:
+    rng, study = random.Random(5), Study(spec(), ["min"], Config)
+    history: list[tuple[str, Any]] = []
+    running: list[tuple[int, dict[str, Any]]] = []
+    for number in range(36):
+        ask, params = study.ask()
+        history.append(("ask", (ask, params, json.loads(json.dumps(study.notes(ask))))))
+        if number % 9 == 4:
+            study.refuse(ask, "a requirement")
+            history.append(("refuse", ask))
+            continue
+        running.append((ask, params))
+        if len(running) == concurrent:
+            ask, params = running.pop(rng.randrange(concurrent))
+            line = outcome_of(params, rng)
+            study.tell(ask, told(line, ["m0"], {1: 0.5, 4: 0.4}))
+            history.append(("tell", (ask, line)))
+    asks = [index for index, (kind, _) in enumerate(history) if kind == "ask"]
+    for cut in (asks[index] for index in (1, 11, 14, 20, 27, 35)):
+        again = Study(spec(), ["min"], Config)
+        for kind, what in history[:cut]:
+            if kind == "ask":
+                again.add(*what)
+            elif kind == "refuse":
+                again.refuse(what, "a requirement")
+            else:
+                again.tell(what[0], told(what[1], ["m0"], {1: 0.5, 4: 0.4}))
+        assert again.ask() == history[cut][1][:2]
+
+
+def test_collapse_is_a_graded_constraint_and_never_complete() -> None:
+    study = Study(spec(), ["min"], Config)
+    lines = [
+        {"outcome": "collapsed", "kind": "posterior", "margin": 2.5},
+        {"outcome": "diverged", "kind": "diverged", "margin": 12.7},
+        {"outcome": "completed", "kind": None, "margin": -0.8, "best": {"metrics": {"m0": 3.0}}},
+        {"outcome": "pruned", "kind": "rung 4", "margin": -0.3},
+        {"outcome": "failed", "kind": "no valid epoch", "margin": 0.2},
+        {"outcome": "failed", "kind": "infrastructure", "margin": None},
+    ]
+    for line in lines:
+        ask, _ = study.ask()
+        study.tell(ask, told(line, ["m0"], {1: 0.9, 4: 0.7}))
+    trials = study.trials()
+    states = [trial.state for trial in trials]
+    pruned, complete = TrialState.PRUNED, TrialState.COMPLETE
+    assert states == [pruned, pruned, complete, pruned, pruned, TrialState.FAIL]
+    assert [trial.constraints.get("collapse") for trial in trials] == [2.5, 12.7, -0.8, -0.3, None, None]
+    assert trials[4].constraints == {"failed": 1.0}
+    assert trials[3].intermediate_values == {1: 0.9, 4: 0.7}
+    assert study.study.best_trial.number == 2
+    assert trials[0].user_attrs["outcome"] == "collapsed:posterior"
+
+
+def test_a_healthy_trial_is_feasible_whatever_its_graded_metric_said() -> None:
+    line = {"outcome": "completed", "kind": None, "margin": 0.4, "best": {"metrics": {"m0": 1.0}}}
+    assert told(line, ["m0"]).constraints["collapse"] < 0
+
+
+def test_with_several_objectives_pruned_trials_do_not_break_the_sampler() -> None:
+    rng, study = random.Random(2), Study(spec(2), ["min", "min"], Config)
+    for _ in range(30):
+        ask, params = study.ask()
+        study.tell(ask, told(outcome_of(params, rng), ["m0", "m1"], {1: 0.5}))
+    states = {trial.state for trial in study.trials()}
+    assert {TrialState.COMPLETE, TrialState.PRUNED} <= states
+    assert all(not trial.intermediate_values for trial in study.trials())
+
+
+def test_the_sampler_learns_to_avoid_the_collapsed_region() -> None:
+    rng, study = random.Random(1), Study(spec(), ["min"], Config)
+    drawn = []
+    for _ in range(60):
+        ask, params = study.ask()
+        drawn.append(params["loss.beta"])
+        study.tell(ask, told(outcome_of(params, rng), ["m0"], {1: params["loss.beta"]}))
+    early, late = drawn[:10], drawn[-20:]
+    assert sum(beta > 0.05 for beta in late) / 20 < sum(beta > 0.05 for beta in early) / 10
+
+
+def test_inactive_parameters_are_not_drawn() -> None:
+    study = Study(spec(), ["min"], Config)
+    seen = [study.ask()[1] for _ in range(20)]
+    assert all(("loss.free_bits" in params) == params["loss.use_free_bits"] for params in seen)
+    assert {params["loss.use_free_bits"] for params in seen} == {False, True}

@@ -1,0 +1,115 @@
+"""Whole sweeps on real Ray: a trainer from outside the repository, slots that stay warm, nothing left behind."""
+
+from __future__ import annotations
+
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from analysis.journal import read
+from analysis.records import Journal
+from analysis.selection import best
+from search_spaces.errors import BadInput
+from search_spaces.spec import Resources, SweepSpec
+from sweep import driver
+from sweep.slots import concurrency
+
+
+def readme_blocks(root: Path) -> dict[str, str]:
+    """Code blocks of the README that name their file in the first line: `# my_vae.py`."""
+    blocks = re.findall(r"```(?:python|yaml)\n(# (\S+)\n.*?)```", (root / "README.md").read_text(), re.S)
+    return {name: text for text, name in blocks}
+
+
+@pytest.fixture(scope="module")
+def own(root: Path, ray_cluster: Any, tmp_path_factory: pytest.TempPathFactory) -> Journal:
+    """The sweep of the README's own trainer, run in a folder outside the repository."""
+    folder = tmp_path_factory.mktemp("own")
+    for name, text in readme_blocks(root).items():
+        (folder / name).write_text(text)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        finish = driver.start(SweepSpec.load(folder / "my_vae.yaml"), folder / "runs").run()
+    return read(finish.folder)
+
+
+def test_the_readmes_trainer_is_short_and_complete(root: Path) -> None:
+    blocks = readme_blocks(root)
+    assert set(blocks) >= {"my_vae.py", "my_vae.yaml"}
+    body = blocks["my_vae.py"].split("class MyVAE")[1]
+    assert len([line for line in body.splitlines() if line.strip()]) <= 30
+
+
+def test_a_trainer_from_outside_the_repository_runs_in_a_sweep(own: Journal) -> None:
+    assert own.ended is not None and own.ended.reason == "budget spent"
+    assert len(own.trials) == own.header.spec["budget"]["trials"]
+    assert all(trial.finished for trial in own.trials.values())
+
+
+def test_its_collapsed_trials_are_killed_early_and_never_best(own: Journal) -> None:
+    collapsed = [trial for trial in own.trials.values() if trial.state == "collapsed"]
+    assert len(collapsed) >= 2
+    for trial in collapsed:
+        outcome = trial.outcome
+        assert outcome is not None and outcome.kind and outcome.margin is not None and outcome.margin > 0
+        assert outcome.evidence and outcome.epochs < (outcome.epochs_budget or 0)
+    assert len({trial.outcome.margin for trial in collapsed if trial.outcome}) == len(collapsed)
+    winner = best(own)
+    assert winner is not None and winner.state == "completed"
+
+
+def test_slots_stay_warm_from_trial_to_trial(own: Journal) -> None:
+    workers = {(trial.attempts[0].slot, trial.attempts[0].pid) for trial in own.trials.values()}
+    assert len(workers) == len({slot for slot, _ in workers}) <= 2  # one process per slot for all trials
+
+
+def test_reports_of_a_trial_arrive_in_order(own: Journal) -> None:
+    for trial in own.trials.values():
+        steps = [report.step for report in trial.reports]
+        assert steps == sorted(set(steps)) and [report.seq for report in trial.reports] == list(range(len(steps)))
+
+
+def test_nothing_is_left_on_the_cluster(own: Journal, ray_cluster: Any) -> None:
+    from ray.util import placement_group_table
+
+    def left() -> list[str]:
+        groups = [group["state"] for group in placement_group_table().values() if group["state"] != "REMOVED"]
+        taken = ray_cluster.cluster_resources()["CPU"] - ray_cluster.available_resources().get("CPU", 0.0)
+        return [*groups, *([f"{taken} CPUs"] if taken > 1e-6 else [])]
+
+    deadline = time.monotonic() + 10
+    while left() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert left() == []
+    assert not (own.folder / ".ray").exists()
+
+
+@pytest.mark.parametrize(
+    ("resources", "free", "expected"),
+    [
+        ({}, {"CPU": 2.0}, 2),
+        ({"workers": 2}, {"CPU": 2.0}, 1),
+        ({"workers": 2, "cpus_per_worker": 4.0, "gpus_per_worker": 1.0}, {"CPU": 64.0, "GPU": 7.0}, 3),
+        ({"gpus_per_worker": 0.25}, {"CPU": 64.0, "GPU": 1.0}, 4),
+        ({"concurrency": 1}, {"CPU": 8.0}, 1),
+    ],
+)
+def test_concurrency_is_what_fits(resources: dict[str, Any], free: dict[str, float], expected: int) -> None:
+    assert concurrency(Resources(**resources), free) == expected
+
+
+@pytest.mark.parametrize(
+    ("resources", "sentence"),
+    [
+        ({"workers": 3}, "resources.workers: a trial of 3 workers does not fit the cluster: 3 CPUs are needed"),
+        ({"gpus_per_worker": 1.0}, "1 GPUs are needed and 0 are there"),
+        ({"concurrency": 5}, "resources.concurrency: only 2 trials of this size fit"),
+    ],
+)
+def test_a_trial_that_does_not_fit_is_refused_before_the_start(resources: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(BadInput) as told:
+        concurrency(Resources(**resources), {"CPU": 2.0})
+    assert sentence in str(told.value)

@@ -1,0 +1,357 @@
+"""W&B runs from the driver: what stands in them, and that nothing about wandb disturbs a sweep."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import struct
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from sweep.wandb import MAX_FAILURES, WandbRuns, has_key, summary
+from trainables.base import Metric
+
+COMPLETED = {
+    "outcome": "completed",
+    "margin": -0.7,
+    "epochs": 8,
+    "epochs_budget": 10,
+    "best": {"epoch": 6, "step": 60, "metrics": {"ari": 0.41}},
+    "last": {"ari": 0.38},
+}
+COLLAPSED = {
+    "outcome": "collapsed",
+    "kind": "posterior_collapse",
+    "rule": "posterior_collapse",
+    "margin": 1.6,
+    "message": "the latent code carries 0.007 nats",
+    "epochs": 3,
+    "epochs_budget": 10,
+    "best": {"epoch": 2, "step": 20, "metrics": {"elbo_1": 0.01}},
+    "last": {"elbo_1": 0.001},
+}
+
+
+class FakeRun:
+    """Records what it is told; `fault` makes `log` raise."""
+
+    def __init__(self, fault: Exception | None = None, **given: Any) -> None:
+        self.given, self.fault, self.rows, self.summary = given, fault, [], {}
+        self.tags = tuple(given["tags"])
+        self.exit_code: int | None = None
+        self.step = 0
+
+    def define_metric(self, name: str, **options: Any) -> None:
+        self.defined = (name, options)
+
+    def log(self, row: dict[str, Any], step: int) -> None:
+        if self.fault:
+            raise self.fault
+        self.rows.append((step, row))
+
+    def finish(self, exit_code: int) -> None:
+        self.exit_code = exit_code
+
+
+class FakeWandb:
+    """As much of the module as `WandbRuns` uses. `init_fault(mode)` may return what `init` raises."""
+
+    Settings = SimpleNamespace
+
+    def __init__(self, log_fault: Exception | None = None, init_fault: Any = lambda mode: None) -> None:
+        self.runs: list[FakeRun] = []
+        self.log_fault, self.init_fault = log_fault, init_fault
+
+    def init(self, **given: Any) -> FakeRun:
+        if fault := self.init_fault(given["mode"]):
+            raise fault
+        self.runs.append(FakeRun(self.log_fault, **given))
+        return self.runs[-1]
+
+    def Histogram(self, values: list[float], num_bins: int) -> tuple[str, list[float]]:
+        return ("histogram", values)
+
+
+def report(step: int, **metrics: float) -> dict[str, Any]:
+    ages = {"epoch": step // 10, "step": step, "full_beta_epochs": 0, "phase": 0}
+    return {**ages, "state": "healthy", "metrics": metrics}
+
+
+def one_trial(runs: WandbRuns, trial: str = "0001", outcome: dict[str, Any] | None = None) -> None:
+    runs.start(trial, {"loss": {"beta": 0.1}}, {"loss.beta": 0.1})
+    runs.report(trial, report(10, ari=0.2))
+    runs.outcome(trial, outcome or COMPLETED)
+
+
+# --- what is logged -----------------------------------------------------------------------------------------------
+
+
+def test_one_run_per_trial_grouped_by_sweep(tmp_path: Path) -> None:
+    wandb = FakeWandb()
+    runs = WandbRuns("toy-abc123", tmp_path, project="p", client=wandb)
+    one_trial(runs, "0001")
+    one_trial(runs, "0002", COLLAPSED)
+    runs.close()
+    first, second = wandb.runs
+    assert [run.given["id"] for run in wandb.runs] == ["toy-abc123-0001", "toy-abc123-0002"]
+    assert {run.given["group"] for run in wandb.runs} == {"toy-abc123"}
+    assert {run.given["mode"] for run in wandb.runs} == {"offline"}
+    assert {run.given["reinit"] for run in wandb.runs} == {"create_new"}
+    assert first.given["config"] == {"loss": {"beta": 0.1}, "params": {"loss.beta": 0.1}}
+    assert first.rows == [(10, {"ari": 0.2, "epoch": 1, "full_beta_epochs": 0, "phase": 0, "suspect": 0})]
+    assert first.tags == ("completed",)
+    assert second.tags == ("collapsed", "posterior_collapse")
+    assert first.summary["epochs_saved"] == 2
+    assert first.exit_code == second.exit_code == 0
+
+
+def test_summary_shows_a_best_value_of_completed_trials_only() -> None:
+    assert summary(COMPLETED)["best/ari"] == 0.41
+    told = summary(COLLAPSED)
+    assert not [name for name in told if name.startswith("best/")]
+    assert told["outcome"] == "collapsed" and told["margin"] == 1.6 and told["last/elbo_1"] == 0.001
+
+
+def test_a_metric_is_logged_under_its_original_name_too(tmp_path: Path) -> None:
+    wandb = FakeWandb()
+    runs = WandbRuns("toy", tmp_path, metrics={"val/kl": Metric("min", original_name="val_kl_loss")}, client=wandb)
+    runs.start("0001", {}, {})
+    runs.report("0001", report(1, **{"val/kl": 2.5}))
+    runs.close()
+    row = wandb.runs[0].rows[0][1]
+    assert row["val/kl"] == row["val_kl_loss"] == 2.5
+
+
+def test_a_vector_is_a_histogram_of_its_finite_values(tmp_path: Path) -> None:
+    wandb = FakeWandb()
+    runs = WandbRuns("toy", tmp_path, client=wandb)
+    runs.start("0001", {}, {})
+    vectors = {"latent/kl": [0.1, math.inf, None, 2.0], "none": [None]}
+    runs.report("0001", {**report(1, gone=math.nan), "vectors": vectors})
+    runs.close()
+    row = wandb.runs[0].rows[0][1]
+    assert row["latent/kl"] == ("histogram", [0.1, 2.0])
+    assert "none" not in row and math.isnan(row["gone"])
+
+
+def test_a_new_attempt_keeps_the_open_run_and_repeats_no_step(tmp_path: Path) -> None:
+    wandb = FakeWandb()
+    runs = WandbRuns("toy", tmp_path, client=wandb)
+    for steps in ((10, 20, 30), (20, 30, 40)):  # lost after step 30, resumed from the checkpoint at step 10
+        runs.start("0001", {}, {})
+        for step in steps:
+            runs.report("0001", report(step))
+    runs.close()
+    assert [step for step, _ in wandb.runs[0].rows] == [10, 20, 30, 30, 40]
+
+
+def test_a_resumed_sweep_reuses_the_run_id(tmp_path: Path) -> None:
+    wandb = FakeWandb()
+    for _ in range(2):  # two processes, one after the other
+        runs = WandbRuns("toy", tmp_path, client=wandb)
+        runs.start("0001", {}, {})
+        runs.close()
+    assert [run.given["id"] for run in wandb.runs] == ["toy-0001", "toy-0001"]
+    assert {run.given["resume"] for run in wandb.runs} == {"allow"}
+
+
+def test_a_trial_without_outcome_is_closed_as_suspended(tmp_path: Path) -> None:
+    wandb = FakeWandb()
+    runs = WandbRuns("toy", tmp_path, client=wandb)
+    runs.start("0001", {}, {})
+    runs.close()
+    runs.report("0001", report(1))  # after the end: nothing
+    assert wandb.runs[0].summary["outcome"] == "suspended" and wandb.runs[0].exit_code == 0
+
+
+def test_journal_lines_drive_it(tmp_path: Path) -> None:
+    wandb = FakeWandb()
+    runs = WandbRuns("toy", tmp_path, client=wandb)
+    live = SimpleNamespace(config={"loss": {"beta": 0.1}}, params={"loss.beta": 0.1})
+    runs.line({"line": "header"})
+    runs.line({"line": "start", "trial": "0001", "slot": "slot-0"}, live)
+    runs.line({"line": "report", "trial": "0001", **report(10, ari=0.2), "vectors": {}}, live)
+    runs.line({"line": "outcome", "trial": "0001", **COLLAPSED}, None)
+    runs.note("nothing")
+    runs.close()
+    (run,) = wandb.runs
+    assert run.given["config"]["params"] == {"loss.beta": 0.1}
+    assert [step for step, _ in run.rows] == [10]
+    assert run.summary["kind"] == "posterior_collapse"
+
+
+# --- what must not happen -----------------------------------------------------------------------------------------
+
+
+def test_a_wandb_that_raises_is_told_once_and_disturbs_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    wandb = FakeWandb(log_fault=RuntimeError("broken pipe"))
+    runs = WandbRuns("toy", tmp_path, client=wandb)
+    with caplog.at_level(logging.WARNING, "buttress.wandb"):
+        for trial in range(MAX_FAILURES + 2):
+            one_trial(runs, f"{trial:04}")
+        runs.close()
+    messages = [record.getMessage() for record in caplog.records]
+    assert len(messages) == 2
+    assert "trial 0000" in messages[0] and "goes on without it" in messages[1]
+    assert "broken pipe" in caplog.text
+    assert len(wandb.runs) == MAX_FAILURES  # given up: the other trials never reach wandb
+    assert capfd.readouterr().err == ""
+
+
+def test_one_failing_run_leaves_the_others_logged(tmp_path: Path) -> None:
+    wandb = FakeWandb()
+    runs = WandbRuns("toy", tmp_path, client=wandb)
+    runs.start("0001", {}, {})
+    runs.report("0001", {"metrics": {}})  # no step: a fault of the row, not of wandb
+    one_trial(runs, "0002")
+    runs.close()
+    assert [run.exit_code for run in wandb.runs] == [None, 0]
+
+
+def test_the_caller_never_waits_for_a_slow_wandb(tmp_path: Path) -> None:
+    wandb, gate = FakeWandb(), threading.Event()
+    wandb.init_fault = lambda mode: gate.wait(30) and None
+    runs = WandbRuns("toy", tmp_path, client=wandb)
+    started = time.monotonic()
+    one_trial(runs)
+    runs.close(timeout=0.2)
+    assert time.monotonic() - started < 2.0
+    gate.set()
+
+
+def test_reports_are_dropped_and_counted_when_too_many_wait(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("sweep.wandb.MAX_WAITING", 5)
+    wandb, gate = FakeWandb(), threading.Event()
+    wandb.init_fault = lambda mode: gate.wait(30) and None
+    runs = WandbRuns("toy", tmp_path, client=wandb)
+    runs.start("0001", {}, {})
+    for step in range(20):
+        runs.report("0001", report(step))
+    runs.outcome("0001", COLLAPSED)
+    gate.set()
+    with caplog.at_level(logging.WARNING, "buttress.wandb"):
+        runs.close()
+    assert 4 <= len(wandb.runs[0].rows) <= 6
+    assert wandb.runs[0].summary["outcome"] == "collapsed"
+    assert "reports were not logged" in caplog.text
+
+
+def test_online_without_a_key_is_offline(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    assert not has_key()
+    wandb = FakeWandb()
+    with caplog.at_level(logging.WARNING, "buttress.wandb"):
+        runs = WandbRuns("toy", tmp_path, mode="online", client=wandb)
+        one_trial(runs)
+        runs.close()
+    assert wandb.runs[0].given["mode"] == "offline"
+    assert "no W&B key" in caplog.text
+    (tmp_path / "netrc").write_text("machine api.wandb.ai login user password 0123\n")
+    assert has_key()
+
+
+def test_online_without_a_server_is_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "0123")
+    wandb = FakeWandb(init_fault=lambda mode: ConnectionError("no route") if mode == "online" else None)
+    runs = WandbRuns("toy", tmp_path, mode="online", client=wandb)
+    one_trial(runs)
+    one_trial(runs, "0002")
+    runs.close()
+    assert [run.given["mode"] for run in wandb.runs] == ["offline", "offline"]
+    assert [run.exit_code for run in wandb.runs] == [0, 0]
+
+
+def test_disabled_does_not_import_wandb(tmp_path: Path) -> None:
+    code = (
+        "import sys, pathlib; from sweep.wandb import WandbRuns\n"
+        f"runs = WandbRuns('toy', pathlib.Path({str(tmp_path / 'sweep')!r}), mode='disabled')\n"
+        "runs.start('0001', {}, {}); runs.report('0001', {'step': 1}); runs.outcome('0001', {'outcome': 'failed'})\n"
+        "runs.close(); print('wandb' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+    assert not (tmp_path / "sweep").exists()
+
+
+# --- the real wandb, offline --------------------------------------------------------------------------------------
+
+
+def records(file: Path) -> Iterator[Any]:
+    """The records of a `.wandb` file (LevelDB's log format: 32 KiB blocks, 7-byte headers, after a 7-byte preamble)."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    data, at, parts = file.read_bytes(), 7, b""
+    while at + 7 <= len(data):
+        if 32768 - at % 32768 < 7:
+            at += 32768 - at % 32768
+            continue
+        _, length, kind = struct.unpack("<IHB", data[at : at + 7])
+        parts += data[at + 7 : at + 7 + length]
+        at += 7 + length
+        if kind in (1, 4):  # a whole record, or the last part of one
+            record = Record()
+            record.ParseFromString(parts)
+            yield record
+            parts = b""
+
+
+def test_real_offline_runs_hold_the_outcome_and_keep_quiet(tmp_path: Path) -> None:
+    code = (
+        "import sys, pathlib, signal\n"
+        "from sweep.wandb import WandbRuns\n"
+        "before = sys.exit, sys.excepthook, signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)\n"
+        f"runs = WandbRuns('toy-abc123', pathlib.Path({str(tmp_path)!r}), project='toy')\n"
+        "for trial in ('0001', '0002'):\n"
+        "    runs.start(trial, {'loss': {'beta': 0.1}}, {'loss.beta': 0.1})\n"
+        "for trial in ('0001', '0002'):\n"
+        "    for step in (10, 20):\n"
+        "        runs.report(trial, {'epoch': 1, 'step': step, 'metrics': {'elbo_1': 0.5, 'bad': float('nan')},\n"
+        "                            'vectors': {'latent/kl': [0.1, 2.0]}})\n"
+        f"runs.outcome('0001', {COMPLETED!r}); runs.outcome('0002', {COLLAPSED!r})\n"
+        "runs.close()\n"
+        "assert before == (sys.exit, sys.excepthook, signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+    files = {file.stem.removeprefix("run-"): file for file in tmp_path.glob("wandb/offline-run-*/*.wandb")}
+    assert sorted(files) == ["toy-abc123-0001", "toy-abc123-0002"]
+    found: dict[str, dict[str, Any]] = {}
+    for name, file in files.items():
+        told: dict[str, Any] = {}
+        steps, tags = [], []
+        for record in records(file):
+            match record.WhichOneof("record_type"):
+                case "summary":
+                    for item in record.summary.update:
+                        told["/".join(item.nested_key) or item.key] = json.loads(item.value_json)
+                case "history":
+                    row = {"/".join(item.nested_key) or item.key: item.value_json for item in record.history.item}
+                    steps += [int(row["_step"])]
+                    assert "latent/kl/bins" in row
+                case "run":
+                    assert record.run.run_group == "toy-abc123"
+                    tags = list(record.run.tags)
+        found[name] = {"summary": told, "steps": steps, "tags": tags}
+    completed, collapsed = found["toy-abc123-0001"], found["toy-abc123-0002"]
+    assert completed["steps"] == collapsed["steps"] == [10, 20]
+    assert completed["summary"]["best/ari"] == 0.41
+    assert collapsed["tags"] == ["collapsed", "posterior_collapse"]
+    assert collapsed["summary"]["kind"] == "posterior_collapse"
+    # The last value logged is nobody's summary: sorting by `elbo_1` cannot put the collapsed trial first.
+    assert not [name for name in collapsed["summary"] if name.startswith(("elbo_1", "best/"))]

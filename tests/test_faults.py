@@ -1,4 +1,8 @@
-"""Faults in mid-sweep: each trial gets the right outcome, the slot works again, and no other trial is disturbed."""
+"""Faults in mid-sweep: each trial gets the right outcome, the slot works again, and no other trial is disturbed.
+
+`pytest tests/test_faults.py -rP` prints for each fault what became of the trial, what the sampler was told and how long
+it took until the slot worked again (the table of docs/faults.md).
+"""
 
 from __future__ import annotations
 
@@ -56,6 +60,23 @@ def gap_after(journal: Journal, trial: str) -> float:
     return min(time_ for time_ in later if time_ > ended.time) - ended.time
 
 
+def loss_to_report(record: TrialRecord) -> float:
+    """Seconds from when the slot lost the trial to its first report after it."""
+    lost = record.losses[-1].time
+    return min(report.time for report in record.reports if report.time > lost) - lost
+
+
+def say(fault: str, journal: Journal, running: driver.Driver, trial: str, again: float | None = None) -> None:
+    """For `-rP`: one row of the table."""
+    record = journal.trials[trial]
+    assert record.outcome is not None
+    state, constraints = told(running, journal, trial)
+    slot = "never out of work" if again is None else f"works again after {again:.2f} s"
+    outcome = f"{record.outcome.outcome} ({record.outcome.kind})" if record.outcome.kind else record.outcome.outcome
+    print(f"{fault}, {journal.header.spec['resources']['workers']} worker(s): {outcome}, attempts "
+          f"{len(record.attempts)}; told {state.name} {constraints or ''}; the slot {slot}")  # fmt: skip
+
+
 def assert_undisturbed(journal: Journal, trials: tuple[str, ...] = HEALTHY) -> None:
     for name in trials:
         record = journal.trials[name]
@@ -91,7 +112,8 @@ def test_an_exception_is_the_trials_outcome_and_the_slot_stays_warm(
     assert text in (outcome.error or "") and text in (outcome.message or "")
     assert told(running, journal, trial) == (TrialState.PRUNED, {"failed": 1.0})
     assert len({start.pid for record in journal.trials.values() for start in record.attempts}) == 1
-    assert gap_after(journal, trial) < 5
+    assert (gap := gap_after(journal, trial)) < 5
+    say(f"{kind} ({'one rank' if trial == '0003' else 'every rank'})", journal, running, trial, gap)
     assert_undisturbed(journal, (*HEALTHY, "0006"))
 
 
@@ -118,6 +140,7 @@ def test_a_dead_or_silent_worker_costs_one_checkpoint_interval(
     assert told(running, journal, trial)[0] == TrialState.COMPLETE
     assert record.attempts[1].time - record.losses[0].time < 30
     assert_undisturbed(journal)
+    say("kill -9 of a worker" if trial == "0001" else "a rank that hangs", journal, running, trial, loss_to_report(record))
 
 
 def test_a_trial_that_kills_its_worker_again_and_again_is_given_up(ray_cluster: Any, tmp_path: Path) -> None:
@@ -126,23 +149,26 @@ def test_a_trial_that_kills_its_worker_again_and_again_is_given_up(ray_cluster: 
     assert record.outcome is not None and (record.state, record.outcome.kind) == ("failed", "infrastructure")
     assert len(record.losses) == 3 and told(running, journal, "0001") == (TrialState.FAIL, {})
     assert_undisturbed(journal, ("0000", "0002"))
+    say("kill -9 of its worker by the trial, always", journal, running, "0001", gap_after(journal, "0001"))
 
 
 def test_a_nan_on_one_rank_makes_its_epochs_invalid(ray_cluster: Any, tmp_path: Path) -> None:
-    journal, _ = sweep(tmp_path, {"0001": "nan on one rank"}, workers=2, trials=3)
+    journal, running = sweep(tmp_path, {"0001": "nan on one rank"}, workers=2, trials=3)
     record = journal.trials["0001"]
     assert [report.valid for report in record.reports[:2]] == [True, True]
     assert not any(report.valid for report in record.reports[2:]) and "train/loss" in record.reports[2].nonfinite
     assert record.outcome is not None and (record.outcome.best is None or record.outcome.best.epoch <= 2)
     assert_undisturbed(journal, ("0000", "0002"))
+    say("NaN on one rank", journal, running, "0001", gap_after(journal, "0001"))
 
 
 def test_a_full_disk_under_a_checkpoint_does_not_end_the_trial(ray_cluster: Any, tmp_path: Path) -> None:
-    journal, _ = sweep(tmp_path, {"0001": "disk full"}, trials=3)
+    journal, running = sweep(tmp_path, {"0001": "disk full"}, trials=3)
     reports = journal.trials["0001"].reports
     assert journal.trials["0001"].state == "completed"
     assert [bool(report.checkpoint) for report in reports] == [True, True, False, False]
     assert_undisturbed(journal, ("0000", "0002"))
+    say("disk full under a checkpoint", journal, running, "0001")
 
 
 def test_a_trial_over_its_time_limit_is_stopped_with_what_it_reached(ray_cluster: Any, tmp_path: Path) -> None:
@@ -151,6 +177,7 @@ def test_a_trial_over_its_time_limit_is_stopped_with_what_it_reached(ray_cluster
     assert outcome is not None and (outcome.outcome, outcome.kind) == ("pruned", "time limit")
     assert outcome.best is not None and told(running, journal, "0001")[0] == TrialState.PRUNED
     assert_undisturbed(journal, ("0000", "0002"))
+    say("over its time limit", journal, running, "0001", gap_after(journal, "0001"))
 
 
 class Broken:
@@ -168,16 +195,18 @@ class Broken:
 
 def test_a_watcher_that_raises_disturbs_nothing(ray_cluster: Any, tmp_path: Path) -> None:
     broken = Broken()
-    journal, _ = sweep(tmp_path, {}, trials=3, watchers=(broken,))
+    journal, running = sweep(tmp_path, {}, trials=3, watchers=(broken,))
     assert broken.calls == 1
     assert_undisturbed(journal, ("0000", "0001", "0002"))
+    say("W&B that raises", journal, running, "0001")
 
 
 def test_the_death_of_a_tune_actor_costs_the_trial_nothing(ray_cluster: Any, tmp_path: Path) -> None:
     killer = When(lambda: kill_processes("ray::ResourceTrainable"))
-    journal, _ = sweep(tmp_path, {}, trials=3, fixed={"pause": 0.5}, watchers=(killer,))
+    journal, running = sweep(tmp_path, {}, trials=3, fixed={"pause": 0.5}, watchers=(killer,))
     assert killer.done
     assert_undisturbed(journal, ("0000", "0001", "0002"))
+    say("kill -9 of the slot's Tune actor", journal, running, "0001", gap_after(journal, "0001"))
 
 
 class When:
@@ -209,5 +238,3 @@ def test_trials_side_by_side_are_not_disturbed(ray_cluster: Any, tmp_path: Path)
     assert journal.trials["0001"].state == "completed" and resumed(journal.trials["0001"])
     assert journal.trials["0003"].state == "failed"
     assert_undisturbed(journal, ("0000", "0002", "0004", "0005"))
-
-

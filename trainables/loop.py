@@ -52,8 +52,9 @@ class Task:
 
     def health(self) -> dict[str, Any]:
         """Values of the window since the last call (training-batch monitors), for a report inside an epoch; starts a
-        new window. Also called, its result unused, when an epoch ends. The loop itself adds `train/loss`,
-        `train/nonfinite`, `train/grad_norm`, `train/lr`, `train/<scheduled>` and `train/<0-dim log>`."""
+        new window. Also called, its result unused, when an epoch ends. The loop itself adds `train/progress` (epochs,
+        with the share of the running one), `train/loss`, `train/nonfinite`, `train/grad_norm`, `train/lr`,
+        `train/<scheduled>` and `train/<0-dim log>`."""
         return {}
 
     def evaluate(self, state: StepState, *, full: bool, objectives: bool) -> dict[str, Any]:
@@ -157,7 +158,8 @@ def run(
             state.step += 1
             state.progress = state.step / steps
             if report_every and done % report_every == 0 and done < length:
-                tell({"train": meters.window(), **settings(state, descents), **task.health()})
+                inside = {"train/progress": state.progress, **settings(state, descents)}
+                tell({"train": meters.window(), **inside, **task.health()})
 
         state.epoch += 1
         closed = state.step >= last_step

@@ -112,7 +112,8 @@ def test_an_exception_is_the_trials_outcome_and_the_slot_stays_warm(
     assert text in (outcome.error or "") and text in (outcome.message or "")
     assert told(running, journal, trial) == (TrialState.PRUNED, {"failed": 1.0})
     assert len({start.pid for record in journal.trials.values() for start in record.attempts}) == 1
-    assert (gap := gap_after(journal, trial)) < 5
+    gap = gap_after(journal, trial)
+    assert gap < 5
     say(f"{kind} ({'one rank' if trial == '0003' else 'every rank'})", journal, running, trial, gap)
     assert_undisturbed(journal, (*HEALTHY, "0006"))
 
@@ -140,7 +141,8 @@ def test_a_dead_or_silent_worker_costs_one_checkpoint_interval(
     assert told(running, journal, trial)[0] == TrialState.COMPLETE
     assert record.attempts[1].time - record.losses[0].time < 30
     assert_undisturbed(journal)
-    say("kill -9 of a worker" if trial == "0001" else "a rank that hangs", journal, running, trial, loss_to_report(record))
+    fault = "kill -9 of a worker" if trial == "0001" else "a rank that hangs"
+    say(fault, journal, running, trial, loss_to_report(record))
 
 
 def test_a_trial_that_kills_its_worker_again_and_again_is_given_up(ray_cluster: Any, tmp_path: Path) -> None:

@@ -18,10 +18,10 @@ from pydantic import ValidationError
 import trainables
 from analysis import journal
 from analysis.export import checkpoint_of, chosen, export, export_weights, write
+from analysis.judging import Judged, Line
 from analysis.wording import number
 from collapse.rules import RuleSet
 from search_spaces.errors import BadInput, from_pydantic
-from sweep.judging import Judged, Line
 from sweep.keeping import Checkpoints
 from sweep.opening import family_rules
 from trainables.base import Reported, Trainable

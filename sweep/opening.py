@@ -13,9 +13,9 @@ from typing import Any
 
 import trainables
 from analysis import journal
+from analysis.judging import Line
 from collapse.rules import RuleSet
 from search_spaces.spec import SweepSpec
-from sweep.judging import Line
 
 
 def check(spec: SweepSpec, trainable: Any) -> None:

@@ -18,10 +18,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from analysis import journal
+from analysis.judging import Judged, Line
 from collapse.rules import RuleSet, Verdict
 from search_spaces.errors import BadInput
 from search_spaces.spec import SweepSpec
-from sweep.judging import Judged, Line
 from sweep.rungs import Rungs
 from sweep.study import MOST_REFUSALS, Study, told
 from trainables.base import Reported, Schedule

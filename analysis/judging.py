@@ -1,7 +1,7 @@
 """One trial under its rules: which of its epochs are valid, which is the best, and whether it has collapsed.
 
 In come the trial's reports, as journal lines, in order; each leaves with the verdict noted in it. A sweep, a single
-`buttress train` and the simulator judge alike because they share this class.
+`buttress train`, a replay of curves and the simulator judge alike because they share this class.
 """
 
 from __future__ import annotations

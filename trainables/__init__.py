@@ -17,7 +17,10 @@ from search_spaces.errors import BadInput
 if TYPE_CHECKING:
     from trainables.base import Trainable
 
-FAMILIES = {"lithology": "trainables.lithology.train:Lithology"}
+FAMILIES = {
+    "lithology": "trainables.lithology.train:Lithology",
+    "rainfall": "trainables.rainfall.train:Rainfall",
+}
 
 
 def load(name: str) -> Trainable[Any]:

@@ -1,0 +1,252 @@
+"""The rainfall family as a trainable: days on the device, the loop's task, its metrics and its monitors.
+
+Every rank has the whole data set (memory-mapped on the CPU, 1.2 GB on a GPU at full size) and takes its share of each
+global batch, which every rank draws alike; the noise of a day depends on its place in the epoch, not on its rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+
+from collapse.monitors import AblationMonitor, LatentMonitor
+from search_spaces.errors import BadInput
+from trainables.base import Metric, Report, Schedule
+from trainables.loop import EarlyStopping, Pass, StepState, Task, fused_adam, run
+from trainables.rainfall import data as files
+from trainables.rainfall.config import Config as RainfallConfig
+from trainables.rainfall.heldout import HeldOut, plain
+from trainables.rainfall.loss import Batch, Objective
+from trainables.rainfall.model import Grids, RainVae
+from trainables.rainfall.rain import Rain
+from trainables.rainfall.sampler import Sampler, share_of
+from trainables.randomness import keyed_normal
+from trainables.reporting import load_checkpoint
+from trainables.schedules import CosineLR, LearningRate, Plateau, StepLR, WarmUp
+from trainables.world import World
+
+_KL = ("loss.beta_kl", "loss.free_bits", "loss.free_bits_per")
+_MM, _SHARE = "mm/day", ""
+_CODE, _AUGMENT = 0, 1  # streams of the training noise
+
+
+def _metrics() -> dict[str, Metric]:
+    def seen(direction: Any, unit: str, original: str, text: str) -> Metric:
+        what = f"{text}; decoded from a posterior that has seen the target"
+        return Metric(direction, unit, sees_target=True, original_name=original, description=what)
+
+    return {
+        "prior/mae_tail": Metric("min", _MM, description="error of the median of K prior draws where rain >= P95"),
+        "prior/crps": Metric("min", _MM, description="CRPS of K prior draws, fair estimate, all land pixels"),
+        "prior/mae_all": Metric("min", _MM, description="error of the median of K prior draws, all land pixels"),
+        "prior/correlation": Metric("max", _SHARE, description="over pixels, of a prior draw and the truth, rainy days"),
+        "posterior/mae_all": seen("min", _MM, "MAE_all", "absolute error over land"),
+        "posterior/rmse_all": seen("min", _MM, "RMSE_all", "root of the mean squared error over land"),
+        "posterior/mae_tail": seen("min", _MM, "MAE_tail", "absolute error where rain >= P95"),
+        "posterior/rmse_tail": seen("min", _MM, "RMSE_tail", "root of the mean squared error where rain >= P95"),
+        "posterior/combined": seen("min", _MM, "combined_metric", "0.4 MAE_all + 0.6 MAE_tail"),
+        "posterior/correlation": seen("max", _SHARE, "", "over pixels, rainy days"),
+        "val/kl": Metric("min", "nat", _KL, original_name="L_kl", description="raw KL to N(0, I), summed over d_z"),
+        "train/loss": Metric("min", "", ("loss",), original_name="train_loss", description="as weighted"),
+        "train/l_rec": Metric("min", "", ("loss",), original_name="train_L_rec", description="reconstruction term"),
+        "train/kl": Metric("min", "nat", _KL, original_name="train_L_kl", description="raw KL of the training days"),
+    }
+
+
+class Rainfall:
+    """Conditional VAE of daily rain fields (`trainable: rainfall`)."""
+
+    name: ClassVar[str] = "rainfall"
+    Config: ClassVar[type[RainfallConfig]] = RainfallConfig
+    metrics: ClassVar[dict[str, Metric]] = _metrics()
+    conditional: ClassVar[bool] = True
+    epochs_path: ClassVar[str] = "train.epochs"
+
+    def schedule(self, config: RainfallConfig) -> Schedule:
+        return Schedule(epochs=config.train.epochs, full_at_epoch=config.loss.beta_schedule().full_at)
+
+    def train(self, config: RainfallConfig, world: World, report: Report, resume: Path | None) -> None:
+        schedule = self.schedule(config)
+        task = RainfallTask(config, schedule, world)
+        early = None
+        if config.train.early_stopping_patience:
+            early = EarlyStopping(
+                config.train.early_stopping_metric,
+                config.train.early_stopping_patience,
+                min_delta=config.train.early_stopping_min_delta,
+            )
+        run(
+            task,
+            schedule,
+            world,
+            report,
+            resume,
+            report_every=config.buttress.report_every,
+            checkpoint_every=config.buttress.checkpoint_every,
+            early=early,
+            amp=config.train.amp and world.device.type == "cuda",
+        )
+
+    def evaluate(
+        self, config: RainfallConfig, checkpoint: Path, world: World, split: str = "val"
+    ) -> tuple[dict[str, float], dict[str, Path]]:
+        """The scores of a checkpoint on `split` (val or test), and a picture of some of its fields.
+
+        For val the scores are what training reported at that epoch; on the test split nothing was ever selected.
+        """
+        from trainables.rainfall.picture import draw
+
+        task = RainfallTask(config, self.schedule(config), world, split=split)
+        try:
+            task.objective.load_state_dict(load_checkpoint(checkpoint, world.device)["module.vae"])
+        except (KeyError, RuntimeError) as error:
+            raise BadInput("the checkpoint is of another config", where=checkpoint) from error
+        task.objective.eval()
+        with torch.no_grad():
+            values = plain(task.held_out.measure(task.model))
+            if world.rank:
+                return values, {}
+            return values, {"fields": draw(task.held_out, task.model, split, world.folder / f"fields_{split}.png")}
+
+    def weights(self, checkpoint: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+        """The model's own state dict in a checkpoint of the loop: what `model.pt` holds."""
+        own = {key: value for key, value in checkpoint["module.vae"].items() if key.startswith("model.")}
+        return {key.removeprefix("model."): value for key, value in own.items()}
+
+    def check_data(self, path: Path, config: RainfallConfig) -> list[tuple[str, str]]:
+        return files.check(path, config)
+
+
+class RainfallTask(Task):
+    """What the loop needs to train one config."""
+
+    def __init__(self, config: RainfallConfig, schedule: Schedule, world: World, *, split: str = "val") -> None:
+        self.config, self.world, self.schedule = config, world, schedule
+        self.dtype = torch.float64 if config.buttress.dtype == "float64" else torch.float32
+        dataset = files.load(config.data, world.cache)
+        self.sampler = self._sampler(dataset)
+        self.rain = Rain.of(
+            dataset.mean, dataset.std, dataset.land, _three(dataset.thresholds), world.device, self.dtype
+        )
+        self.x, self.y = self._resident(dataset.x), self._resident(dataset.y)
+        self.model = RainVae(config.model, grids_of(dataset))
+        statics = torch.from_numpy(np.ascontiguousarray(dataset.statics))[None]
+        self.objective = Objective(self.model, config.loss, self.rain, statics, world).to(self.dtype)
+        self.steps_per_epoch = len(self._batches(0))
+        self.passes = [
+            Pass(
+                "vae",
+                world.wrap(self.objective),
+                fused_adam(self.objective.parameters(), config.train.lr, weight_decay=config.train.weight_decay),
+                lr=self._rate(),
+                plateau=self._plateau(),
+                clip=config.train.clip,
+            )
+        ]
+        self.beta = config.loss.beta_schedule()
+        self.window = LatentMonitor(config.model.d_z, ranked=1024) if config.buttress.monitors else None
+        self.held_out = HeldOut(dataset, split, config, world, self.rain, self.dtype)
+
+    def _sampler(self, dataset: files.Dataset) -> Sampler:
+        train, days = self.config.train, dataset.rows("train")
+        heavy = days[dataset.heavy[days]]
+        if train.heavy_per_batch and not len(heavy):
+            raise BadInput(
+                "wants heavy days in every batch, and no training day is heavy", key="train.min_heavy_fraction",
+                value=train.min_heavy_fraction, accepted="0",
+            )  # fmt: skip
+        if train.heavy_per_batch and len(heavy) == len(days):
+            raise BadInput("leaves no other days: all training days are heavy", key="train.min_heavy_fraction",
+                           value=train.min_heavy_fraction, accepted="0")  # fmt: skip
+        if train.batch_size < self.world.size:
+            raise BadInput("is less than a day per rank", key="train.batch_size", value=train.batch_size,
+                           accepted=f"{self.world.size} or more")  # fmt: skip
+        return Sampler(days, heavy, train.batch_size, train.heavy_per_batch)
+
+    def _resident(self, array: np.ndarray) -> torch.Tensor:
+        """On a GPU the whole array lies there; on the CPU it stays the memory map that all processes share."""
+        return torch.from_numpy(array).to(self.world.device)
+
+    def _rate(self) -> LearningRate | None:
+        train = self.config.train
+        then: LearningRate | None = None
+        if train.scheduler == "cosine":
+            then = CosineLR(train.epochs, final=min(1.0, train.eta_min / train.lr))
+        elif train.scheduler == "step":
+            then = StepLR(train.step_size, train.gamma)
+        if train.lr_warmup_epochs < 2:
+            return then
+        length = train.lr_warmup_epochs  # lr * (e + 1) / length in epoch e
+        return WarmUp(length - 1, start=1 / length, then=then)
+
+    def _plateau(self) -> Plateau | None:
+        train = self.config.train
+        if train.scheduler != "plateau":
+            return None
+        start = int(self.schedule.full_at_epoch)  # the original watched the total loss, which rises with beta
+        return Plateau(train.early_stopping_metric, train.plateau_factor, train.plateau_patience, starts_at_epoch=start)
+
+    # ---- training
+
+    def scheduled(self, progress: float, step: int) -> dict[str, float]:
+        """beta of epoch e (from 0): beta_kl * e / warmup_epochs, then beta_kl."""
+        return {"beta": self.beta.value(int(progress))}
+
+    def _batches(self, epoch: int) -> list[np.ndarray]:
+        """The global batches of an epoch; a remainder with fewer days than ranks is left out."""
+        batches = self.sampler.epoch(self.world.seed, epoch)
+        return [batch for batch in batches if len(batch) >= self.world.size]
+
+    def batches(self, epoch: int) -> Iterator[Batch]:
+        world, train, first = self.world, self.config.train, 0
+        flips = np.random.default_rng([world.seed, epoch, 2])
+        for batch in self._batches(epoch):
+            own = share_of(len(batch), world.rank, world.size)
+            at = torch.from_numpy(batch[own]).to(world.device)
+            place = torch.arange(first, first + len(batch))[own]
+            x = self.x.index_select(0, at).to(self.dtype)
+            y = self.y.index_select(0, at).to(self.dtype)
+            noise = self._noise(place, self.config.model.d_z, epoch, _CODE)
+            if train.augment_noise:
+                x = x + train.augment_noise * self._noise(place, x[0].numel(), epoch, _AUGMENT).view_as(x)
+            flip: tuple[int, ...] = ()
+            if train.augment_flip:
+                flip = tuple(axis for axis in (-1, -2) if flips.random() < 0.5)
+                x, y = torch.flip(x, flip), torch.flip(y, flip)
+            yield Batch(x, y, noise, len(batch), flip)
+            first += len(batch)
+
+    def _noise(self, place: torch.Tensor, width: int, epoch: int, stream: int) -> torch.Tensor:
+        """By place in the epoch: the same on any number of ranks, and another for each time a heavy day is drawn."""
+        drawn = keyed_normal(self.world.seed, place, width, 2 * epoch + stream, self.dtype)
+        return drawn.to(self.world.device)
+
+    def observe(self, logs: Mapping[str, torch.Tensor], state: StepState) -> None:
+        if self.window is not None:
+            self.window.update(logs["mu"], logs["logvar"])
+
+    def health(self) -> dict[str, Any]:
+        return {} if self.window is None else {"latent": self.window.summary()}
+
+    # ---- validation
+
+    def evaluate(self, state: StepState, *, full: bool, objectives: bool) -> dict[str, Any]:
+        watched = self.config.buttress.monitors
+        latent = LatentMonitor(self.config.model.d_z) if watched else None
+        ablation = AblationMonitor() if watched else None
+        values = self.held_out.measure(self.model, latent, ablation, full=full, objectives=objectives)
+        return values | {"latent": latent, "ablation": ablation} if watched else values
+
+
+def grids_of(dataset: files.Dataset) -> Grids:
+    channels, *low = dataset.x.shape[1:]
+    return Grids(channels, (low[0], low[1]), (dataset.y.shape[2], dataset.y.shape[3]), len(dataset.statics))
+
+
+def _three(thresholds: np.ndarray) -> tuple[float, float, float]:
+    extreme_z, tail_mm, extreme_mm = (float(one) for one in thresholds)
+    return extreme_z, tail_mm, extreme_mm

@@ -55,6 +55,8 @@ def export(journal: Journal, trial: str | None = None, *, force: bool = False) -
     mine["trainable"] = mine.get("trainable") or journal.header.trainable
     mine["objective"] = mine.get("objective") or journal.objectives[0].metric
     config["buttress"] = mine
+    for path, value in found_by_validation(journal, record).items():
+        _put_at(config, path, value)
     text = yaml.dump(config, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
     comments = [MARK, *(f"# {line}" for line in provenance(journal, record))]
     return "\n".join(comments) + "\n\n" + text
@@ -76,6 +78,23 @@ def chosen(journal: Journal, trial: str | None = None, *, force: bool = False) -
     return record
 
 
+def found_by_validation(journal: Journal, record: TrialRecord) -> dict[str, float]:
+    """Config paths and values of the metrics that are `exported_as` one, at the trial's best valid epoch."""
+    best = best_of(record, journal.objectives)
+    values = best.metrics if best is not None else {}
+    paths = {metric: about.get("exported_as") for metric, about in journal.header.metrics.items()}
+    return {path: value for metric, path in paths.items() if path and (value := values.get(metric)) is not None}
+
+
+def _put_at(config: dict[str, Any], path: str, value: float) -> None:
+    """Sets a value at a dotted path; the groups on the way are copied, so that the journal's config stays as it is."""
+    *groups, last = path.split(".")
+    for group in groups:
+        config[group] = {**(config.get(group) or {})}
+        config = config[group]
+    config[last] = value
+
+
 def provenance(journal: Journal, record: TrialRecord) -> list[str]:
     """Where a config comes from, as lines of text."""
     head, found, done = journal.header, best_of(record, journal.objectives), record.outcome
@@ -91,6 +110,7 @@ def provenance(journal: Journal, record: TrialRecord) -> list[str]:
         lines.append(f"margin to collapse {done.margin:+.3f} decades (negative: healthy)")
     if record.warnings:
         lines.append(f"warnings: {', '.join(record.warnings)}")
+    lines += [f"set by validation: {path}={_exact(value)}" for path, value in found_by_validation(journal, record).items()]
     lines.append(f"searched: {', '.join(f'{path}={_exact(value)}' for path, value in record.params.items())}")
     lines.append(f"exported {datetime.now().astimezone().isoformat(timespec='seconds')} from {_where(journal)}")
     data = ", ".join(f"{key} {value}" for key, value in head.data.items() if not isinstance(value, (Mapping, list)))

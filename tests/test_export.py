@@ -192,3 +192,15 @@ def test_weights_never_replace_a_file_unasked(stored: Journal, tmp_path: Path) -
     assert target.read_bytes() == b"precious"
     export_weights(source, target, force=True)
     assert target.read_bytes() == b"weights of epoch 3"
+
+
+def test_what_validation_found_is_set_in_the_exported_config_and_nowhere_else() -> None:
+    """A metric that is `exported_as` a path: the value of the best valid epoch, not of the last one."""
+    book = SyntheticSweep(objectives={"ari": "max", "best_threshold": "max"})
+    book.lines[0]["metrics"]["best_threshold"] = {"direction": "max", "exported_as": "buttress.occ_threshold"}
+    book.completed("0000", {"loss.beta": 0.02}, ari=[0.1, 0.5, 0.4], best_threshold=[0.9, 0.62, 0.3])
+    journal = book.journal()
+    text = export(journal)
+    assert yaml.safe_load(text)["buttress"]["occ_threshold"] == 0.62
+    assert "set by validation: buttress.occ_threshold=0.62" in comments(text)
+    assert "occ_threshold" not in journal.trial("0000").config["buttress"]

@@ -9,7 +9,7 @@ import torch
 from ranks import Ranks, pair  # noqa: F401
 from torch.distributions import Normal, kl_divergence
 
-from trainables.losses import free_bits, gaussian_kl, ratio, reduce, sample
+from trainables.losses import free_bits, gaussian_kl, ratio, reduce, sample, total
 from trainables.world import World
 
 
@@ -83,3 +83,24 @@ def test_ratio_is_the_mean_over_all_ranks_whatever_each_holds(pair: Ranks) -> No
     for gradient, (first, second, nobody) in pair.run(uneven):
         assert (gradient, first, second, nobody) == (4.0, 4.0, 5.0, 0.0)
     assert float(ratio(torch.tensor(6.0), torch.tensor(4.0), World())) == 1.5
+
+
+def dice_like(values: torch.Tensor, world: World) -> torch.Tensor:
+    sums = total(torch.stack([values.square().sum(), values.sum()]), world)
+    return sums[0] / (1 + sums[1])
+
+
+def halves(world: World) -> Any:
+    """Rank 0 holds one of three values, rank 1 two."""
+    values = torch.tensor([[2.0], [3.0, 5.0]][world.rank], dtype=torch.float64, requires_grad=True)
+    loss = dice_like(values, world)
+    loss.backward()
+    return float(loss), (values.grad / world.size).tolist()  # DDP averages
+
+
+def test_a_ratio_of_totals_has_the_gradient_of_the_whole_batch(pair: Ranks) -> None:  # noqa: F811
+    whole = torch.tensor([2.0, 3.0, 5.0], dtype=torch.float64, requires_grad=True)
+    dice_like(whole, World()).backward()
+    (first, of_first), (second, of_second) = pair.run(halves)
+    assert first == second == pytest.approx(38 / 11, rel=1e-15)
+    assert [*of_first, *of_second] == pytest.approx(whole.grad.tolist(), rel=1e-15)

@@ -51,7 +51,8 @@ class Metric:
 
     `weighted_by` names the config paths that change the metric's scale: such a metric is refused as objective when one
     of them is searched. `sees_target` marks a metric computed from a posterior that has seen the target: refused as
-    objective of a conditional model, because an autoencoder would win.
+    objective of a conditional model, because an autoencoder would win. `exported_as` is a config path that `export`
+    sets to the metric's value at the best valid epoch: a threshold that is found by validation, not by searching.
     """
 
     direction: Direction
@@ -59,6 +60,7 @@ class Metric:
     weighted_by: tuple[str, ...] = ()
     sees_target: bool = False
     original_name: str = ""
+    exported_as: str = ""
     description: str = ""
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -59,6 +59,27 @@ def ratio(numerator: torch.Tensor, denominator: torch.Tensor, world: World) -> t
     """
     total = world.sum(denominator.detach().clone())
     return numerator * world.size / torch.where(total > 0, total, torch.ones_like(total))
+
+
+def total(values: torch.Tensor, world: World) -> torch.Tensor:
+    """values[...] -> their sum over ranks [...], differentiable: for losses that are not a mean over samples.
+
+    A dice, a match of means, a Jaccard loss is a function f of sums over the batch. Every rank computes the same f from
+    the same totals; the gradient that arrives here is multiplied by the number of ranks, because DDP averages: so the
+    step is that of f on the global batch, with equal or unequal shares. Collective (once; the backward is local).
+    """
+    return values if world.size == 1 else _Total.apply(values, world)
+
+
+class _Total(torch.autograd.Function):
+    @staticmethod
+    def forward(context: Any, values: torch.Tensor, world: World) -> torch.Tensor:
+        context.size = world.size
+        return world.sum(values.detach().clone())
+
+    @staticmethod
+    def backward(context: Any, *gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return gradient[0] * context.size, None
 
 
 def _wide(x: torch.Tensor) -> torch.Tensor:

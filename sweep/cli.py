@@ -32,7 +32,8 @@ app = typer.Typer(
 )
 data_app = typer.Typer(help="Look at data before training on it.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
-
+cluster_app = typer.Typer(help="Get a cluster ready for `ray up`.", no_args_is_help=True)
+app.add_typer(cluster_app, name="cluster")
 
 
 def _version(wanted: bool) -> None:
@@ -232,6 +233,47 @@ def data_check(
     from sweep.handover import check_data
 
     _console().print(check_data(family, path, set_ or []))
+
+
+@cluster_app.command("check")
+def cluster_check(
+    files: Annotated[
+        list[Path], typer.Argument(metavar="FILE...", help="Files for `ray up`, or RayCluster manifests for KubeRay.")
+    ],
+    spec: Annotated[
+        Path | None, typer.Option("--spec", help="A sweep's YAML file: do its trials, and so many at once, fit?")
+    ] = None,
+    profile: Profile = None,
+    set_: Set = None,
+    json_: Json = False,
+) -> None:
+    """Find what would go wrong, without contacting anything: one sentence per fault; exit code 2 if there is one."""
+    from sweep.cluster_check.check import check
+
+    sweep = _load(spec, profile, set_) if spec else None
+    checked = [check(path, sweep) for path in files]
+    for each in checked:
+        for finding in each.findings:
+            typer.echo(str(finding))
+        if not each.findings:
+            typer.echo(each.line())
+    if json_:
+        _print_json([each.to_dict() for each in checked])
+    if any(each.findings for each in checked):
+        raise typer.Exit(2)
+
+
+@cluster_app.command("token")
+def cluster_token(
+    path: Annotated[
+        Path | None, typer.Option("--path", help="Where to write it; default: where Ray looks, ~/.ray/auth_token.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace a token that is there.")] = False,
+) -> None:
+    """Make the token that a cluster asks for, as a file that only you can read. It is not printed."""
+    from sweep.cluster_token import default_path, make
+
+    typer.echo(f"wrote {make(path or default_path(), force=force)}")
 
 
 def _load(path: Path, profile: str | None, overrides: list[str] | None) -> Any:

@@ -1,9 +1,8 @@
-"""cluster.yaml judged without an account: Ray's own offline validation, and what that one does not see."""
+"""cluster.yaml judged without an account by Ray's own offline validation; tests/test_cluster_check.py has our own."""
 
 from __future__ import annotations
 
 import copy
-import re
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,6 @@ import yaml
 
 ROOT = Path(__file__).parents[1]
 FILE = ROOT / "cluster.yaml"
-SECRETS = re.compile(r"(?i)AKIA[0-9A-Z]{16}|-----BEGIN|(secret|password|api_key|RAY_AUTH_TOKEN)\s*[:=]\s*\S")
 
 
 @pytest.fixture
@@ -43,50 +41,11 @@ def prepared(cluster: dict[str, Any]) -> dict[str, Any]:
     return config
 
 
-def start_commands(cluster: dict[str, Any]) -> list[str]:
-    return [
-        command
-        for kind in ("head_start_ray_commands", "worker_start_ray_commands")
-        for command in cluster[kind]
-        if "ray start" in command
-    ]
-
-
-def problems(cluster: dict[str, Any]) -> list[str]:
-    """What Ray's validation does not see: authentication, the dashboard's address, statistics, limits, secrets."""
-    found = []
-    starts = start_commands(cluster)
-    if len(starts) != 2:
-        found.append("one start command for the head and one for the workers")
-    for command in starts:
-        if "RAY_AUTH_MODE=token ray start" not in command:
-            found.append(f"no token authentication: {command}")
-        for part in ("--disable-usage-stats", "--object-store-memory=", "ulimit -n"):
-            if part not in command:
-                found.append(f"no {part}: {command}")
-    if "--dashboard-host=127.0.0.1" not in cluster["head_start_ray_commands"][-1]:
-        found.append("the dashboard listens beyond the head's loopback")
-    if not any("export RAY_AUTH_MODE=token" in command for command in cluster["setup_commands"]):
-        found.append("exec and submit would come without the token mode")
-    if cluster["file_mounts"].get("~/.ray/auth_token") != "~/.ray/auth_token":
-        found.append("the token is not mounted")
-    if not any("chmod 600 ~/.ray/auth_token" in command for command in cluster["setup_commands"]):
-        found.append("the token can be read by others")
-    if SECRETS.search(yaml.safe_dump(cluster)):
-        found.append("a secret stands in the file")
-    return found
-
-
 def test_passes_rays_own_validation_offline(cluster: dict[str, Any], offline: None) -> None:
     config = prepared(cluster)
-    assert config["max_workers"] == 4
+    assert config["max_workers"] == 8
     assert config["idle_timeout_minutes"] == 10
     assert config["available_node_types"]["worker"]["max_workers"] == 4
-
-
-def test_authenticates_everywhere_and_holds_no_secret(cluster: dict[str, Any]) -> None:
-    assert problems(cluster) == []
-    assert not SECRETS.search(FILE.read_text())  # comments too
 
 
 def test_head_is_on_demand_and_trains_nothing(cluster: dict[str, Any]) -> None:
@@ -96,10 +55,12 @@ def test_head_is_on_demand_and_trains_nothing(cluster: dict[str, Any]) -> None:
     assert "--num-cpus=0 --num-gpus=0" in cluster["head_start_ray_commands"][-1]
 
 
-def test_workers_have_gpus_and_go_when_idle(cluster: dict[str, Any]) -> None:
-    worker = cluster["available_node_types"]["worker"]
-    assert worker["resources"]["GPU"] >= 1
-    assert worker["min_workers"] < worker["max_workers"]
+def test_workers_have_gpus_come_in_two_kinds_and_go_when_idle(cluster: dict[str, Any]) -> None:
+    kinds = {name: node for name, node in cluster["available_node_types"].items() if name != cluster["head_node_type"]}
+    assert all(node["resources"]["GPU"] >= 1 for node in kinds.values())
+    assert all(node["min_workers"] < node["max_workers"] for node in kinds.values())
+    spot = [name for name, node in kinds.items() if "InstanceMarketOptions" in node["node_config"]]
+    assert spot == ["spot-worker"] and len(kinds) == 2
 
 
 def test_installs_the_pinned_versions_from_files_that_exist(cluster: dict[str, Any]) -> None:
@@ -143,19 +104,3 @@ def broken(cluster: dict[str, Any], change: str) -> dict[str, Any]:
 def test_a_broken_copy_is_refused(cluster: dict[str, Any], change: str, error: type[Exception]) -> None:
     with pytest.raises(error):
         prepared(broken(cluster, change))
-
-
-@pytest.mark.parametrize(
-    ("old", "new"),
-    [
-        ("RAY_AUTH_MODE=token ray start --address", "ray start --address"),
-        ("--dashboard-host=127.0.0.1", "--dashboard-host=0.0.0.0"),
-        ("export RAY_AUTH_MODE=token", "export PATH=$PATH"),
-        ("~/.ray/auth_token: ~/.ray/auth_token", "~/.ray/other: ~/.ray/other"),
-        ("RAY_AUTH_MODE=token ray start --head", "RAY_AUTH_TOKEN=0a1b2c ray start --head"),
-    ],
-)
-def test_a_copy_with_a_hole_in_it_is_noticed(old: str, new: str) -> None:
-    text = FILE.read_text()
-    assert old in text
-    assert problems(yaml.safe_load(text.replace(old, new))) != []

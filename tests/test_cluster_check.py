@@ -1,0 +1,518 @@
+"""`buttress cluster check` finds each fault of a broken cluster file, says where it is, and says nothing else.
+
+Every broken file is a shipped one with one thing changed.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from search_spaces.errors import BadInput
+from search_spaces.spec import SweepSpec
+from sweep.cluster_check.capacity import Nodes, slots
+from sweep.cluster_check.check import check
+from sweep.cluster_check.starts import read
+
+ROOT = Path(__file__).parents[1]
+SHIPPED = ["cluster.yaml", "clusters/onprem.yaml", "clusters/gcp.yaml", "clusters/kuberay.yaml"]
+AWS, ONPREM, GCP, KUBERAY = SHIPPED
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """At the root, where `ray up` is called, in a home without a token, no credentials, and no way to the network."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("the check opened a connection")
+
+    monkeypatch.setattr("socket.create_connection", refuse)
+    monkeypatch.setattr("socket.socket.connect", refuse)
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_the_shipped_files_have_no_fault(name: str) -> None:
+    checked = check(ROOT / name)
+    assert [str(finding) for finding in checked.findings] == []
+    assert "token authentication" in checked.summary and any("fill in" in todo for todo in checked.todo)
+
+
+#: file, text in it, text instead of it, key path of the fault, words of the sentence
+BROKEN: dict[str, tuple[str, str, str, str, str]] = {
+    # what Ray's own schema and validation see
+    "unknown key": (AWS, "max_workers: 8 ", "max_worker: 8 ", "max_worker", "did you mean max_workers?"),
+    "unknown auth key": (AWS, "ssh_user: ubuntu", "ssh_user: ubuntu\n  ssh_port: 22", "auth.ssh_port", "unknown key"),
+    "unknown provider": (AWS, "type: aws", "type: awz", "provider.type", "no such provider"),
+    "wrong type": (AWS, "max_workers: 8 ", "max_workers: eight ", "max_workers", "whole number"),
+    "no such head type": (AWS, "head_node_type: head", "head_node_type: master", "head_node_type", "no such node type"),
+    "no node_config": (
+        AWS, "    max_workers: 0\n    node_config:", "    max_workers: 0\n    node_configs:",
+        "available_node_types.head.node_configs", "did you mean node_config?",
+    ),
+    "worker without resources": (
+        AWS, "    resources: {CPU: 8, GPU: 1}              #", "    #",
+        "available_node_types.spot-worker.resources", "missing",
+    ),
+    "fraction of a GPU": (
+        AWS, "{CPU: 8, GPU: 1}", "{CPU: 8, GPU: 0.5}", "available_node_types.spot-worker.resources.GPU", "whole number",
+    ),
+    "more least workers than workers": (
+        AWS, "    min_workers: 0\n    max_workers: 4", "    min_workers: 8\n    max_workers: 8",
+        "max_workers", "less than the least numbers",
+    ),
+    # authentication
+    "head without a mode": (
+        AWS, "RAY_AUTH_MODE=token ray start --head", "ray start --head", "head_start_ray_commands.1", "mode",
+    ),
+    "worker without a mode": (
+        ONPREM, "RAY_AUTH_MODE=token ray start --address", "ray start --address", "worker_start_ray_commands.1", "mode",
+    ),
+    "authentication off": (
+        AWS, "RAY_AUTH_MODE=token ray start --address", "RAY_AUTH_MODE=disabled ray start --address",
+        "worker_start_ray_commands.1", "anyone",
+    ),
+    "mode set for another command": (
+        AWS, "RAY_AUTH_MODE=token ray start --head", "RAY_AUTH_MODE=token true; ray start --head",
+        "head_start_ray_commands.1", "mode",
+    ),
+    "token not mounted": (AWS, "  ~/.ray/auth_token: ~/.ray/auth_token\n", "", "file_mounts", "not mounted"),
+    "token mounted elsewhere": (
+        AWS, "  ~/.ray/auth_token: ~", "  ~/auth_token: ~", "file_mounts", "not mounted where the nodes look",
+    ),
+    "token readable for all": (AWS, "  - chmod 600 ~/.ray/auth_token\n", "", "setup_commands", "readable"),
+    "exec without a mode": (
+        GCP, "'export RAY_AUTH_MODE=token' ", "", "setup_commands", "`ray exec`",
+    ),
+    # the start commands
+    "no autoscaling config": (
+        AWS, "    --autoscaling-config=~/ray_bootstrap_config.yaml\n", "",
+        "head_start_ray_commands.1", "autoscaling config",
+    ),
+    "another autoscaling config": (
+        AWS, "--autoscaling-config=~/ray_bootstrap_config.yaml", "--autoscaling-config=~/buttress/cluster.yaml",
+        "head_start_ray_commands.1", "does not write",
+    ),
+    "address of the head spelt out": (
+        ONPREM, "--address=$RAY_HEAD_IP:6379", "--address=192.0.2.10:6379",
+        "worker_start_ray_commands.1", "$RAY_HEAD_IP",
+    ),
+    "worker goes to another port": (
+        AWS, "--address=$RAY_HEAD_IP:6379", "--address=$RAY_HEAD_IP:6380", "worker_start_ray_commands.1", "(6379)",
+    ),
+    "worker without an address": (
+        AWS, "--address=$RAY_HEAD_IP:6379\n", "\n", "worker_start_ray_commands.1", "where the head is",
+    ),
+    "worker starts a head": (
+        AWS, "--address=$RAY_HEAD_IP:6379\n", "--head\n", "worker_start_ray_commands.1", "a head of its own",
+    ),
+    "head does not start a head": (AWS, "start --head", "start", "head_start_ray_commands.1", "does not start a head"),
+    "dashboard for everybody": (
+        AWS, "--dashboard-host=127.0.0.1", "--dashboard-host=0.0.0.0", "head_start_ray_commands.1", "dashboard",
+    ),
+    "usage statistics": (
+        AWS, "--object-store-memory=2000000000 --disable-usage-stats", "--object-store-memory=2000000000",
+        "worker_start_ray_commands.1", "usage statistics",
+    ),
+    "object store not sized": (
+        AWS, "--object-store-memory=1000000000 ", "", "head_start_ray_commands.1", "object store",
+    ),
+    "object store in words": (
+        AWS, "--object-store-memory=1000000000", "--object-store-memory=1GB", "head_start_ray_commands.1", "bytes",
+    ),
+    "open files not raised": (
+        AWS, "ulimit -n 65536; RAY_AUTH_MODE=token ray start --addr", "RAY_AUTH_MODE=token ray start --addr",
+        "worker_start_ray_commands.1", "open files",
+    ),
+    "open files too few": (
+        AWS, "65536; RAY_AUTH_MODE=token ray start --addr", "1024; RAY_AUTH_MODE=token ray start --addr",
+        "worker_start_ray_commands.1", "open files",
+    ),
+    "ulimit that aborts": (
+        AWS, "65536; RAY_AUTH_MODE=token ray start --head", "65536 && RAY_AUTH_MODE=token ray start --head",
+        "head_start_ray_commands.1", "hard limit",
+    ),
+    "misspelt option": (
+        AWS, "--dashboard-host=127", "--dashbord-host=127", "head_start_ray_commands.1", "--dashboard-host",
+    ),
+    "a quote that does not close": (
+        AWS, "--disable-usage-stats\n    --auto", "--disable-usage-stats '\n    --auto",
+        "head_start_ray_commands", "shell",
+    ),
+    "never starts Ray": (
+        ONPREM, "ray start --address", "ray stop --address", "worker_start_ray_commands", "never starts Ray",
+    ),
+    "autoscaler v2 with a local provider": (
+        ONPREM, " RAY_enable_autoscaler_v2=0", "", "head_start_ray_commands.1", "RAY_enable_autoscaler_v2=0",
+    ),
+    # the nodes
+    "no idle timeout": (AWS, "idle_timeout_minutes: 10\n", "", "idle_timeout_minutes", "missing"),
+    "idle for a day": (
+        AWS, "idle_timeout_minutes: 10", "idle_timeout_minutes: 1440", "idle_timeout_minutes", "long after",
+    ),
+    "idle for no time": (
+        GCP, "idle_timeout_minutes: 10", "idle_timeout_minutes: 0", "idle_timeout_minutes", "between two trials",
+    ),
+    "head on spot": (
+        AWS, "      InstanceType: m6i.xlarge\n",
+        "      InstanceType: m6i.xlarge\n      InstanceMarketOptions: {MarketType: spot}\n",
+        "available_node_types.head.node_config", "spot",
+    ),
+    "an instance type that is none": (
+        AWS, "InstanceType: g5.2xlarge", "InstanceType: g5-2xlarge",
+        "available_node_types.spot-worker.node_config.InstanceType", "no instance type",
+    ),
+    "an image that is none": (
+        AWS, "&image ami-00000000000000000", "&image ubuntu-24.04",
+        "available_node_types.head.node_config.ImageId", "no image",
+    ),
+    "unknown key of EC2": (
+        AWS, "      InstanceMarketOptions:", "      InstanceMarketOption:",
+        "available_node_types.spot-worker.node_config.InstanceMarketOption", "did you mean InstanceMarketOptions?",
+    ),
+    "more GPUs than there are": (
+        AWS, "{CPU: 8, GPU: 1}", "{CPU: 8, GPU: 2}", "available_node_types.spot-worker.resources.GPU", "g5.2xlarge",
+    ),
+    "unknown key of the provider": (
+        AWS, "  cache_stopped_nodes: false", "  cache_stoped_nodes: false",
+        "provider.cache_stoped_nodes", "did you mean cache_stopped_nodes?",
+    ),
+    "a zone of another region": (
+        AWS, "us-west-2a,us-west-2b", "us-west-2a,us-east-1b", "provider.availability_zone", "us-east-1b",
+    ),
+    "workers that nobody counts": (
+        GCP, "{CPU: 12, GPU: 1}", "{GPU: 1}", "available_node_types.spot-worker.resources", "starts none",
+    ),
+    "a limit out of reach": (
+        AWS, "    min_workers: 1\n    max_workers: 4", "    min_workers: 1\n    max_workers: 40",
+        "available_node_types.worker.max_workers", "at most 8",
+    ),
+    "least above most": (
+        AWS, "    min_workers: 1\n    max_workers: 4", "    min_workers: 6\n    max_workers: 4",
+        "available_node_types.worker.min_workers", "max_workers (4)",
+    ),
+    "head among the workers": (
+        ONPREM, "[192.0.2.11, 192.0.2.12]", "[192.0.2.10, 192.0.2.12]", "provider.worker_ips", "started twice",
+    ),
+    "node types of a local provider": (
+        ONPREM, "upscaling_speed: 1.0", "head_node_type: head", "head_node_type", "local provider",
+    ),
+    "nobody to log in as": (ONPREM, "ssh_user: ubuntu  ", "ssh_private_key: ~/.ssh/id  ", "auth.ssh_user", "missing"),
+    "a mount that is not there": (
+        AWS, "  ~/buttress/sweep: sweep\n", "  ~/buttress/sweep: sweeps\n",
+        "file_mounts.~/buttress/sweep", "no such file",
+    ),
+    # secrets
+    "AWS key": (
+        AWS, "  cache_stopped_nodes: false", "  cache_stopped_nodes: false\n  # AKIAIOSFODNN7EXAMPLE",
+        "line 14", "AWS access key",
+    ),
+    "W&B key in a command": (
+        AWS, "  - chmod 600", "  - echo export WANDB_API_KEY=0123456789abcdef >> ~/.bashrc\n  - chmod 600",
+        "setup_commands.0", "WANDB_API_KEY",
+    ),
+    "token in a command": (
+        AWS, "RAY_AUTH_MODE=token ray start --head", "RAY_AUTH_MODE=token RAY_AUTH_TOKEN=0a1b2c3d ray start --head",
+        "head_start_ray_commands.1", "RAY_AUTH_TOKEN",
+    ),
+    # RayCluster manifests
+    "unknown field": (
+        KUBERAY, "enableInTreeAutoscaling: true", "enableInTreeAutoscale: true",
+        "spec.enableInTreeAutoscale", "did you mean enableInTreeAutoscaling?",
+    ),
+    "no autoscaler": (
+        KUBERAY, "enableInTreeAutoscaling: true", "enableInTreeAutoscaling: false",
+        "spec.enableInTreeAutoscaling", "off",
+    ),
+    "no idle timeout in the manifest": (
+        KUBERAY, "    idleTimeoutSeconds: 600\n", "", "spec.autoscalerOptions.idleTimeoutSeconds", "missing",
+    ),
+    "container without a token": (
+        KUBERAY, "              env: *token\n              resources:                     # CHANGE",
+        "              env: [{name: RAY_AUTH_MODE, value: token}, {name: RAY_USAGE_STATS_ENABLED, value: \"0\"}]\n"
+        "              resources:                     # CHANGE",
+        "spec.workerGroupSpecs.0.template.spec.containers.0.env", "not given the token",
+    ),
+    "start parameter that is a number": (
+        KUBERAY, 'num-cpus: "0"', "num-cpus: 0", "spec.headGroupSpec.rayStartParams.num-cpus", "has to be a text",
+    ),
+    "unknown start parameter": (
+        KUBERAY, "dashboard-host: 127", "dashbord-host: 127",
+        "spec.headGroupSpec.rayStartParams.dashbord-host", "did you mean dashboard-host?",
+    ),
+    "dashboard of the manifest": (
+        KUBERAY, "dashboard-host: 127.0.0.1", "dashboard-host: 0.0.0.0",
+        "spec.headGroupSpec.rayStartParams.dashboard-host", "dashboard",
+    ),
+    "no memory limit": (
+        KUBERAY, 'limits: {cpu: "8", memory: 28Gi,', 'limits: {cpu: "8",',
+        "spec.workerGroupSpecs.1.template.spec.containers.0.resources.limits.memory", "missing",
+    ),
+    "object store beyond the container": (
+        KUBERAY, 'object-store-memory: "1000000000"', 'object-store-memory: "100000000000"',
+        "spec.headGroupSpec.rayStartParams.object-store-memory", "16Gi",
+    ),
+    "a command that never ends": (
+        KUBERAY, "          - name: ray-head\n", "          - name: ray-head\n            command: [sleep, infinity]\n",
+        "spec.headGroupSpec.template.spec.containers.0.command", "never ends",
+    ),
+    "a command that starts Ray": (
+        KUBERAY, "          - name: ray-head\n",
+        "          - name: ray-head\n            args: [ray start --head --block]\n",
+        "spec.headGroupSpec.template.spec.containers.0.args", "a second time",
+    ),
+    "group without an end": (
+        KUBERAY, "      maxReplicas: 4 ", "      # maxReplicas: 4 ",
+        "spec.workerGroupSpecs.0.maxReplicas", "without end",
+    ),
+    "ports for everybody": (
+        KUBERAY, "  headGroupSpec:\n", "  headGroupSpec:\n    serviceType: LoadBalancer\n",
+        "spec.headGroupSpec.serviceType", "everybody",
+    ),
+    "another Ray": (KUBERAY, 'rayVersion: "2.60.0"', 'rayVersion: "2.9.0"', "spec.rayVersion", "another Ray"),
+    "whatever image": (
+        KUBERAY, "registry.example.com/buttress:0.1.0 ", "registry.example.com/buttress:latest ",
+        "spec.headGroupSpec.template.spec.containers.0.image", "newest",
+    ),
+    "token in the manifest": (
+        KUBERAY, "valueFrom: {secretKeyRef: {name: buttress-ray-token, key: auth_token}}", "value: 0a1b2c3d4e",
+        "spec.autoscalerOptions.env.1.value", "RAY_AUTH_TOKEN",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", BROKEN)
+def test_a_broken_file_gets_one_sentence_about_its_fault_and_no_other(fault: str, tmp_path: Path) -> None:
+    name, old, new, key, words = BROKEN[fault]
+    text = (ROOT / name).read_text()
+    assert old in text, "the shipped file has changed: this test would break nothing"
+    path = tmp_path / "broken.yaml"
+    path.write_text(text.replace(old, new, 1))
+    findings = check(path).findings
+    repeated = {key, *(f"{other}" for other in _aliases(key))}
+    assert findings and {finding.key for finding in findings} <= repeated, [str(finding) for finding in findings]
+    told = str(findings[0])
+    assert told.startswith(f"{path}: {key}: ") and words in told and "\n" not in told
+
+
+def _aliases(key: str) -> set[str]:
+    """Where a fault in an anchored part of a file is told of as well: everywhere it is used."""
+    if key.endswith("ImageId"):
+        return {f"available_node_types.{name}.node_config.ImageId" for name in ("worker", "spot-worker")}
+    if key.endswith("containers.0.image"):
+        return {f"spec.workerGroupSpecs.{number}.template.spec.containers.0.image" for number in (0, 1)}
+    if key == "spec.autoscalerOptions.env.1.value":
+        groups = ("headGroupSpec", "workerGroupSpecs.0", "workerGroupSpecs.1")
+        return {f"spec.{group}.template.spec.containers.0.env.1.value" for group in groups}
+    return set()
+
+
+def test_a_secret_is_named_and_never_printed(tmp_path: Path) -> None:
+    secret = "0123456789abcdef" * 4
+    path = tmp_path / "cluster.yaml"
+    path.write_text((ROOT / AWS).read_text().replace("RAY_AUTH_MODE=token ray", f"RAY_AUTH_TOKEN={secret} ray"))
+    told = " ".join(map(str, check(path).findings))
+    assert "a Ray token stands in the file" in told and secret not in told and secret not in json.dumps(
+        check(path).to_dict()
+    )
+
+
+def test_several_faults_are_all_told(tmp_path: Path) -> None:
+    path = tmp_path / "cluster.yaml"
+    text = (ROOT / AWS).read_text().replace("--dashboard-host=127.0.0.1", "--dashboard-host=0.0.0.0")
+    path.write_text(text.replace("idle_timeout_minutes: 10", "idle_timeout_minutes: 0").replace("m6i.xlarge", "m6i"))
+    keys = [finding.key for finding in check(path).findings]
+    assert keys == [
+        "available_node_types.head.node_config.InstanceType", "idle_timeout_minutes", "head_start_ray_commands.1",
+    ]  # fmt: skip
+
+
+# --- does a sweep fit ----------------------------------------------------------------------------------------------
+
+
+def spec(**resources: Any) -> SweepSpec:
+    return SweepSpec.from_dict(
+        {
+            "trainable": "lithology",
+            "search": {"loss.beta": {"loguniform": [0.05, 30]}},
+            "objectives": ["val/ari"],
+            "budget": {"trials": 4},
+            "resources": resources,
+        }
+    )
+
+
+@pytest.mark.parametrize("name", [AWS, KUBERAY])
+def test_a_sweep_that_fits_is_no_finding(name: str) -> None:
+    fits = spec(workers=2, cpus_per_worker=4, gpus_per_worker=1, concurrency=10)
+    assert check(ROOT / name, fits).findings == ()
+
+
+@pytest.mark.parametrize("name", [AWS, KUBERAY])
+def test_a_concurrency_that_does_not_fit_is_told_with_the_largest_that_does(name: str) -> None:
+    (finding,) = check(ROOT / name, spec(workers=2, cpus_per_worker=4, gpus_per_worker=1, concurrency=11)).findings
+    assert "holds 10 trials" in str(finding) and "1 to 10" in str(finding) and "11" in str(finding)
+
+
+def test_a_worker_that_fits_no_node_is_told() -> None:
+    (finding,) = check(ROOT / AWS, spec(workers=1, cpus_per_worker=64, gpus_per_worker=0)).findings
+    assert "64 CPU" in str(finding) and "does not fit" in str(finding)
+
+
+def test_nothing_is_known_about_machines_that_do_not_say_what_they_have() -> None:
+    assert check(ROOT / ONPREM, spec(workers=1, cpus_per_worker=64, concurrency=99)).findings == ()
+
+
+def test_slots_are_counted_over_nodes_of_both_kinds() -> None:
+    kinds = [Nodes("small", 8, 1, 4), Nodes("large", 48, 4, 2)]
+    resources = spec(workers=3, cpus_per_worker=4, gpus_per_worker=1).resources
+    assert slots(kinds, 6, resources) == (4 + 2 * 4) // 3
+    assert slots(kinds, 3, resources) == (1 + 2 * 4) // 3  # three nodes: both large ones, one small one
+    assert slots([*kinds, Nodes("silent", None, None, 1)], 6, resources) is None
+
+
+# --- start commands as the shell reads them ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "ulimit -n 65536; RAY_AUTH_MODE=token ray start --head",
+        "export RAY_AUTH_MODE=token; ulimit -n 65536; ray start --head",
+        "ulimit -n 65536\nexport RAY_AUTH_MODE=token\n~/venv/bin/ray start \\\n --head > ray.log 2>&1",
+        "ulimit -c unlimited; ulimit -n 65536 || true; env RAY_AUTH_MODE='token' exec ray start --head",
+    ],
+)
+def test_a_start_command_is_read_as_the_shell_would(command: str) -> None:
+    (start,) = read(command)
+    assert start.words == ("--head",) and start.environment["RAY_AUTH_MODE"] == "token"
+    assert start.files == "65536" and not start.files_strict
+
+
+@pytest.mark.parametrize("command", ["ray stop", "echo ray start --head", "ray status; true", "my-ray start --head"])
+def test_what_only_looks_like_a_start_is_none(command: str) -> None:
+    assert read(command) == []
+
+
+# --- the file as such, and the command line ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "mapping"),
+        ("- a\n- b\n", "mapping"),
+        ("a: [", "line 1"),
+        ("provider: {type: aws}\nprovider: {type: gcp}\n", "twice"),
+        ("apiVersion: v1\nkind: Pod\n", "holds no RayCluster"),
+    ],
+)
+def test_a_file_that_is_none_is_refused_in_one_sentence(text: str, words: str, tmp_path: Path) -> None:
+    path = tmp_path / "cluster.yaml"
+    path.write_text(text)
+    with pytest.raises(BadInput, match=words) as refusal:
+        check(path)
+    assert str(path) in str(refusal.value)
+
+
+def test_a_cluster_file_of_hardly_anything_is_judged_without_a_crash(tmp_path: Path) -> None:
+    path = tmp_path / "cluster.yaml"
+    for content in ({"cluster_name": "c"}, {"cluster_name": "c", "provider": {}}, {"provider": {"type": "aws"}},
+                    {"cluster_name": "c", "provider": {"type": "local"}, "available_node_types": {}},
+                    {"apiVersion": "ray.io/v1", "kind": "RayCluster"},
+                    {"apiVersion": "ray.io/v1", "kind": "RayCluster", "spec": {"headGroupSpec": 3}}):  # fmt: skip
+        path.write_text(yaml.safe_dump(content))
+        assert check(path).findings, content
+
+
+def test_a_secret_document_beside_the_cluster_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "cluster.yaml"
+    secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "t"}, "stringData": {"auth_token": "abc"}}
+    path.write_text((ROOT / KUBERAY).read_text() + "---\n" + yaml.safe_dump(secret))
+    assert [finding.key for finding in check(path).findings] == ["Secret.t"]
+
+
+def test_a_token_that_the_operator_makes_will_do(tmp_path: Path) -> None:
+    manifest = yaml.safe_load((ROOT / KUBERAY).read_text())
+    inside = manifest["spec"]
+    off = [{"name": "RAY_USAGE_STATS_ENABLED", "value": "0"}]
+    inside["authOptions"] = {"mode": "token"}
+    inside["autoscalerOptions"].pop("env")
+    for group in (inside["headGroupSpec"], *inside["workerGroupSpecs"]):
+        group["template"]["spec"]["containers"][0]["env"] = off
+    path = tmp_path / "cluster.yaml"
+    path.write_text(yaml.safe_dump(manifest))
+    assert check(path).findings == ()
+    inside["authOptions"]["mode"] = "disabled"
+    path.write_text(yaml.safe_dump(manifest))
+    assert len({finding.key for finding in check(path).findings}) == 4  # the autoscaler and three groups
+
+
+def buttress(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "sweep.cli", "cluster", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+
+
+def test_the_command_says_what_is_wrong_with_every_file_and_leaves_with_2(tmp_path: Path) -> None:
+    bad = tmp_path / "bad.yaml"
+    bad.write_text((ROOT / AWS).read_text().replace("--disable-usage-stats", ""))
+    done = buttress("check", str(ROOT / AWS), str(bad), "--json")
+    first, second, third, told = done.stdout.splitlines()
+    assert done.returncode == 2 and done.stderr == ""
+    assert first.startswith(f"{ROOT / AWS}: buttress on aws")
+    assert second.startswith(f"{bad}: head_start_ray_commands.1: ") and str(bad) in third
+    good, broken = json.loads(told)
+    assert good["ok"] and good["findings"] == [] and good["summary"]
+    assert not broken["ok"] and broken["summary"] is None
+    assert {finding["key"] for finding in broken["findings"]} == {
+        "head_start_ray_commands.1", "worker_start_ray_commands.1",
+    }  # fmt: skip
+
+
+def test_the_command_leaves_with_0_where_nothing_is_wrong() -> None:
+    done = buttress("check", *(str(ROOT / name) for name in SHIPPED), "--spec", "search_spaces/lithology.yaml")
+    assert done.returncode == 0 and len(done.stdout.splitlines()) == len(SHIPPED), done.stdout + done.stderr
+
+
+# --- the token -----------------------------------------------------------------------------------------------------
+
+
+def test_the_token_is_made_where_ray_looks_closed_to_others_and_not_printed(tmp_path: Path) -> None:
+    done = buttress("token")
+    token = tmp_path / "home" / ".ray" / "auth_token"
+    assert done.returncode == 0 and token.stat().st_mode & 0o777 == 0o600
+    text = token.read_text()
+    assert len(text) == 64 and int(text, 16) and text not in done.stdout + done.stderr
+    code = (
+        "from ray._raylet import AuthenticationTokenLoader as A; a = A.instance();"
+        "print(a.has_token(ignore_auth_mode=True), a.get_raw_token(ignore_auth_mode=True))"
+    )
+    asked = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert asked.stdout.split() == ["True", text]  # Ray itself finds it
+
+
+def test_a_token_is_not_replaced_by_accident(tmp_path: Path) -> None:
+    path = tmp_path / "tokens" / "mine"
+    assert buttress("token", "--path", str(path)).returncode == 0
+    first = path.read_text()
+    refused = buttress("token", "--path", str(path))
+    assert refused.returncode == 2 and "--force" in refused.stderr and path.read_text() == first
+    assert first not in refused.stderr
+    assert buttress("token", "--path", str(path), "--force").returncode == 0
+    assert path.read_text() != first and path.stat().st_mode & 0o777 == 0o600
+    assert [entry.name for entry in path.parent.iterdir()] == ["mine"]
+
+
+def test_a_token_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    refused = buttress("token", "--path", str(tmp_path / "file" / "token"))
+    assert refused.returncode == 2 and "cannot be written" in refused.stderr

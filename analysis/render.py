@@ -6,8 +6,8 @@ one with a sentence for every trial that was stopped or failed, and a summary. N
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.padding import Padding
@@ -16,6 +16,7 @@ from rich.text import Text
 
 from analysis.explain import Explanation, reason
 from analysis.journal import Journal, owner
+from analysis.replay import sentences
 from analysis.selection import best, healthy, pareto, value_of
 from analysis.table import Row, budget_of, epochs_run, last_values, rows, searched, sort
 from analysis.wording import clock, duration, number, percent, plural
@@ -270,3 +271,32 @@ def _folded(name: str, widest: int = 10) -> str:
             lines.append("")
         lines[-1] += part
     return "\n".join(line if len(line) <= widest + 2 else line[: widest + 1] + "…" for line in lines)
+
+
+#: Curves shown one by one; of more, only the summary and those that were killed or warned of.
+SHOWN = 40
+
+
+def replayed(result: Mapping[str, Any]) -> RenderableType:
+    """What rules would have done to recorded curves (`analysis.replay.result`): a line per curve, and the summary."""
+    entries = result["curves"]
+    if len(entries) > SHOWN:
+        entries = [entry for entry in entries if entry["killed_at"] is not None or entry["warnings"]][:SHOWN]
+    lines = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    for title in ("curve", "killed at", "of what", "spent", "warned of (at)"):
+        lines.add_column(title, overflow="fold", justify="right" if title in ("killed at", "spent") else "left")
+    for entry in entries:
+        warned = zip(entry["warnings"], entry["warned_at"], strict=True)
+        lines.add_row(
+            entry["curve"],
+            Text(number(entry["killed_at"], 7), style="" if entry["kind"] is None else "red"),
+            entry["kind"] or "-",
+            percent(entry["spent"]),
+            ", ".join(f"{kind} ({number(at, 7)})" for kind, at in warned) or "-",
+        )
+    summary = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    for what, figure in sentences(result["summary"]):
+        summary.add_row(Text(what, style="bold"), figure)
+    left_out = len(result["curves"]) - len(entries)
+    notes = [*result["notes"], *([f"{left_out:,} further curves are not shown"] if left_out else [])]
+    return Group(lines, Text(), summary, *(Text(f"Note: {note}.", style="dim") for note in notes))

@@ -22,12 +22,13 @@ a pure function of the trial's reports. A rules file:
     median_ratio         value / median of the `window` values before it
     slope                least-squares slope of the last `window` values, per report
     absent               holds when the metric is missing from `window` reports in a row (default 1); no threshold
+    lost                 as `absent`, of a metric that has been reported before (it abstains until then)
     nonfinite            holds when the metric is reported but not finite; no threshold
 
 and every other one has exactly one of `below` and `above`: a number, `{per_dim: x}` (x times the reported number of
 latent dimensions: `<prefix>/dims` beside the metric, else `latent/dims`) or `{relative_to: metric, factor: f}` (f times
 that metric's value in the same report). Windows, best values and medians look at every report of the trial that holds a
-finite value, also those of the warm-up; `absent` counts within the rule's phase.
+finite value, also those of the warm-up; `absent` and `lost` count within the rule's phase.
 
 **Abstaining.** A sign abstains when its metric (or the one its threshold needs) is missing from the report or is not
 finite: NaN is no evidence for or against a value, it is what `nonfinite` is for. A sign whose window is not full yet
@@ -64,7 +65,8 @@ __all__ = ["Evidence", "Observation", "Rule", "RuleSet", "Sign", "TrialWatch", "
 
 DIVERGED = "diverged"
 WINDOWLESS = ("value", "best_ratio", "nonfinite")
-YES_OR_NO = ("absent", "nonfinite")
+COUNTED = ("absent", "lost")
+YES_OR_NO = (*COUNTED, "nonfinite")
 _THRESHOLDS = "a number, {per_dim: number} or {relative_to: metric, factor: number}"
 
 
@@ -122,9 +124,9 @@ class Observation(_Section):
     """One metric, transformed, held against one threshold."""
 
     metric: Name
-    transform: Literal["value", "best_ratio", "window_max_over_min", "median_ratio", "slope", "absent", "nonfinite"] = (
-        "value"
-    )
+    transform: Literal[
+        "value", "best_ratio", "window_max_over_min", "median_ratio", "slope", "absent", "lost", "nonfinite"
+    ] = "value"
     window: Many | None = None
     below: Threshold | None = None
     above: Threshold | None = None
@@ -133,7 +135,7 @@ class Observation(_Section):
     def _complete(self) -> Observation:
         if self.transform in WINDOWLESS and self.window is not None:
             raise BadInput(f"the transform `{self.transform}` takes no window", key="window", value=self.window)
-        if self.transform not in (*WINDOWLESS, "absent") and (self.window is None or self.window < 2):
+        if self.transform not in (*WINDOWLESS, *COUNTED) and (self.window is None or self.window < 2):
             value = ... if self.window is None else self.window
             problem = f"the transform `{self.transform}` needs a window of reports"
             raise BadInput(problem, key="window", value=value, accepted="2 or more")

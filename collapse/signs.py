@@ -68,6 +68,7 @@ class Observer:
         self._better = min if key.best == "above" else max
         self._best: float | None = None
         self._missing = 0  # reports in a row
+        self._known = key.transform == "absent"  # `lost` needs to have seen it
         compute, length = WINDOWED.get(key.transform, (None, None))
         self._compute = compute
         self._history: deque[float] = deque(maxlen=length(self.window) if length else 1)
@@ -78,10 +79,11 @@ class Observer:
         if self._key.epoch_ends and not report.ends_epoch:
             return
         value = row.get(self.metric)
-        if self.transform == "absent":
+        if self.transform in ("absent", "lost"):
             inside = self._key.phase is None or report.phase == self._key.phase
+            self._known = self._known or value is not None
             self._missing = self._missing + 1 if value is None and inside else 0
-            self.here, self.value = True, float(self._missing)
+            self.here, self.value = self._known, float(self._missing)
         elif self.transform == "nonfinite":
             self.here, self.value = value is not None, float(value is not None and math.isnan(value))
         elif value is None or math.isnan(value):
@@ -113,7 +115,7 @@ class SignWatch:
             sign.transform,
             sign.window,
             best=sign.comparison if sign.transform == "best_ratio" else None,
-            phase=rule.phase if sign.transform == "absent" else None,
+            phase=rule.phase if sign.transform in ("absent", "lost") else None,
             epoch_ends=rule.reports == "epoch_ends",
         )
         self.sign, self.observer = sign, observers.setdefault(key, Observer(key))
@@ -141,7 +143,7 @@ class SignWatch:
         value = self.observer.value
         if not self.observer.here:
             return None
-        if self.sign.comparison is None:  # absent, nonfinite
+        if self.sign.comparison is None:  # absent, lost, nonfinite
             return value is not None and value >= self.observer.window
         self.threshold = self._limit(row)
         if self.threshold is None:
@@ -181,7 +183,7 @@ class SignWatch:
         return Evidence(
             metric=self.sign.metric,
             transform=self.sign.transform,
-            values=() if self.sign.transform == "absent" else tuple(each.value for each in seen),
+            values=() if self.sign.transform in ("absent", "lost") else tuple(each.value for each in seen),
             threshold=threshold,
             comparison=self.sign.comparison,
             reports=tuple(reports),

@@ -66,8 +66,8 @@ class Evidence:
         total KL was 0.012, 0.009 nats at epoch 3 (steps 1200, 1300): below 0.3 nats in 2 reports in a row
         """
         metric, unit = words(self.metric)
-        if self.transform == "absent":
-            return f"{metric} was absent {_when(self.reports)}"
+        if self.transform in ("absent", "lost"):
+            return f"{metric} was {self.transform} {_when(self.reports)}"
         if self.transform == "nonfinite":
             return f"{metric} was not finite {_when(self.reports)}"
         before, after = PHRASES[self.transform]

@@ -200,6 +200,31 @@ def export(
 
 
 @app.command()
+def replay(
+    curves: Annotated[
+        str,
+        typer.Argument(metavar="CURVES", help="A sweep, a CSV, Parquet or CollapseBench file, or a folder of files."),
+    ],
+    family: Annotated[str, typer.Option("--family", "-f", help="Whose rules, such as lithology or radio.")],
+    rules: Annotated[Path | None, typer.Option(help="This rules file instead of the family's.")] = None,
+    steps_per_epoch: Annotated[
+        int | None, typer.Option(min=1, help="Of curves that tell their epochs only; default 1,000.")
+    ] = None,
+    json_: Json = False,
+) -> None:
+    """Show what rules would have done to recorded curves: kills, warnings, and where the truth is known, how right."""
+    from analysis.curves import read
+    from analysis.render import replayed
+    from analysis.replay import result
+    from sweep.opening import rules_of
+
+    found = result(read(curves, steps_per_epoch=steps_per_epoch), rules_of(family, rules), family=family)
+    _console().print(replayed(found))
+    if json_:
+        _print_json(found)
+
+
+@app.command()
 def train(
     config: Annotated[
         Path, typer.Argument(metavar="CONFIG", help="A config, such as one written by `buttress export`.")

@@ -45,6 +45,15 @@ def family_rules(trainable: str) -> RuleSet:
     return RuleSet.load(path)
 
 
+def rules_of(family: str, path: Path | None = None) -> RuleSet:
+    """The rules in the file at `path`, else the family's; raises BadInput for a family that has none."""
+    if path is not None:
+        return RuleSet.load(path)
+    if ":" not in family and trainables.rules_file(family) is None:
+        trainables.load(family)
+    return family_rules(family)
+
+
 def header(spec: SweepSpec, trainable: Any, rules: RuleSet, sweep: str) -> Line:
     return journal.header(
         sweep=sweep,

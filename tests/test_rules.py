@@ -107,6 +107,15 @@ def test_absent_counts_within_the_phase_only() -> None:
     assert raised == [False] * 6 + [True] * 2
 
 
+def test_lost_is_silent_until_the_metric_has_been_reported_once() -> None:
+    rules = one_rule({"metric": "d", "transform": "lost", "window": 2}, action="warn")
+    seen = [None, None, None, 1.0, None, None]
+    rows = [{"d": value} if value is not None else {} for value in seen]
+    found = play(rules, rows)
+    assert [bool(verdict.warnings) for verdict in found] == [False] * 5 + [True]
+    assert found[-1].warnings[0].message == "d was lost at epoch 6 (step 600)"
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, None])
 def test_nonfinite_is_one_thing_however_it_is_written(bad: float | None) -> None:
     rules = one_rule({"metric": "loss", "transform": "nonfinite"}, kind="diverged", patience=2)

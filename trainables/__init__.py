@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from trainables.base import Trainable
 
 FAMILIES = {
+    "occupancy": "trainables.occupancy.train:Occupancy",
     "lithology": "trainables.lithology.train:Lithology",
     "rainfall": "trainables.rainfall.train:Rainfall",
 }
@@ -59,12 +60,12 @@ def load(name: str) -> Trainable[Any]:
 def rules_file(name: str) -> Path | None:
     """The family's `rules.yaml`, found as a file so that no family is imported; None for a family without one.
 
-    For `my_package.module:MyTrainable` the file is `rules.yaml` beside the module.
+    For `my_package.module:MyTrainable` the file is `rules.yaml` beside the module. A folder of this package that has
+    rules but no trainer yet counts as a family here.
     """
     module_name = FAMILIES.get(name, name).partition(":")[0]
-    if name in FAMILIES:
-        path = Path(__file__).parent / name / "rules.yaml"
-    else:
+    path = Path(__file__).parent / name / "rules.yaml"
+    if name not in FAMILIES and not path.is_file():
         spec = importlib.util.find_spec(module_name)
         path = Path(spec.origin).parent / "rules.yaml" if spec and spec.origin else Path("rules.yaml")
     return path if path.is_file() else None

@@ -1,0 +1,278 @@
+"""Recorded training curves, wherever they come from, as the reports that rules look at.
+
+In go a sweep's folder or journal, a CSV or Parquet table, a file of CollapseBench, or a folder of such files; out come
+`Curve`s. A table has one row per report and a `step` column, an `epoch` column or both; a column `trial`, `curve` or
+`run` tells several curves apart, and a column `truth` (healthy, collapsed, diverged, ambiguous) says what became of
+each. An empty cell means that the metric was not reported; `nan` and `inf` that it was, and was not finite.
+
+What foreign curves leave open is settled the same way for all: epochs numbered from 0 count as completed when their row
+is written; a curve without steps has `STEPS_PER_EPOCH` of them an epoch unless its reader is told otherwise; beta is
+full from the row on from which its column (`beta`, `train/beta`, `beta_schedule`, `kl_weight`) never moves again, from
+the start where there is no such column, and never where it still moves in the last row; phases are numbered from 0.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from analysis import journal
+from search_spaces.errors import BadInput
+
+#: Of a curve that tells its epochs only: long enough that a grace in steps has passed after one epoch.
+STEPS_PER_EPOCH = 1000
+#: Key of a CollapseBench file's metadata.
+COLLAPSEBENCH = b"collapsebench"
+
+NAMES = ("trial", "curve", "run")
+STEPS = ("step", "global_step", "iteration")
+BETAS = ("train/beta", "beta", "beta_schedule", "kl_weight")
+_MOMENT = (*NAMES, *STEPS, "epoch", "phase", "full_beta_epochs", "full_beta_steps", "closing", "truth", "cpu_s")
+DEAD = ("collapsed", "diverged")
+TRUTHS = ("healthy", *DEAD, "ambiguous")
+
+Row = Mapping[str, Any]
+Line = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What became of a trial that nobody stopped (benchmarks/collapsebench). `onset`: index of the first report at
+    which a dead trial was dead for good. `value`: its objective at its best epoch at full beta, None without one."""
+
+    is_: str
+    onset: int | None = None
+    value: float | None = None
+    late_bloomer: bool = False
+    recoverer: bool = False
+
+    @property
+    def dead(self) -> bool:
+        return self.is_ in DEAD
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One trial's reports, with the keys of a journal's report lines that judging reads, and `at`: how the source
+    numbers them (by step, else by epoch). `seconds`: training time up to each report, where the source tells it."""
+
+    name: str
+    reports: tuple[Line, ...]
+    at: tuple[float, ...]
+    budget_epochs: int
+    truth: Truth | None = None
+    seconds: tuple[float, ...] | None = None
+    about: Mapping[str, Any] = field(default_factory=dict)
+
+    def spent(self, index: int) -> float:
+        """Share of the curve that lies behind report `index`."""
+        first, last = self.reports[index], self.reports[-1]
+        return first["step"] / last["step"] if last["step"] else (index + 1) / len(self.reports)
+
+
+@dataclass(frozen=True)
+class Curves:
+    """What one source held. `about` is the metadata of CollapseBench: family, objective, direction and more."""
+
+    curves: tuple[Curve, ...]
+    about: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+def read(source: str | os.PathLike[str], *, steps_per_epoch: int | None = None, runs: str = "runs") -> Curves:
+    """The curves of `source`; raises BadInput for what is missing, empty or of no known kind."""
+    path = Path(source)
+    if path.suffix in (".csv", ".parquet") or (path.is_dir() and not (path / journal.FILE).is_file()):
+        files = [path] if not path.is_dir() else sorted(p for p in path.rglob("*") if p.suffix in (".csv", ".parquet"))
+        if files:
+            return _joined([_read_file(file, steps_per_epoch) for file in files])
+    return _from_journal(journal.read(journal.find(source, runs).path))
+
+
+def _joined(parts: Sequence[Curves]) -> Curves:
+    if len({part.about.get("family") for part in parts}) > 1:
+        raise BadInput("the folder holds curves of several families", accepted="one file, or files of one family")
+    notes = tuple(dict.fromkeys(note for part in parts for note in part.notes))
+    return Curves(tuple(curve for part in parts for curve in part.curves), parts[0].about, notes)
+
+
+# ------------------------------------------------------------------------------------------------------------- tables
+
+
+def _read_file(path: Path, steps_per_epoch: int | None) -> Curves:
+    if path.suffix == ".csv":
+        columns, rows = _csv(path)
+        about: dict[str, Any] = {}
+    else:
+        columns, rows, about = _parquet(path)
+    if not rows:
+        raise BadInput("the table has no rows", where=path)
+    if not {"epoch", *STEPS} & set(columns):
+        accepted = "a column `step` or `epoch`, one row per report"
+        raise BadInput("no column says when a row was reported", where=path, value=columns, accepted=accepted)
+    name = next((name for name in NAMES if name in columns), None)
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(str(row[name]) if name else path.stem, []).append(row)
+    known = {str(entry["trial"]): entry for entry in about.get("trials", ())}
+    notes = []
+    if not set(STEPS) & set(columns) and steps_per_epoch is None:
+        notes.append(f"curves without steps are taken to have {STEPS_PER_EPOCH:,} an epoch")
+    curves = tuple(
+        _curve(key, group, known.get(key), steps_per_epoch or STEPS_PER_EPOCH, path) for key, group in groups.items()
+    )
+    return Curves(curves, {key: value for key, value in about.items() if key != "trials"}, tuple(notes))
+
+
+def _csv(path: Path) -> tuple[list[str], list[Row]]:
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as handle:
+            reader = csv.DictReader(handle)
+            texts = list(reader)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise BadInput(f"the table cannot be read ({error})", where=path) from None
+    columns = [column for column in reader.fieldnames or () if column]
+    return columns, [{column: _cell(text[column]) for column in columns} for text in texts]
+
+
+def _cell(text: str | None) -> float | str | None:
+    """A number (NaN where it is not finite), None for an empty cell, else the text."""
+    if text is None or not text.strip():
+        return None
+    if text.strip().lower() in ("true", "false"):
+        return float(text.strip().lower() == "true")
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def _parquet(path: Path) -> tuple[list[str], list[Row], dict[str, Any]]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        table = pyarrow.parquet.read_table(path)
+    except (OSError, pyarrow.ArrowException) as error:
+        raise BadInput(f"the table cannot be read ({str(error).splitlines()[0]})", where=path) from None
+    about = json.loads((table.schema.metadata or {}).get(COLLAPSEBENCH, b"{}"))
+    columns = [name for name in table.column_names if not name.startswith("__index")]
+    values = {name: table.column(name).to_pylist() for name in columns}
+    rows: list[Row] = [dict(zip(columns, row, strict=True)) for row in zip(*values.values(), strict=True)]
+    return columns, rows, about
+
+
+def _curve(name: str, rows: Sequence[Row], known: Mapping[str, Any] | None, steps_per_epoch: int, path: Path) -> Curve:
+    step_column = next((column for column in STEPS if any(row.get(column) is not None for row in rows)), None)
+    by = step_column or "epoch"
+    at = [_at(row, by, path) for row in rows]
+    epochs = _epochs(rows)
+    steps = [int(value) for value in at] if step_column else [epoch * steps_per_epoch for epoch in epochs]
+    given = "full_beta_steps" in rows[0] and "full_beta_epochs" in rows[0]
+    full = None if given else _full_from(rows)
+    first_phase = min((int(row.get("phase") or 0) for row in rows), default=0)
+    reports: list[Line] = []
+    for index, row in enumerate(rows):
+        metrics = {key: value for key, value in row.items() if key not in _MOMENT and not isinstance(value, str)}
+        present = {key: float(value) for key, value in metrics.items() if value is not None}
+        before = (epochs[full - 1], steps[full - 1]) if full else (0, 0)
+        age = (epochs[index] - before[0], steps[index] - before[1]) if full is not None and index >= full else (0, 0)
+        if given:
+            age = (int(row["full_beta_epochs"]), int(row["full_beta_steps"]))
+        reports.append(
+            {
+                "epoch": epochs[index],
+                "step": steps[index],
+                "full_beta_epochs": age[0],
+                "full_beta_steps": age[1],
+                "phase": int(row.get("phase") or 0) - (0 if given else first_phase),
+                "closing": bool(row.get("closing") or 0),
+                "metrics": {key: value if math.isfinite(value) else None for key, value in present.items()},
+                "nonfinite": [key for key, value in present.items() if not math.isfinite(value)],
+            }
+        )
+    seconds = tuple(float(row["cpu_s"]) for row in rows) if rows[0].get("cpu_s") is not None else None
+    budget = int((known or {}).get("budget_epochs") or max(epochs))
+    return Curve(name, tuple(reports), tuple(at), budget, _truth(rows, known, path), seconds, known or {})
+
+
+def _at(row: Row, column: str, path: Path) -> float:
+    value = row.get(column)
+    if not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise BadInput("a row does not say when it was reported", where=path, key=column, value=value)
+    return int(value) if float(value).is_integer() else float(value)
+
+
+def _epochs(rows: Sequence[Row]) -> list[int]:
+    """Completed epochs at each row; 0 throughout where only steps are told."""
+    if any(not isinstance(row.get("epoch"), (int, float)) for row in rows):
+        return [0] * len(rows)
+    numbers = [int(row["epoch"]) for row in rows]
+    health = len(set(numbers)) < len(numbers)  # several reports an epoch: ours, which count what is completed
+    return [number + 1 for number in numbers] if numbers[0] == 0 and not health else numbers
+
+
+def _full_from(rows: Sequence[Row]) -> int | None:
+    """Index of the first row at full beta; None where beta still moves at the end."""
+    name = next((name for name in BETAS if any(isinstance(row.get(name), (int, float)) for row in rows)), None)
+    if name is None:
+        return 0
+    values = [row.get(name) for row in rows]
+    last = values[-1]
+    index = len(values)
+    while index and values[index - 1] == last:
+        index -= 1
+    return index if index == 0 or len(values) - index >= 2 else None
+
+
+def _truth(rows: Sequence[Row], known: Mapping[str, Any] | None, path: Path) -> Truth | None:
+    if known is not None and "truth" in known:
+        return Truth(
+            known["truth"], known.get("onset"), known.get("value"),
+            bool(known.get("late_bloomer")), bool(known.get("recoverer")),
+        )  # fmt: skip
+    told = rows[-1].get("truth")
+    if told is None:
+        return None
+    if told not in TRUTHS:
+        raise BadInput("is no ground truth", where=path, key="truth", value=told, accepted=", ".join(TRUTHS))
+    return Truth(str(told))
+
+
+# ----------------------------------------------------------------------------------------------------------- journals
+
+
+def _from_journal(read: journal.Journal) -> Curves:
+    curves = []
+    for record in read.trials.values():
+        if not record.reports:
+            continue
+        names = ("epoch", "step", "full_beta_epochs", "full_beta_steps", "phase", "closing")
+        reports = tuple(
+            {
+                **{name: getattr(report, name) for name in names},
+                "metrics": dict(report.metrics),
+                "nonfinite": list(report.nonfinite),
+            }
+            for report in record.reports
+        )
+        at, seconds = tuple(r.step for r in record.reports), tuple(r.seconds for r in record.reports)
+        budget = record.budget_epochs or reports[-1]["epoch"]
+        curves.append(Curve(record.id, reports, at, int(budget), None, seconds, {"params": record.params}))
+    if not curves:
+        raise BadInput("no trial of this sweep has reported anything yet", where=read.path)
+    objective = read.objectives[0]
+    about = {"family": read.header.trainable, "objective": objective.metric, "direction": objective.direction}
+    note = "the curves of a sweep end where its own rules and rungs stopped them"
+    return Curves(tuple(curves), about, (note,))
+
+
+def objectives(curves: Iterable[Curve]) -> set[str]:
+    """Every metric that some curve reports."""
+    return {key for curve in curves for report in curve.reports for key in report["metrics"]}

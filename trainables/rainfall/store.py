@@ -7,10 +7,12 @@ and day categories are computed in one place, on the training days alone. `data.
     data/Y_hr/day_000000.npy      float32 [1, H, W], (log1p(mm) - mean) / std per pixel, not clipped
     data/statics/*.npy            float32 [1, H, W]: land_sea_mask (1 = land), dist_to_coast_km, elevation_m (optional)
     data/metadata/                split.json, categories.json, thresholds.json (z), H_W.json, units.json,
-                                  ERA5_mean_train.npy, ERA5_std_train.npy (of log1p(mm)), p95_mmday.npy, p99_mmday.npy
+                                  ERA5_mean_train.npy, ERA5_std_train.npy (of log1p(mm)), p95_mmday.npy,
+                                  p99_mmday.npy, X_mean_train.npy, X_std_train.npy (of the predictor's channels)
 
 The names are the original's (ERA5_* hold the target's statistics there, too). `units.json` and `p95_mmday.npy` are ours:
-the original left them out, and a default of 20 mm took their place.
+the original left them out, and a default of 20 mm took their place. So are the predictor's statistics, which training
+does not need: with them a channel of rain can be turned back into mm.
 """
 
 from __future__ import annotations
@@ -67,7 +69,7 @@ def write(
     rain -= mean
     rain /= std
     thresholds = {name: float(np.percentile(daily_max(rain, land)[train], q)) for name, q in PERCENTILES.items()}
-    _standardise(predictors, train, choices)
+    low_mean, low_std = _standardise(predictors, train, choices)
 
     folder = root / "data"
     for name in ("X_lr", "Y_hr", "statics", "metadata"):
@@ -81,6 +83,8 @@ def write(
     meta = folder / "metadata"
     np.save(meta / "ERA5_mean_train.npy", mean.astype(np.float32))
     np.save(meta / "ERA5_std_train.npy", std.astype(np.float32))
+    np.save(meta / "X_mean_train.npy", low_mean)
+    np.save(meta / "X_std_train.npy", low_std)
     np.save(meta / "p95_mmday.npy", np.float64(p95))
     np.save(meta / "p99_mmday.npy", np.float64(p99))
     categories = categorise(rain, land, coast, thresholds, choices.heavy_pixels)
@@ -90,7 +94,7 @@ def write(
     _json(meta / "thresholds.json", thresholds)
     _json(meta / "H_W.json", {"H": rain.shape[1], "W": rain.shape[2]})
     units = {"rain": choices.unit, "thresholds.json": "z", "p95_mmday.npy": choices.unit, "p99_mmday.npy": choices.unit}
-    _json(meta / "units.json", {**units, "definition": definition, **(about or {})})
+    _json(meta / "units.json", {**units, "definition": definition, **(about or {}), "rain_channels": list(choices.logged)})
     return root
 
 
@@ -167,14 +171,19 @@ def _statistics(
     return mean, std
 
 
-def _standardise(predictors: np.ndarray, train: np.ndarray, choices: Choices) -> None:
+def _standardise(predictors: np.ndarray, train: np.ndarray, choices: Choices) -> tuple[np.ndarray, np.ndarray]:
+    """In place, per cell and channel (pooled: per channel); returns mean and deviation, [C, h, w] each."""
     for channel in choices.logged:
         np.log1p(predictors[:, channel], out=predictors[:, channel])
     known = predictors[train].astype(np.float64)
     axes = (0, 2, 3) if choices.pooled else (0,)
-    predictors -= known.mean(axes, keepdims=True)[0].astype(predictors.dtype)
-    predictors /= np.maximum(known.std(axes, ddof=1, keepdims=True)[0], SEA_STD).astype(predictors.dtype)
+    mean = known.mean(axes, keepdims=True)[0].astype(predictors.dtype)
+    std = np.maximum(known.std(axes, ddof=1, keepdims=True)[0], SEA_STD).astype(predictors.dtype)
+    predictors -= mean
+    predictors /= std
     np.clip(predictors, -CLIP, CLIP, out=predictors)
+    shape = predictors.shape[1:]
+    return np.broadcast_to(mean, shape).copy(), np.broadcast_to(std, shape).copy()
 
 
 def _json(path: Path, content: Any) -> None:

@@ -3,7 +3,7 @@
 `write(root, size, seed)` writes train, val and test days as `store.write` does for real ones. Rain is a Gaussian field
 (an intensity of the day, a smooth large-scale part, a small-scale part), pushed through the marginal of land
 pixel-days that the original's thresholds tell: dry mass, gamma body, generalised Pareto tail above 11.7 mm. What the
-predictor shows lacks the day's hidden intensity and everything smaller than its cells: that is left to the code z.
+predictor shows lacks a hidden intensity and pattern and everything smaller than its cells: that is left to the code z.
 """
 
 from __future__ import annotations
@@ -24,9 +24,10 @@ CHANNELS = ("tas", "pr", "huss", "sfcWind", "tasmax", "tasmin")
 TAIL_FROM, TAIL_SHARE, TAIL_SHAPE, TAIL_SCALE, CAP = 11.7, 0.10, 0.16, 11.5, 500.0
 WET_SHARE = 0.42  # of land pixel-days
 BODY_SHAPE = 0.6  # of the gamma between the dry mass and the tail
-#: Variance shares of the Gaussian field. The day's part is what makes storms organised (heavy days: three quarters of
-#: the land wet, 20 mm on average); `hidden` is the part of it that no predictor knows.
-DAY, HIDDEN, LARGE = 0.20, 0.10, 0.15
+#: Variance shares of the Gaussian field: intensity of the day and a smooth pattern, of each a part that predictors know
+#: and a hidden one; the rest is small-scale. The day's share makes storms organised (heavy days: three quarters of the
+#: land wet, 20 mm on average); the hidden parts are what a few latent dimensions can carry.
+DAY, HIDDEN_DAY, LARGE, HIDDEN_LARGE = 0.10, 0.10, 0.20, 0.25
 DRIFT = 0.15  # deviations by which val and test days are wetter: twice as many of them are heavy
 PERSISTENCE = 0.6  # of the weather from day to day
 
@@ -46,11 +47,11 @@ class Size:
         return self.low[0] * self.factor, self.low[1] * self.factor
 
 
-#: `full` is the original's. The others see the same place through coarser pixels (12 and 16 km), heavy days by area.
+#: `full` is the original's. The others see the same weather through coarser pixels; heavy days by area.
 SIZES = {
     "full": Size((9928, 2482, 1825)),
-    "small": Size((600, 120, 80), factor=4, cell_km=12.0, heavy_pixels=3),
-    "tiny": Size((48, 16, 12), low=(7, 6), factor=4, cell_km=24.0, heavy_pixels=2),
+    "small": Size((640, 120, 80), low=(7, 6), factor=4, cell_km=16.0, heavy_pixels=2),
+    "tiny": Size((48, 16, 12), low=(5, 4), factor=4, cell_km=24.0, heavy_pixels=2),
 }
 
 
@@ -104,7 +105,7 @@ class _Weather:
 
     def __init__(self, size: Size, random: np.random.Generator) -> None:
         self.size, self.random = size, random
-        self.pixel = 12 / size.factor  # of the original's 4 km pixels in a side of ours
+        self.pixel = size.cell_km / 4.0  # of the original's 4 km pixels in a side of ours
         self.large, self.level = self._smooth(60.0), self._one()
         self.own = [self._coarse() for _ in CHANNELS]
 
@@ -113,13 +114,14 @@ class _Weather:
         keep, new = PERSISTENCE, np.sqrt(1 - PERSISTENCE**2)
         self.level = keep * self.level + new * self._one()
         self.large = keep * self.large + new * self._smooth(60.0)
-        hidden, small = self._one(), self._smooth(self.random.uniform(5.0, 15.0))
-        rest = 1 - DAY - LARGE
-        known = np.sqrt(DAY - HIDDEN) * self.level + np.sqrt(LARGE) * self.large + np.sqrt(rest) * small
+        small = self._smooth(self.random.uniform(5.0, 15.0))
+        hidden = np.sqrt(HIDDEN_DAY) * self._one() + np.sqrt(HIDDEN_LARGE) * self._smooth(60.0)
+        rest = 1 - DAY - HIDDEN_DAY - LARGE - HIDDEN_LARGE
+        known = np.sqrt(DAY) * self.level + np.sqrt(LARGE) * self.large + np.sqrt(rest) * small
         if drifted:
             known = known + DRIFT
-        seen = known / np.sqrt(1 - HIDDEN)
-        rain = rain_of(known + np.sqrt(HIDDEN) * hidden)
+        seen = known / np.sqrt(1 - HIDDEN_DAY - HIDDEN_LARGE)
+        rain = rain_of(known + hidden)
         return rain.astype(np.float32), self._predictors(rain_of(seen), seen)
 
     def _predictors(self, shown: np.ndarray, seen: np.ndarray) -> np.ndarray:

@@ -23,9 +23,9 @@ from trainables.occupancy.config import Data
 from trainables.occupancy.poses import ANGULAR, LINEAR, POSITION, ROTATION, matrix, velocities
 from trainables.occupancy.voxels import Grid, to_ego, to_world
 
-VERSION = 2
+VERSION = 3
 FRAME_SECONDS = 0.5
-GROUND = 2.0  # cells above the lowest: what boxes stand on
+GROUND = (0.05, 0.45)  # height of the terrain that boxes stand on, as a share of the grid: it differs by scene
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ def _boxes(
     low, high, cell = np.array(grid.low), np.array(grid.high), np.array(grid.size)
     half = (high - low) / 2
     places = [low + half + random.uniform(-0.75, 0.75, 3) * half for _ in kinds]
-    ground = low[2] + GROUND * cell[2]
+    ground = low[2] + random.uniform(*GROUND) * grid.cells[2] * cell[2]
     shapes = [random.uniform(0.5, 1.5, 3) for _ in kinds]
     steps = [np.append(random.uniform(-1, 1, 2), 0.0) for _ in kinds]
     speeds = [random.uniform(0, 0.8) * cell[0] * step / np.linalg.norm(step) for step in steps]

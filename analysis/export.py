@@ -22,6 +22,7 @@ import yaml
 from analysis.explain import reason
 from analysis.journal import Journal, TrialRecord
 from analysis.selection import best, best_of, pareto
+from analysis.storage import origin, unreachable
 from analysis.wording import listing, number
 from search_spaces.errors import BadInput
 
@@ -136,6 +137,13 @@ def checkpoint_of(journal: Journal, record: TrialRecord) -> Path:
         problem = f"trial {record.id} left no checkpoint of a valid epoch"
     else:
         path = journal.trial_folder(record.id) / found.checkpoint
+        if not path.is_file() and (store := origin(journal.folder)) is not None:
+            try:
+                return store.download(f"trials/{record.id}/{found.checkpoint}", path)
+            except FileNotFoundError:
+                pass
+            except OSError as error:
+                raise unreachable(store, error) from None
         if path.is_file():
             return path
         problem = f"the checkpoint of trial {record.id} is gone ({path})"

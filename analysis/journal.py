@@ -59,6 +59,8 @@ __all__ = [
     "refused", "report", "resume", "rung", "start", "trial",
 ]
 
+#: In a folder whose journal came from remote storage: the URL of the sweep there.
+ORIGIN = "origin.url"
 #: Kinds of line that are on the disk before `write` returns.
 DURABLE = frozenset({"header", "resume", "trial", "outcome", "end"})
 
@@ -191,8 +193,9 @@ def report(
     )
 
 
-def lost(id: str, attempt: int, *, reason: str) -> Line:
-    return _line("lost", id, attempt, reason=reason)
+def lost(id: str, attempt: int, *, reason: str, moved: bool = False) -> Line:
+    """`moved`: given up in good order (a node that is drained); it does not count against the trial."""
+    return _line("lost", id, attempt, reason=reason, moved=moved)
 
 
 def rung(
@@ -282,8 +285,16 @@ def lock_file(path: Path) -> Path:
 def owner(path: str | os.PathLike[str]) -> Owner | None:
     """Who is writing this journal now; None when nobody is.
 
-    Reads the lock, not the file's contents alone: a driver that was killed leaves its name but not its lock.
+    Reads the lock, not the file's contents alone: a driver that was killed leaves its name but not its lock. Of a
+    journal that came from remote storage it reads the lease there.
     """
+    if (Path(path).parent / ORIGIN).exists():
+        from analysis import storage
+
+        store = storage.origin(Path(path).parent)
+        with contextlib.suppress(OSError):
+            found: Owner | None = storage.leased(store) if store is not None else None
+            return found
     lock = lock_file(Path(path))
     try:
         with lock.open("rb") as handle:
@@ -432,14 +443,16 @@ class Found(NamedTuple):
 
 
 def find(where: str | os.PathLike[str], runs: str | os.PathLike[str] = "runs") -> Found:
-    """The journal of a sweep: of a folder, or of a name looked up under `runs`.
+    """The journal of a sweep: of a folder, of a URL (brought here first), or of a name looked up under `runs`.
 
     A name is a sweep id (`lithology-ab12cd`), the name of a spec (`lithology`: its newest sweep), or the beginning of
     either. Raises BadInput when there is none.
     """
     text = os.fspath(where)
     if "://" in text:
-        raise BadInput("a sweep on remote storage cannot be read yet", key="SWEEP", value=text, accepted=_ACCEPTED)
+        from analysis.storage import mirror
+
+        return Found(mirror(text), None)
     for folder in (Path(text), Path(runs) / text):
         if folder.is_file():
             return Found(folder, None)
@@ -465,7 +478,7 @@ def find(where: str | os.PathLike[str], runs: str | os.PathLike[str] = "runs") -
     raise BadInput(problem, key="SWEEP", value=text, accepted=_ACCEPTED + known)
 
 
-_ACCEPTED = f"a folder that holds {FILE}, or the name of a sweep under runs/"
+_ACCEPTED = f"a folder that holds {FILE}, the URL of one, or the name of a sweep under runs/"
 
 
 def _files(folder: Path) -> list[Path]:

@@ -95,12 +95,16 @@ class Budget(Section):
 
 
 class Resources(Section):
-    """What one trial holds while it runs, and how many run at a time (`auto`: as many as fit)."""
+    """What one trial holds while it runs, and how many run at a time (`auto`: as many as fit, and more as nodes join).
+
+    With `autoscale` slots that do not fit wait for nodes to join: an autoscaler brings them because they wait.
+    """
 
     workers: Count = 1
     cpus_per_worker: Positive = 1.0
     gpus_per_worker: Annotated[float, Field(strict=True, ge=0)] = 0.0
     concurrency: Literal["auto"] | Count = "auto"
+    autoscale: bool = False
 
     @field_validator("concurrency", mode="before")
     @classmethod
@@ -108,6 +112,15 @@ class Resources(Section):
         if given != "auto" and (not isinstance(given, int) or isinstance(given, bool) or given < 1):
             raise BadInput("has to be auto or a whole number of at least 1", value=given)
         return given
+
+    @model_validator(mode="after")
+    def _count_to_scale_to(self) -> Resources:
+        if self.autoscale and self.concurrency == "auto":
+            raise BadInput(
+                "says nothing about how many trials to bring nodes for", key="concurrency", value="auto",
+                accepted="with autoscale: true, a number: that many slots ask the autoscaler for room",
+            )
+        return self
 
     @model_validator(mode="after")
     def _whole_gpus(self) -> Resources:

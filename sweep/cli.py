@@ -57,7 +57,7 @@ Spec = Annotated[
     Path, typer.Argument(metavar="SPEC", help="The sweep's YAML file, such as search_spaces/lithology.yaml.")
 ]
 Sweep = Annotated[
-    str, typer.Argument(metavar="SWEEP", help="A sweep's folder, or its name (or the name's beginning) under runs/.")
+    str, typer.Argument(metavar="SWEEP", help="A sweep's folder or URL, or its name (or how that begins) under runs/.")
 ]
 Profile = Annotated[str | None, typer.Option("--profile", "-p", help="A profile of the spec, such as `quick`.")]
 Set = Annotated[
@@ -96,7 +96,9 @@ def run(
     spec: Spec,
     profile: Profile = None,
     set_: Set = None,
-    out: Annotated[Path, typer.Option("--out", "-o", help="The folder that holds sweeps.")] = Path("runs"),
+    out: Annotated[
+        str, typer.Option("--out", "-o", help="The folder that holds sweeps, or a URL: s3://bucket/sweeps, gs://...")
+    ] = "runs",
     address: Address = None,
     quiet: Quiet = False,
     json_: Json = False,
@@ -113,6 +115,9 @@ def resume(
     sweep: Sweep,
     trials: Annotated[int | None, typer.Option(help="Raise the budget to this many trials.")] = None,
     hours: Annotated[float | None, typer.Option(help="Go on for at most this many hours.")] = None,
+    take_over: Annotated[
+        bool, typer.Option("--take-over", help="On remote storage: do not wait for the lease of a driver that is gone.")
+    ] = False,
     address: Address = None,
     quiet: Quiet = False,
     json_: Json = False,
@@ -120,7 +125,7 @@ def resume(
     """Go on with a sweep that was interrupted or killed, from its journal; finished trials are not run again."""
     from sweep import driver
 
-    _execute(driver.resume(sweep, trials=trials, hours=hours, address=address), quiet, json_)
+    _execute(driver.resume(sweep, trials=trials, hours=hours, address=address, take_over=take_over), quiet, json_)
 
 
 @app.command()
@@ -330,7 +335,7 @@ def _execute(driver: Any, quiet: bool, json_: bool) -> None:
         counts, seconds = journal.counts(), round(finish.seconds, 3)
         _print_json({"sweep": finish.sweep, "counts": counts, "best": best, "seconds": seconds})
     if finish.interrupted:
-        _exit(f"interrupted; go on with: buttress resume {finish.folder}", 130)
+        _exit(f"interrupted; go on with: buttress resume {finish.where}", 130)
     if best is None:
         _exit("no trial of this sweep is healthy; `buttress table` says why each was stopped", 1)
 

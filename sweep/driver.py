@@ -17,31 +17,41 @@ import secrets
 import shutil
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Protocol
 
 import trainables
 from analysis import journal
-from analysis.journal import JournalWriter
+from analysis.journal import DURABLE, JournalWriter
+from analysis.storage import Storage, is_url, origin
 from collapse.rules import RuleSet
 from search_spaces.errors import BadInput
 from search_spaces.spec import SweepSpec
 from sweep.cluster import NAMESPACE, connected, settled_resources
-from sweep.keeping import Checkpoints
+from sweep.keeping import Checkpoints, Files, LocalFiles
+from sweep.nodes import Nodes, free
 from sweep.opening import check, header, new_id, resolve_rules, versions
 from sweep.state import Line, LiveTrial, SweepState
 from trainables.base import Reported
 
 log = logging.getLogger("buttress")
 
+#: Trials that Tune may hold at once: more than there can be slots.
+MOST_AT_ONCE = 10_000
+
+
 @dataclass(frozen=True)
 class Finish:
-    """How a sweep ended. `interrupted` sweeps, and those with trials left, can be resumed."""
+    """How a sweep ended. `interrupted` sweeps, and those with trials left, can be resumed.
+
+    `folder` is here, `where` is what a person calls it by: the same, or the URL of a sweep on remote storage.
+    """
 
     sweep: str
     folder: Path
+    where: str
     counts: dict[str, int]
     seconds: float
     reason: str
@@ -71,21 +81,28 @@ class Driver:
         rules: RuleSet | None = None,
         address: str | None = None,
         watchers: tuple[Watcher, ...] = (),
+        store: Storage | None = None,
+        take_over: bool = False,
     ) -> None:
         self.spec, self.folder, self.sweep, self.address = spec, folder, sweep, address
+        self.store, self._take_over = store, take_over
+        self.where = store.url if store is not None else str(folder)
         self.trainable = trainables.load(spec.trainable)
         check(spec, self.trainable)
         self.rules = rules or resolve_rules(spec)
         self.watchers = watchers
         self._resumed = earlier is not None
         self.earlier: list[Line] = earlier or []
+        self._upload: Any = None
         self._failure: BaseException | None = None
-        self._over = threading.Event()
+        self._over = threading.Event()  # Tune is done
+        self._left = threading.Event()  # the workers are, too: nothing more will happen
         self._heard: dict[str, float] = {}  # running trial -> when it was last heard of
         self._since: dict[str, float] = {}  # running trial -> when its first attempt began
         self._slot_of: dict[str, str] = {}
         self._reports = 0
         self._released: set[str] = set()  # trials whose last result Tune has been given
+        self._with_tune: set[str] = set()  # trials that Tune holds
         self._answers: list[tuple[Any, ...]] = []  # for the mailbox, at the drain thread's next exchange
 
     # --- the whole of it -----------------------------------------------------------------------------------------
@@ -94,9 +111,14 @@ class Driver:
         began = time.monotonic()
         self.folder.mkdir(parents=True, exist_ok=True)
         reason, interrupted = "error", False
-        with JournalWriter(self.folder / journal.FILE) as self._writer:
-            self.state = SweepState(self.spec, self.trainable, self.rules, self._writer.write, self._line)
-            self.checkpoints = Checkpoints(self.folder / "trials", self.state.directions[0])
+        with JournalWriter(self.folder / journal.FILE) as self._writer, self._uploading():
+            self.state = SweepState(self.spec, self.trainable, self.rules, self._write, self._line)
+            self.files: Files = LocalFiles(self.folder / "trials")
+            if self.store is not None:
+                from sweep.remote import RemoteFiles
+
+                self.files = RemoteFiles(self.store)
+            self.checkpoints = Checkpoints(self.files, self.state.directions[0])
             self._open_journal()
             try:
                 with connected(self.address) as ray:
@@ -110,16 +132,37 @@ class Driver:
                 if self.state.live:
                     counts["suspended"] = len(self.state.live)
                 with contextlib.suppress(OSError):
-                    self._writer.write(journal.end(reason=reason, counts=counts, seconds=seconds))
+                    self._write(journal.end(reason=reason, counts=counts, seconds=seconds))
                 shutil.rmtree(self.folder / ".ray", ignore_errors=True)
         self._verify()
-        return Finish(self.sweep, self.folder, counts, seconds, reason, interrupted)
+        return Finish(self.sweep, self.folder, self.where, counts, seconds, reason, interrupted)
+
+    @contextlib.contextmanager
+    def _uploading(self) -> Iterator[None]:
+        """Holds the lease of a sweep on remote storage, and keeps its journal there up to date."""
+        if self.store is None:
+            yield
+            return
+        from sweep.remote import Upload
+
+        path = self.folder / journal.FILE
+        self._upload = Upload(self.store, path, note=self._note, fail=self._fail, take_over=self._take_over)
+        try:
+            yield
+        finally:
+            self._upload.close()
+
+    def _write(self, line: Line) -> Line:
+        written = self._writer.write(line)
+        if self._upload is not None and line["line"] in DURABLE:
+            self._upload.wake()
+        return written
 
     def _open_journal(self) -> None:
         if not self._resumed:
-            self._writer.write(header(self.spec, self.trainable, self.rules, self.sweep))
+            self._write(header(self.spec, self.trainable, self.rules, self.sweep))
             return
-        self._writer.write(journal.resume(versions=versions()))
+        self._write(journal.resume(versions=versions()))
         self.state.replay(self.earlier)
         for trial, outcome in self.state.outcomes.items():
             self._keep(trial, outcome)
@@ -127,7 +170,9 @@ class Driver:
     def _execute(self, ray: Any) -> str:
         from sweep import mailbox, slots
 
-        count = slots.concurrency(self.spec.resources, settled_resources(ray))
+        settled_resources(ray)
+        self.nodes = Nodes()
+        count = slots.concurrency(self.spec.resources, free())
         self._name = f"mailbox-{self.sweep}-{secrets.token_hex(3)}"
         self.mailbox = mailbox.start(self._name, NAMESPACE)
         self.pool = slots.SlotPool(self.mailbox, count, self.spec.resources, self.folder / ".ray", self._fail)
@@ -135,12 +180,13 @@ class Driver:
         try:
             self.pool.start()
             drain.start()
-            self._tune(count)
+            self._tune()
         except Exception as error:  # may be what another thread's failure led to: the first reason counts
             self._fail(error)
         finally:
             self._over.set()
             late = self.pool.close()
+            self._left.set()
             if drain.is_alive():
                 drain.join(5.0)
             with contextlib.suppress(Exception):
@@ -154,7 +200,7 @@ class Driver:
         healthy = self.spec.budget.healthy
         return "enough healthy trials" if healthy and self.state.counts["completed"] >= healthy else "budget spent"
 
-    def _tune(self, count: int) -> None:
+    def _tune(self) -> None:
         from ray import tune
 
         from sweep.scheduler import FullBetaHalving
@@ -170,7 +216,7 @@ class Driver:
                 search_alg=StateSearcher(self._draw, self._let_go),
                 scheduler=scheduler,
                 num_samples=-1,
-                max_concurrent_trials=count,
+                max_concurrent_trials=MOST_AT_ONCE,  # `_draw` has the say: slots come and go
                 reuse_actors=True,
             ),
             run_config=tune.RunConfig(
@@ -192,14 +238,19 @@ class Driver:
 
         try:
             hours = self.spec.budget.hours
+            if self._upload is not None:  # what has been decided is safe before anything else is begun
+                self._upload.barrier(lambda: self._failure is not None)
             if self._failure is not None or (hours and time.monotonic() - self._began > hours * 3600):
                 return Searcher.FINISHED
+            if len(self._with_tune) >= self.pool.working():
+                return None
             live = self.state.next_trial()
         except BaseException as error:
             self._fail(error)
             return Searcher.FINISHED
         if live is None:
             return Searcher.FINISHED
+        self._with_tune.add(live.id)
         # as one string: of every number in a trial's config and results Tune keeps statistics for good
         return {"trial": live.id, "work": json.dumps(self._work(live)), "mailbox": self._name, "namespace": NAMESPACE}
 
@@ -207,7 +258,7 @@ class Driver:
         """What the workers of a slot need for the trial's next attempt; `problem`: of the last one's checkpoint."""
         folder = self.folder.absolute() / "trials" / live.id
         folder.mkdir(parents=True, exist_ok=True)
-        while (source := live.resume_point) and not (folder / source["checkpoint"]).is_file():
+        while (source := live.resume_point) and not self.files.exists(live.id, source["checkpoint"]):
             problem = problem or f"checkpoint {source['checkpoint']} is missing"
             self.state.forget_checkpoint(live.id, source["checkpoint"])
         if problem:
@@ -221,6 +272,7 @@ class Driver:
             "seed": live.seed,
             "folder": str(folder),
             "resume": str(folder / source["checkpoint"]) if source else None,
+            "store": self.store.folder(f"trials/{live.id}").url if self.store is not None else None,
         }
 
     def _let_go(self, trial: str, error: bool) -> None:
@@ -228,6 +280,7 @@ class Driver:
 
         Not so when the whole sweep has failed: then its trials wait for the sweep to be resumed.
         """
+        self._with_tune.discard(trial)
         if error and self._failure is None and trial in self.state.live:
             outcome = self.state.raised(trial, self.state.live[trial].attempt, "its Tune actor died", "infrastructure")
             self.mailbox.stop.remote(trial, str(outcome))
@@ -244,9 +297,12 @@ class Driver:
                 events = ray.get(self.mailbox.exchange.remote(answers, 0.0 if self._over.is_set() else 1.0))
                 for event in events:
                     getattr(self, f"_on_{event['event']}")(event)
-                if self._over.is_set() and not events:
+                if self._left.is_set() and not events:
                     return
-                self._look_around()
+                if self._over.is_set():  # the mailbox is closed and does not wait
+                    time.sleep(0.02)
+                else:
+                    self._look_around()
         except ray.exceptions.RayError as error:
             if not self._over.is_set():
                 self._fail(error)
@@ -290,9 +346,17 @@ class Driver:
             if live is not None and (source := live.resume_point):
                 damaged = source["checkpoint"]
                 self.state.forget_checkpoint(trial, damaged)
-                self._answers.append(("again", self._work(live, f"checkpoint {damaged} is damaged")))
+                how = "missing" if detail.get("missing") else "damaged"
+                self._answers.append(("again", self._work(live, f"checkpoint {damaged} is {how}")))
             return
         outcome = self.state.outcomes.get(trial)
+        if event["drained"]:
+            self.pool.kill(event["slot"])
+            if outcome is None and event["how"] == "stopped":
+                self.state.lost(trial, attempt, "its node was drained", moved=True)
+                self._note(f"trial {trial}: its node is drained; it goes on from the checkpoint that it left")
+                self._answers.append(("again", self._work(self.state.live[trial])))
+                return
         if outcome is None and event["how"] == "finished":
             outcome = self.state.finished(trial, attempt)
         elif outcome is None and event["how"] == "raised":
@@ -336,8 +400,41 @@ class Driver:
         value = best["metrics"][self.state.objectives[0]] if best else None
         self.checkpoints.ended(trial, outcome, value)
 
+    def _on_idle(self, event: dict[str, Any]) -> None:
+        """A slot without a trial, on a node that is drained."""
+        self.pool.kill(event["slot"])
+
+    def _look_at_nodes(self) -> None:
+        """Slots follow the nodes: those on lost nodes are given up at once, those on drained ones in good order."""
+        from sweep.slots import fitting
+
+        for slot in self.pool.patience_over():
+            needs = self.spec.resources
+            each = " and ".join(
+                f"{need:g} {kind}"
+                for kind, need in (("CPU", needs.cpus_per_worker), ("GPU", needs.gpus_per_worker))
+                if need
+            )
+            self._note(f"{slot} waits for {needs.workers} times {each}: the cluster has no room for it now")
+        if not (change := self.nodes.look()):
+            return
+        for slot in self.pool.on(change.lost):
+            self.pool.gone(slot)
+            self._answers.append(("lose", slot, "its node was lost"))
+        for slot in self.pool.on(change.draining):
+            self._answers.append(("drain", slot))
+        for names, what in ((change.joined, "joined"), (change.lost, "lost"), (change.draining, "being drained")):
+            if names:
+                self._note(f"{len(names)} node{'s' if len(names) > 1 else ''} {what}")
+        if change.joined and self.spec.resources.concurrency == "auto":
+            more = fitting(self.spec.resources, free()) - self.pool.waiting()
+            if more > 0:
+                self.pool.add(more)
+                self._note(f"room for {more} more trial{'s' if more > 1 else ''} at once")
+
     def _look_around(self) -> None:
         """Trials that are silent or over their time."""
+        self._look_at_nodes()
         budget, now = self.spec.budget, time.monotonic()
         for trial, heard in list(self._heard.items()):
             if budget.trial_minutes and now - self._since[trial] > budget.trial_minutes * 60:
@@ -393,10 +490,15 @@ def _reported(fields_: dict[str, Any]) -> Reported:
     return Reported(**{**values, "nonfinite": tuple(values.get("nonfinite", ()))})
 
 
-def start(spec: SweepSpec, out: Path, *, sweep: str | None = None, **options: Any) -> Driver:
-    """A new sweep in its own folder under `out`; raises BadInput where that cannot be written."""
+def start(spec: SweepSpec, out: Path | str, *, sweep: str | None = None, **options: Any) -> Driver:
+    """A new sweep in its own folder under `out`, a folder or a URL; raises BadInput where that cannot be written."""
     sweep = sweep or new_id(spec.name)
-    folder = out / sweep
+    if is_url(out):
+        from sweep.remote import spool
+
+        store = Storage(str(out)).folder(sweep)
+        return Driver(spec, spool(store), sweep=sweep, store=store, **options)
+    folder = Path(out) / sweep
     try:
         folder.mkdir(parents=True, exist_ok=False)
     except OSError as error:
@@ -409,6 +511,11 @@ def resume(
 ) -> Driver:
     """The sweep at `where`, to go on from its journal; `trials` and `hours` raise its budget."""
     path = journal.find(where).path
+    if (store := origin(path.parent)) is not None:
+        from sweep.remote import fetch
+
+        path = fetch(store) / journal.FILE
+        options = {**options, "store": store}
     lines = list(journal.lines(path))
     first = lines[0]
     spec = SweepSpec.from_dict(first["spec"], where=path)

@@ -22,7 +22,7 @@ from analysis.judging import Judged, Line
 from analysis.wording import number
 from collapse.rules import RuleSet
 from search_spaces.errors import BadInput, from_pydantic
-from sweep.keeping import Checkpoints
+from sweep.keeping import Checkpoints, LocalFiles
 from sweep.opening import family_rules
 from trainables.base import Reported, Trainable
 
@@ -115,7 +115,7 @@ class Solo:
         self.judged = Judged(rules, [objective], direction, epochs)
         self._folder, self._objective, self._epochs = folder, objective, epochs
         self._about = {"trainable": trainable.name, "config": config.model_dump(mode="json"), "objective": objective}
-        self._checkpoints = Checkpoints(folder.parent, direction)
+        self._checkpoints = Checkpoints(LocalFiles(folder.parent), direction)
 
     def send(self, reported: Reported) -> None:
         line = journal.report("train", 1, len(self.judged.reports), reported)

@@ -5,17 +5,46 @@ from __future__ import annotations
 import contextlib
 import heapq
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 #: Completed trials whose best checkpoint is kept.
 KEPT_TRIALS = 3
 
 
-class Checkpoints:
-    """Deletes checkpoints of one sweep as they become useless; `folder` holds one folder per trial."""
+class Files(Protocol):
+    """Where the files of a sweep's trials are; names are relative to the trial's folder."""
 
-    def __init__(self, folder: Path, direction: str) -> None:
+    def exists(self, trial: str, name: str) -> bool: ...
+
+    def checkpoints(self, trial: str) -> list[str]:
+        """As `checkpoints/000003.pt`."""
+
+    def delete(self, trial: str, name: str) -> None:
+        """A file that is not there, or that cannot be deleted, is no error."""
+
+
+class LocalFiles:
+    """Below a folder that every node sees: a machine's own disk, or NFS. One folder per trial."""
+
+    def __init__(self, folder: Path) -> None:
         self._folder = folder
+
+    def exists(self, trial: str, name: str) -> bool:
+        return (self._folder / trial / name).is_file()
+
+    def checkpoints(self, trial: str) -> list[str]:
+        return [f"checkpoints/{path.name}" for path in (self._folder / trial / "checkpoints").glob("*")]
+
+    def delete(self, trial: str, name: str) -> None:
+        with contextlib.suppress(OSError):
+            (self._folder / trial / name).unlink()
+
+
+class Checkpoints:
+    """Deletes checkpoints of one sweep as they become useless."""
+
+    def __init__(self, files: Files, direction: str) -> None:
+        self._files = files
         self._sign = 1.0 if direction == "max" else -1.0
         self._finished: list[tuple[float, str]] = []  # (value, larger is better; trial) of completed trials with files
 
@@ -27,23 +56,18 @@ class Checkpoints:
             keep.add(best["checkpoint"])
         for path in written[:-1]:
             if path not in keep:
-                self._delete(self._folder / trial / path)
+                self._files.delete(trial, path)
 
     def ended(self, trial: str, outcome: dict[str, Any], value: float | None) -> None:
         """A trial has its outcome and its workers have left it."""
         best = (outcome.get("best") or {}).get("checkpoint")
         keep = best if outcome["outcome"] == "completed" and value is not None else None
-        for path in (self._folder / trial / "checkpoints").glob("*"):
-            if keep is None or path != self._folder / trial / keep:
-                self._delete(path)
+        for path in self._files.checkpoints(trial):
+            if path != keep:
+                self._files.delete(trial, path)
         if keep is not None and value is not None:
             heapq.heappush(self._finished, (self._sign * value, trial))
             if len(self._finished) > KEPT_TRIALS:
                 _, worst = heapq.heappop(self._finished)
-                for path in (self._folder / worst / "checkpoints").glob("*"):
-                    self._delete(path)
-
-    @staticmethod
-    def _delete(path: Path) -> None:
-        with contextlib.suppress(OSError):
-            path.unlink()
+                for path in self._files.checkpoints(worst):
+                    self._files.delete(worst, path)

@@ -29,6 +29,7 @@ class _Trial:
         self.work = work  # trial, attempt, trainable, config, folder, resume: what a worker needs
         self.slot: str | None = None
         self.stop: str | None = None  # why the workers are to stop, once they are
+        self.draining = False  # its node is about to go: the workers leave a checkpoint and stop by themselves
         self.ended = True  # no worker is in it
         self.dropped = False  # Tune has fetched its last result
         self.results: list[dict[str, Any]] = []  # for Tune, in order
@@ -44,10 +45,12 @@ class _Slot:
         self.given = 0  # how many times work was handed out in this life; every rank takes it before there is more
         self.work: dict[str, Any] = {}  # the last of it
         self.trial: str | None = None
+        self.draining = False  # takes no more work in this life
 
     @property
     def ready(self) -> bool:
-        return self.life is not None and len(self.ranks) == self.size and self.trial is None
+        whole = self.life is not None and len(self.ranks) == self.size
+        return whole and self.trial is None and not self.draining
 
 
 class Mailbox:
@@ -92,6 +95,7 @@ class Mailbox:
             if entry.trial is not None:
                 self._lose(slot, "the workers of the slot were restarted")
             entry.life, entry.ranks, entry.size, entry.given = life, {}, size, 0
+            entry.draining = False
         entry.ranks[rank] = info
         if len(entry.ranks) == size:
             self._event("slot", slot=slot, life=life, ranks=dict(entry.ranks))
@@ -112,14 +116,20 @@ class Mailbox:
         """One merged report of rank 0."""
         self._event("report", trial=trial, attempt=attempt, reported=reported)
 
-    async def stopped(self, trial: str, attempt: int) -> str | None:
-        """Returns why the trial is to stop as soon as it is; `ended` when the attempt is over; None: ask again."""
+    async def stopped(self, trial: str, attempt: int, draining: bool = False) -> str | None:
+        """Returns why the trial is to stop as soon as it is; `ended` when the attempt is over; None: ask again.
+
+        `draining` (asked unless the caller says that it knows already): the node goes, and the trial has time to leave
+        a checkpoint.
+        """
 
         def find() -> str | None:
             entry = self._trials.get(trial)
             if entry is None or entry.work["attempt"] != attempt or entry.ended:
                 return "ended"
-            return "closed" if self._closed else entry.stop
+            if self._closed or entry.stop:
+                return "closed" if self._closed else entry.stop
+            return "draining" if entry.draining and not draining else None
 
         return await self._wait(f"stop of {trial}", find)
 
@@ -133,7 +143,7 @@ class Mailbox:
         held.ended, held.slot = True, None
         if held.dropped:
             del self._trials[trial]
-        self._event("end", trial=trial, attempt=attempt, slot=slot, how=how, detail=detail)
+        self._event("end", trial=trial, attempt=attempt, slot=slot, how=how, detail=detail, drained=entry.draining)
         self._wake(f"stop of {trial}")
         self._assign()
 
@@ -168,7 +178,7 @@ class Mailbox:
     async def again(self, work: dict[str, Any]) -> None:
         """The trial goes on as a new attempt, ahead of all that wait."""
         if entry := self._trials.get(work["trial"]):
-            entry.work, entry.ended, entry.slot = work, False, None
+            entry.work, entry.ended, entry.slot, entry.draining = work, False, None, False
             self._queue.appendleft(work["trial"])
             self._assign()
 
@@ -186,6 +196,16 @@ class Mailbox:
                 self._lose(slot, reason)
             entry.life, entry.ranks, entry.given = None, {}, 0
             self._wake(f"work of {slot}")
+
+    async def drain(self, slot: str) -> None:
+        """The node of the slot is about to go. The slot takes no more work; its trial is told, an idle one is free."""
+        if (entry := self._slots.get(slot)) is not None and entry.life is not None and not entry.draining:
+            entry.draining = True
+            if entry.trial is None:
+                self._event("idle", slot=slot)
+            else:
+                self._trials[entry.trial].draining = True
+                self._wake(f"stop of {entry.trial}")
 
     async def close(self) -> None:
         self._closed = True

@@ -82,7 +82,7 @@ def make(spec: SweepSpec, *, address: str | None = None, timing: bool = True) ->
     free = free_resources(address)
     from sweep.slots import concurrency  # after `free_resources`: it imports Ray
 
-    slots = concurrency(spec.resources, free)
+    slots = concurrency(spec.resources, [free])
     timed = measure(spec, trainable, configs[len(configs) // 2]) if timing else None
     trials = spec.budget.trials or spec.budget.healthy
     seconds = longest = None

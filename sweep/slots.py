@@ -12,7 +12,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,8 @@ log = logging.getLogger("buttress.slots")
 SPARE_CPU = 0.01
 #: Starts of one slot in a row that end before its workers said hello, after which the sweep gives up.
 MOST_FAILED_STARTS = 3
+#: Seconds that the workers of a slot take to start where there is room for them, on a slow machine.
+STARTS_WITHIN_S = 60.0
 
 
 class SlotTrainer(TorchTrainer):
@@ -74,27 +76,44 @@ class SlotTrainer(TorchTrainer):
             ray.kill(self._controller)
 
 
-def concurrency(resources: Resources, free: dict[str, float]) -> int:
-    """How many slots fit: floor(free / needed) over CPUs and GPUs, at most `resources.concurrency`.
+def fitting(resources: Resources, nodes: Iterable[Mapping[str, float]]) -> int:
+    """How many slots fit on nodes with this much free: a worker on one node, a slot's workers on several if need be."""
+    needs = {"CPU": resources.cpus_per_worker, "GPU": resources.gpus_per_worker}
+    workers = sum(
+        min(int((node.get(kind, 0.0) + 1e-6) // need) for kind, need in needs.items() if need > 0) for node in nodes
+    )
+    return workers // resources.workers
 
-    Raises BadInput where not even one fits, naming what is needed and what there is.
+
+def concurrency(resources: Resources, nodes: Sequence[Mapping[str, float]]) -> int:
+    """How many slots there will be on nodes with this much free: what fits, at most `resources.concurrency`.
+
+    Raises BadInput where not even one fits, naming what is needed and what there is; not so with `autoscale`.
     """
-    needs = {
-        "CPU": resources.workers * resources.cpus_per_worker,
-        "GPU": resources.workers * resources.gpus_per_worker,
-    }
-    fits = min(int((free.get(kind, 0.0) + 1e-6) // need) for kind, need in needs.items() if need > 0)
+    if resources.autoscale:
+        return int(resources.concurrency)
+    fits = fitting(resources, nodes)
     if fits < 1:
-        lacking = ", ".join(
-            f"{need:g} {kind}s are needed and {free.get(kind, 0.0):g} are there"
+        needs = {"CPU": resources.cpus_per_worker, "GPU": resources.gpus_per_worker}
+        free = {kind: sum(node.get(kind, 0.0) for node in nodes) for kind in needs}
+        most = {kind: max((node.get(kind, 0.0) for node in nodes), default=0.0) for kind in needs}
+        lacking = [
+            f"{resources.workers * need:g} {kind}s are needed and {free[kind]:g} are there"
             for kind, need in needs.items()
-            if need > free.get(kind, 0.0)
-        )
+            if resources.workers * need > free[kind]
+        ]
+        lacking = lacking or [
+            f"each needs {need:g} {kind}s and no node has more than {most[kind]:g}"
+            for kind, need in needs.items()
+            if need > most[kind]
+        ]
+        why = ", ".join(lacking) or "its parts lie on too many nodes"
         raise BadInput(
-            f"a trial of {resources.workers} workers does not fit the cluster: {lacking}",
+            f"a trial of {resources.workers} workers does not fit the cluster: {why}",
             key="resources.workers",
             value=resources.workers,
-            accepted="fewer workers, fewer cpus_per_worker or gpus_per_worker, or a larger cluster",
+            accepted="fewer workers, fewer cpus_per_worker or gpus_per_worker, a larger cluster, or autoscale: true "
+            "where nodes will join",
         )
     if resources.concurrency == "auto":
         return fits
@@ -103,7 +122,7 @@ def concurrency(resources: Resources, free: dict[str, float]) -> int:
             f"only {fits} trials of this size fit the cluster at once",
             key="resources.concurrency",
             value=resources.concurrency,
-            accepted=f"1 to {fits}, or auto",
+            accepted=f"1 to {fits}, auto, or autoscale: true where nodes will join",
         )
     return int(resources.concurrency)
 
@@ -115,6 +134,8 @@ class _Slot:
     failed_starts: int = 0
     ranks: dict[int, dict[str, Any]] | None = None  # None until the workers of the present fit are up
     trainer: SlotTrainer | None = None
+    waits_since: float = 0.0  # when its workers were last asked for
+    told: bool = False  # that it waits for room
 
 
 class SlotPool:
@@ -131,25 +152,68 @@ class SlotPool:
         self._mailbox, self._resources, self._folder, self._fail = mailbox, resources, folder, fail
         self._closing = threading.Event()
         self._slots: dict[str, _Slot] = {}
-        for number in range(count):
-            name = f"slot-{number}"
-            thread = threading.Thread(target=self._keep, args=(name,), name=name, daemon=True)
-            self._slots[name] = _Slot(name, thread)
+        self._make(count)
 
     def __len__(self) -> int:
         return len(self._slots)
 
     def start(self) -> None:
         for slot in self._slots.values():
-            slot.thread.start()
+            if not slot.thread.ident:
+                slot.waits_since = time.monotonic()
+                slot.thread.start()
+
+    def add(self, count: int) -> None:
+        """More slots: nodes have joined."""
+        self._make(count)
+        self.start()
+
+    def _make(self, count: int) -> None:
+        for number in range(len(self._slots), len(self._slots) + count):
+            name = f"slot-{number}"
+            thread = threading.Thread(target=self._keep, args=(name,), name=name, daemon=True)
+            self._slots[name] = _Slot(name, thread)
 
     def said_hello(self, slot: str, ranks: dict[int, dict[str, Any]]) -> None:
-        """All workers of the slot are up; `ranks` holds each rank's pid, host and actor handle."""
-        self._slots[slot].ranks, self._slots[slot].failed_starts = ranks, 0
+        """All workers of the slot are up; `ranks` holds each rank's pid, host, node and actor handle."""
+        entry = self._slots[slot]
+        entry.ranks, entry.failed_starts, entry.told = ranks, 0, False
+
+    def on(self, nodes: Collection[str]) -> list[str]:
+        """Slots with a worker on one of these nodes."""
+        ranks = {slot.name: list((slot.ranks or {}).values()) for slot in self._slots.values()}
+        return [name for name, held in ranks.items() if any(rank["node"] in nodes for rank in held)]
+
+    def gone(self, slot: str) -> None:
+        """The workers of the slot are lost or on their way out; new ones are asked for."""
+        self._slots[slot].ranks, self._slots[slot].waits_since = None, time.monotonic()
+
+    def working(self) -> int:
+        """Slots that have workers or will have them within seconds, as far as one can tell; at least one."""
+        now = time.monotonic()
+        slots = self._slots.values()
+        return max(1, sum(slot.ranks is not None or now - slot.waits_since < STARTS_WITHIN_S for slot in slots))
+
+    def waiting(self) -> int:
+        """Slots without workers: they will take room that becomes free."""
+        return sum(slot.ranks is None for slot in self._slots.values())
+
+    def patience_over(self) -> list[str]:
+        """Slots that have waited for room longer than a start takes, each told once."""
+        now = time.monotonic()
+        found = [
+            slot for slot in self._slots.values()
+            if slot.ranks is None and not slot.told and now - slot.waits_since > STARTS_WITHIN_S
+        ]  # fmt: skip
+        for slot in found:
+            slot.told = True
+        return [slot.name for slot in found]
 
     def kill(self, slot: str) -> None:
-        """Kills the workers of a slot that hangs; Ray Train starts new ones."""
-        for rank in (self._slots[slot].ranks or {}).values():
+        """Kills the workers of a slot that hangs, or whose node goes; Ray Train starts new ones."""
+        ranks = self._slots[slot].ranks or {}
+        self.gone(slot)
+        for rank in ranks.values():
             ray.kill(rank["actor"], no_restart=True)
 
     def close(self, deadline_s: float = 10.0) -> list[str]:
@@ -182,7 +246,7 @@ class SlotPool:
         slot = self._slots[name]
         while not self._closing.is_set():
             error: BaseException | None = None
-            slot.ranks = None
+            self.gone(name)
             try:
                 slot.trainer = self._trainer(name)
                 slot.trainer.fit()

@@ -209,13 +209,16 @@ class SweepState:
             self._conclude(live, "failed", kind=kind, error=error, message=message)
             return self.outcomes[trial]
 
-    def lost(self, trial: str, attempt: int, reason: str) -> Line | None:
-        """The infrastructure took the trial's workers. None: it goes on as a new attempt; else its outcome."""
+    def lost(self, trial: str, attempt: int, reason: str, *, moved: bool = False) -> Line | None:
+        """The infrastructure took the trial's workers. None: it goes on as a new attempt; else its outcome.
+
+        A trial that was `moved` in good order has lost nothing.
+        """
         with self._lock:
             live = self.live.get(trial)
             if live is None or live.attempt != attempt:
                 return self.outcomes.get(trial)
-            self._happen(journal.lost(trial, attempt, reason=reason))
+            self._happen(journal.lost(trial, attempt, reason=reason, moved=moved))
             if live.losses >= MOST_LOSSES:
                 message = f"lost {live.losses} times, last: {reason}"
                 self._conclude(live, "failed", kind="infrastructure", message=message)
@@ -303,7 +306,7 @@ class SweepState:
                 self._due.append(self._outcome(live, "pruned", kind=kind, message=rung_sentence(decision)))
 
     def _apply_lost(self, line: Line) -> None:
-        self.live[line["trial"]].losses += 1
+        self.live[line["trial"]].losses += not line.get("moved", False)
 
     def _apply_outcome(self, line: Line) -> None:
         live = self.live.pop(line["trial"])

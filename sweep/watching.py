@@ -31,7 +31,7 @@ def watched(driver: Driver, *, quiet: bool = False) -> Finish:
     for line in driver.earlier:
         progress.line(line)
     driver.watchers = (*driver.watchers, runs, progress)
-    console.print(f"sweep {driver.sweep}: journal, checkpoints and W&B files go to {driver.folder}")
+    console.print(f"sweep {driver.sweep}: journal, checkpoints and W&B files go to {driver.where}")
     try:
         with progress:
             return driver.run()

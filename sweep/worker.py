@@ -16,7 +16,8 @@ import threading
 import time
 import traceback
 import uuid
-from dataclasses import asdict
+from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ import torch
 import torch.distributed as dist
 
 import trainables
+from analysis.storage import Storage, first_line, patiently
 from search_spaces.errors import BadInput
 from trainables.base import Reported, TrialStopped
 from trainables.reporting import Reporter
@@ -45,23 +47,27 @@ class MailboxSink:
     asyncio actor); a daemon thread waits for the stop.
     """
 
-    def __init__(self, mailbox: Any, trial: str, attempt: int) -> None:
-        self.stop = False
-        self._mailbox, self._trial, self._attempt = mailbox, trial, attempt
+    def __init__(self, mailbox: Any, trial: str, attempt: int, kept: Kept | None = None) -> None:
+        self.stop = self.draining = False
+        self._mailbox, self._trial, self._attempt, self._kept = mailbox, trial, attempt, kept
         self._over = False
         self._listener = threading.Thread(target=self._listen, name=f"stop-of-{trial}", daemon=True)
         self._listener.start()
 
     def send(self, reported: Reported) -> None:
+        if self._kept is not None:
+            reported = self._kept.bring(reported, over=lambda: self.stop)
         ray.get(self._mailbox.post.remote(self._trial, self._attempt, asdict(reported)))
 
     def _listen(self) -> None:
         while not self._over:
             try:
-                why = ray.get(self._mailbox.stopped.remote(self._trial, self._attempt))
+                why = ray.get(self._mailbox.stopped.remote(self._trial, self._attempt, self.draining))
             except ray.exceptions.RayError:
                 why = "closed"
-            if why is not None:
+            if why == "draining":
+                self.draining = True
+            elif why is not None:
                 self.stop = why != "ended"
                 return
 
@@ -110,13 +116,19 @@ def run_trial(
 
     `finished`; `stopped` by a verdict; `raised`; `unresumable`: the checkpoint to go on from is missing or damaged.
     """
-    sink = MailboxSink(mailbox, got["trial"], got["attempt"]) if rank == 0 else None
+    kept = Kept(got["store"], Path(got["folder"])) if got.get("store") else None
+    sink = MailboxSink(mailbox, got["trial"], got["attempt"], kept) if rank == 0 else None
     error: str | None = None
     kind: str | None = None
     how = "finished"
     began = time.monotonic()
     try:
-        how = _train(got, rank, size, device, groups, sink)
+        if kept is None or not got.get("resume") or kept.fetch(Path(got["resume"])):
+            how = _train(got, rank, size, device, groups, sink)
+        else:
+            how = "unresumable"
+        if kept is not None and rank == 0 and how == "finished":
+            kept.bring_rest()
     except Exception as raised:
         error = "".join(traceback.format_exception(raised))
         if device.type == "cuda" and any(fault in str(raised) for fault in CUDA_FAULTS) and not _out_of_memory(raised):
@@ -134,6 +146,8 @@ def run_trial(
     if how in ("raised", "unresumable"):
         groups.abandon()  # closes the sockets: a peer inside a collective hears of it at once
     detail: dict[str, Any] = {"train_seconds": time.monotonic() - began}
+    if kept is not None and kept.missing:
+        detail["missing"] = True
     if size > 1:
         try:
             everyone: list[Any] = [None] * size
@@ -161,7 +175,7 @@ def _train(
     group, reports = groups.take()
     world = World(
         rank=rank, size=size, device=device, threads=threads, seed=seed, folder=Path(got["folder"]),
-        group=group, reports=reports,
+        group=group, reports=reports, draining=(lambda: sink is not None and sink.draining),
     )
     resume = Path(got["resume"]) if got.get("resume") else None
     try:
@@ -174,6 +188,57 @@ def _train(
             return "unresumable"
         raise
     return "finished"
+
+
+class Kept:
+    """A trial's folder on the sweep's remote storage: what rank 0 writes goes there, what is resumed comes from there.
+
+    Checkpoints do not stay on the worker's disk. Storage that is away is waited for, in the background of training.
+    """
+
+    PATIENCE_S = 300.0
+
+    def __init__(self, url: str, folder: Path) -> None:
+        self._store, self._folder = Storage(url), folder
+        self._brought: set[str] = set()
+        self.missing = False
+
+    def bring(self, reported: Reported, over: Callable[[], bool]) -> Reported:
+        """Uploads a report's checkpoint and media, before anybody hears of them; without those that could not be."""
+        note, checkpoint, media = reported.note, reported.checkpoint, dict(reported.media)
+        for key, name in [*media.items(), *([(None, checkpoint)] if checkpoint else [])]:
+            try:
+                self._upload(name, over)
+            except OSError as error:
+                note = note or f"{name} not uploaded: {first_line(error)}"
+                if key is None:
+                    checkpoint = None
+                else:
+                    del media[key]
+        if reported.checkpoint:
+            (self._folder / reported.checkpoint).unlink(missing_ok=True)
+        return replace(reported, checkpoint=checkpoint, media=media, note=note)
+
+    def bring_rest(self) -> None:
+        """The other files that the trainer wrote (a scaler, say), at its end."""
+        with contextlib.suppress(OSError):
+            for path in sorted(self._folder.iterdir()):
+                if path.is_file() and path.name not in self._brought:
+                    self._upload(path.name, lambda: False)
+
+    def fetch(self, path: Path) -> bool:
+        """The checkpoint `path`, brought to this node; False where the storage does not have it."""
+        try:
+            if not path.is_file():
+                name = str(path.relative_to(self._folder))
+                patiently(lambda: self._store.download(name, path), for_s=self.PATIENCE_S)
+        except FileNotFoundError:
+            self.missing = True
+        return not self.missing
+
+    def _upload(self, name: str, over: Callable[[], bool]) -> None:
+        patiently(lambda: self._store.upload(self._folder / name, name), for_s=self.PATIENCE_S, over=over)
+        self._brought.add(name)
 
 
 class Groups:

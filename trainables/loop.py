@@ -19,7 +19,7 @@ import torch
 
 from collapse.monitors import merge_rows, pack_row
 from search_spaces.errors import BadInput
-from trainables.base import Direction, Report, Schedule
+from trainables.base import Direction, Report, Schedule, TrialStopped
 from trainables.randomness import generators, part_ranks, restore_generators, steady
 from trainables.reporting import load_checkpoint
 from trainables.steps import Borrowed, Descent, Meters, Pass, StepState, fused_adam, give_gradients_to
@@ -127,16 +127,15 @@ def run(
         part_ranks(world.seed, world.rank)
     else:
         saved.load(resume)
-    closed = drained = False
+    closed = False
 
     def tell(values: Mapping[str, Any], *, save: bool = False) -> None:
-        nonlocal drained
         now = moment(state, schedule, steps)
         report({**now, **values}, checkpoint=saved.state if save else None)
-        if getattr(report, "draining", False) and not drained:  # the node goes: leave a checkpoint, once, and train on
-            drained = True
+        if getattr(report, "draining", False) and not closed:  # the node goes: leave a checkpoint, and go on elsewhere
             if not save:
                 report({**now, "draining": 1.0}, checkpoint=saved.state)
+            raise TrialStopped
 
     while state.step < last_step and not stopper.stopped:
         for one in task.passes:

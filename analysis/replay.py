@@ -66,10 +66,8 @@ def replay(curve: Curve, rules: RuleSet) -> Replayed:
     verdict = judged.watch.verdict
     spent = 1.0 if killed is None else curve.spent(killed)
     final = killed is not None
-    truth, delay = curve.truth, None
-    if truth is not None and truth.dead and final:
-        onset = 0.0 if truth.onset is None else curve.spent(truth.onset)
-        delay = max(0.0, spent - onset)
+    truth = curve.truth
+    delay = max(0.0, spent - _onset(curve)) if truth is not None and truth.dead and final else None
     return Replayed(
         curve=curve.name,
         killed=killed,
@@ -87,10 +85,20 @@ def replay(curve: Curve, rules: RuleSet) -> Replayed:
     )
 
 
+def _onset(curve: Curve) -> float:
+    """Share of the curve that lies behind a dead trial's onset; 0 where it is not known."""
+    return 0.0 if curve.truth is None or curve.truth.onset is None else curve.spent(curve.truth.onset)
+
+
+def _delay(curve: Curve, found: Replayed) -> float:
+    return 1.0 - _onset(curve) if found.delay is None else found.delay
+
+
 @dataclass(frozen=True)
 class Score:
     """Rules against curves whose end is known. Ambiguous trials are counted and left out of every share.
 
+    `mean_delay`: over all dead trials, a missed one counting all that was left of its budget after the onset;
     `compute_saved`: share of the compute (core-seconds where known, else steps) that the kills save; `winners`: killed
     ones among the best 5 % of the healthy trials; `winner_killed`: whether the best trial of all is.
     """
@@ -100,6 +108,7 @@ class Score:
     winners: Share
     ambiguous: int
     median_delay: float | None
+    mean_delay: float
     median_spent: float | None
     compute_saved: float
     winner_killed: bool | None
@@ -116,7 +125,7 @@ class Score:
             for name in ("caught", "false_kill", "winners", "recoverers_killed", "late_bloomers_killed")
         }
         shares["winners_killed"] = shares.pop("winners")
-        rest = ("missed", "ambiguous", "median_delay", "median_spent", "compute_saved", "winner_killed")
+        rest = ("missed", "ambiguous", "median_delay", "mean_delay", "median_spent", "compute_saved", "winner_killed")
         return shares | {name: getattr(self, name) for name in rest}
 
 
@@ -125,18 +134,19 @@ def score(curves: Sequence[Curve], replayed: Sequence[Replayed], direction: str 
     known = [(curve, found) for curve, found in zip(curves, replayed, strict=True) if curve.truth is not None]
     if not known:
         return None
-    dead = [found for curve, found in known if curve.truth and curve.truth.dead]
+    dead = [(curve, found) for curve, found in known if curve.truth and curve.truth.dead]
     healthy = [(curve, found) for curve, found in known if curve.truth and curve.truth.is_ == "healthy"]
     ranked = ranked_healthy([curve for curve, _ in healthy], direction)
     killed = {found.curve for _, found in healthy if found.killed is not None}
     best = winners(ranked)
-    caught = [found for found in dead if found.killed is not None]
+    caught = [found for _, found in dead if found.killed is not None]
     return Score(
         caught=Share(len(caught), len(dead)),
         false_kill=Share(len(killed), len(healthy)),
         winners=Share(sum(curve.name in killed for curve in best), len(best)),
         ambiguous=sum(curve.truth.is_ == "ambiguous" for curve, _ in known if curve.truth),
         median_delay=statistics.median(found.delay or 0.0 for found in caught) if caught else None,
+        mean_delay=statistics.fmean(_delay(curve, found) for curve, found in dead) if dead else 0.0,
         median_spent=statistics.median(found.spent for found in caught) if caught else None,
         compute_saved=_saved(known),
         winner_killed=ranked[0].name in killed if ranked else None,

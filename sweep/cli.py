@@ -230,6 +230,32 @@ def replay(
 
 
 @app.command()
+def calibrate(
+    curves: Annotated[
+        str, typer.Argument(metavar="CURVES", help="Curves whose end is known: CollapseBench, or a column `truth`.")
+    ],
+    family: Annotated[str, typer.Option("--family", "-f", help="Whose rules to begin with.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Where to write the rules.")] = Path("rules.yaml"),
+    false_kill: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="At most this share of the healthy curves may be killed.")
+    ] = 0.02,
+    rules: Annotated[Path | None, typer.Option(help="Begin with this rules file instead of the family's.")] = None,
+    json_: Json = False,
+) -> None:
+    """Propose thresholds, grace and patience for a family's rules from curves whose end is known."""
+    from analysis.calibrate import calibrate, write
+    from analysis.curves import read
+    from sweep.opening import rules_of
+
+    found = read(curves)
+    direction = str(found.about.get("direction", "max"))
+    made = calibrate(rules_of(family, rules), found.curves, false_kill=false_kill, direction=direction, tell=typer.echo)
+    typer.echo(write(made, output, source=curves, family=family, false_kill=false_kill))
+    if json_:
+        _print_json({"rules": str(output), **made.to_dict()})
+
+
+@app.command()
 def train(
     config: Annotated[
         Path, typer.Argument(metavar="CONFIG", help="A config, such as one written by `buttress export`.")

@@ -1,0 +1,103 @@
+"""Calibration finds numbers that hold on its curves, keeps the stated limit, and changes nothing but numbers."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+
+from analysis.calibrate import calibrate, write
+from analysis.curves import Curve, Truth
+from analysis.replay import replay, score
+from collapse.rules import RuleSet
+from search_spaces.errors import BadInput
+
+REPORTS, GAP = 40, 50
+
+
+def curve(name: str, kls: list[float], truth: str, onset: int | None = None, value: float | None = None) -> Curve:
+    reports = [
+        {
+            "epoch": i // 5, "step": GAP * i, "full_beta_epochs": i // 5, "full_beta_steps": GAP * i, "phase": 0,
+            "closing": False, "nonfinite": [], "metrics": {"latent/kl_total": kl},
+        }
+        for i, kl in enumerate(kls, 1)
+    ]  # fmt: skip
+    return Curve(name, tuple(reports), tuple(r["step"] for r in reports), 12, Truth(truth, onset, value))
+
+
+def population(seed: int, late: int = 8) -> list[Curve]:
+    """Healthy curves, every fifth of them dead-looking for its first `late` reports; dead ones from 0 to 20 on."""
+    rng, curves = random.Random(seed), []
+    for number in range(40):
+        kls = [rng.uniform(1, 3) for _ in range(REPORTS)]
+        if number % 5 == 0:
+            kls[:late] = [rng.uniform(0.01, 0.1) for _ in range(late)]
+        curves.append(curve(f"h{number}", kls, "healthy", value=rng.random()))
+    for number in range(20):
+        onset = rng.randrange(20)
+        kls = [rng.uniform(1, 3) for _ in range(onset)] + [rng.uniform(0.05, 0.2) for _ in range(REPORTS - onset)]
+        curves.append(curve(f"d{number}", kls, "collapsed", onset=onset))
+    return curves
+
+
+def rules(below: float, steps: int, patience: int) -> RuleSet:
+    rule = {
+        "action": "kill",
+        "signs": [{"metric": "latent/kl_total", "below": below}],
+        "grace": {"steps": steps},
+        "patience": patience,
+        "message": "the code carries {latent/kl_total:.3f} nats",
+    }
+    warning = {"action": "warn", "signs": [{"metric": "latent/kl_total", "below": 1.0}]}
+    return RuleSet.from_dict({"rules": {"posterior_collapse": rule, "weak": warning}})
+
+
+@pytest.mark.parametrize(
+    "start", [rules(0.1, 2000, 8), rules(0.3, 0, 1)], ids=["too late and too low", "kills a fifth of the healthy"]
+)
+def test_numbers_are_found_from_either_side_and_hold_on_new_curves(start: RuleSet) -> None:
+    found = calibrate(start, population(1))
+    assert found.score.caught.share == 1.0 and found.score.false_kill.count == 0
+    assert found.score.mean_delay < 0.25
+    assert found.score.mean_delay < found.before.mean_delay or found.before.false_kill.count
+    fresh = population(2)
+    held = score(fresh, [replay(each, found.rules) for each in fresh])
+    assert held is not None and held.caught.share == 1.0 and held.false_kill.count == 0
+
+
+def test_only_numbers_of_rules_that_kill_change() -> None:
+    start = rules(0.1, 2000, 8)
+    made = calibrate(start, population(1)).rules
+    assert made.rules["weak"] == start.rules["weak"]
+    rule, before = made.rules["posterior_collapse"], start.rules["posterior_collapse"]
+    assert rule != before and rule.message == before.message and rule.signs[0].metric == before.signs[0].metric
+
+
+def test_the_false_kill_limit_is_kept_even_where_that_costs_catches() -> None:
+    curves = population(1)
+    # a tenth of the healthy trials looks as the dead ones do, to the end
+    curves += [curve(f"x{i}", [0.06] * REPORTS, "healthy", value=0.0) for i in range(4)]
+    strict, loose = (calibrate(rules(0.3, 0, 1), curves, false_kill=limit) for limit in (0.02, 0.2))
+    assert strict.score.false_kill.count == 0 and strict.score.caught.share is not None
+    assert strict.score.caught.share < 1.0 == loose.score.caught.share
+    assert 0 < loose.score.false_kill.count <= 0.2 * 44
+
+
+def test_rules_that_cannot_keep_the_limit_are_refused() -> None:
+    curves = population(1) + [curve(f"x{i}", [0.0] * REPORTS, "healthy", value=0.0) for i in range(4)]
+    with pytest.raises(BadInput, match="no numbers of these rules keep the limit"):
+        calibrate(rules(0.3, 0, 1), curves)
+
+
+def test_too_few_curves_are_refused() -> None:
+    with pytest.raises(BadInput, match="hold 20 dead and 5 healthy"):
+        calibrate(rules(0.1, 0, 1), [c for c in population(1) if c.name[0] == "d"] + population(1)[:5])
+
+
+def test_the_file_is_a_rules_file(tmp_path: Path) -> None:
+    found = calibrate(rules(0.1, 2000, 8), population(1))
+    head = write(found, tmp_path / "rules.yaml", source="curves.csv", family="toy", false_kill=0.02)
+    assert RuleSet.load(tmp_path / "rules.yaml") == found.rules
+    assert "20 of 20" in head and "grace.steps 2000 ->" in head

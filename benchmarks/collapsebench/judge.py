@@ -1,0 +1,155 @@
+"""How right the rules are: tuned on one half of the configurations, judged on the other.
+
+    python benchmarks/collapsebench/judge.py                      # every family that has curves; tables
+    python benchmarks/collapsebench/judge.py lithology --json     # the same, and one JSON object as the last line
+
+A configuration with an even number is in the first half, with an odd one in the second, so that both are spread evenly
+over the Sobol sequence. Rules begin as they were before anyone had tuned them on these curves (`rules/<family>.yaml`,
+else the family's own), are calibrated on the first half and judged on the second; then the halves change places. The
+further seeds (20 x 5) have no part in either: what the tuned rules do to them is told beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from analysis.calibrate import calibrate  # noqa: E402
+from analysis.curves import Curve, Curves, read  # noqa: E402
+from analysis.replay import Score, replay, score, sentences  # noqa: E402
+from collapse.rules import RuleSet  # noqa: E402
+from search_spaces.errors import BadInput  # noqa: E402
+from sweep.opening import family_rules  # noqa: E402
+
+HERE = Path(__file__).parent
+FALSE_KILL = 0.02
+
+
+def families(folder: Path) -> list[str]:
+    return sorted({path.stem.rpartition("-")[0] for path in folder.glob("*-*.parquet")})
+
+
+def curves_of(family: str, folder: Path) -> Curves:
+    """All parts of a family's curves."""
+    paths = sorted(folder.glob(f"{family}-*.parquet"))
+    if not paths:
+        raise BadInput("no curves of this family", where=folder, value=family, accepted=", ".join(families(folder)))
+    parts = [read(path) for path in paths]
+    return Curves(tuple(curve for part in parts for curve in part.curves), parts[0].about)
+
+
+def once(curves: Sequence[Curve]) -> list[Curve]:
+    """Those with a configuration's first seed."""
+    return [curve for curve in curves if curve.about["trial"] == curve.about["configuration"]]
+
+
+def untuned(family: str) -> RuleSet:
+    path = HERE / "rules" / f"{family}.yaml"
+    return RuleSet.load(path) if path.is_file() else family_rules(family)
+
+
+def judged(curves: Sequence[Curve], rules: RuleSet, direction: str) -> Score:
+    found = score(curves, [replay(curve, rules) for curve in curves], direction)
+    assert found is not None
+    return found
+
+
+def figures(found: Score) -> dict[str, Any]:
+    """The keys of benchmarks/README.md; shares are fractions."""
+    return {
+        "caught": found.caught.share,
+        "false_kill": found.false_kill.share,
+        "winners_killed": found.winners.count,
+        "median_delay": found.median_delay,
+        "median_spent": found.median_spent,
+        "compute_saved": found.compute_saved,
+        "counts": {
+            "dead": found.caught.of,
+            "caught": found.caught.count,
+            "missed": found.missed,
+            "healthy": found.false_kill.of,
+            "false_kills": found.false_kill.count,
+            "winners": found.winners.of,
+            "ambiguous": found.ambiguous,
+            "recoverers": found.recoverers_killed.of,
+            "recoverers_killed": found.recoverers_killed.count,
+            "late_bloomers": found.late_bloomers_killed.of,
+            "late_bloomers_killed": found.late_bloomers_killed.count,
+        },
+        "intervals": {"caught": list(found.caught.interval), "false_kill": list(found.false_kill.interval)},
+    }
+
+
+def spread(curves: Sequence[Curve], rules: RuleSet, direction: str) -> dict[str, Any]:
+    """The configurations that were run with several seeds: in how many the seeds ended or were judged differently."""
+    groups: dict[int, list[Curve]] = {}
+    for curve in curves:
+        if curve.about["trial"] != curve.about["configuration"]:
+            groups.setdefault(curve.about["configuration"], []).append(curve)
+    several = [curve for group in groups.values() for curve in group]
+    if not several:
+        return {"configurations": 0}
+    ends = [{curve.truth.is_ for curve in group if curve.truth} for group in groups.values()]
+    verdicts = [{replay(curve, rules).killed is not None for curve in group} for group in groups.values()]
+    return {
+        "configurations": len(groups),
+        "ended_differently": sum(len(each) > 1 for each in ends),
+        "judged_differently": sum(len(each) > 1 for each in verdicts),
+        **figures(judged(several, rules, direction)),
+    }
+
+
+def judge(family: str, folder: Path, tell: Any) -> dict[str, Any]:
+    bench = curves_of(family, folder)
+    direction = str(bench.about["direction"])
+    first = [curve for curve in once(bench.curves) if curve.about["configuration"] % 2 == 0]
+    second = [curve for curve in once(bench.curves) if curve.about["configuration"] % 2 == 1]
+    start = untuned(family)
+    results: dict[str, Any] = {}
+    for name, tuning, judging in (("halves", first, second), ("swapped", second, first)):
+        tuned = calibrate(start, tuning, false_kill=FALSE_KILL, direction=direction)
+        results[name] = figures(judged(judging, tuned.rules, direction))
+        results[name]["tuned_on"] = figures(tuned.score)
+        results[name]["changed"] = tuned.to_dict()["changed"]
+        if name == "halves":
+            results["further_seeds"] = spread(bench.curves, tuned.rules, direction)
+        tell(f"\n{family}, {'tuned on even, judged on odd' if name == 'halves' else 'the other way round'}")
+        for what, figure in sentences(_told(judged(judging, tuned.rules, direction), len(judging))):
+            tell(f"  {what:32s}{figure}")
+    whole = once(bench.curves)
+    results["untuned"] = figures(judged(whole, start, direction))
+    results["shipped"] = figures(judged(whole, family_rules(family), direction))
+    truths = [curve.truth.is_ for curve in whole if curve.truth]
+    results["truth"] = {name: truths.count(name) for name in sorted(set(truths))}
+    seconds = sorted(curve.about["cpu_s"] for curve in bench.curves)
+    results["core_seconds"] = {"median": seconds[len(seconds) // 2], "hours": sum(seconds) / 3600}
+    return results.pop("halves") | results
+
+
+def _told(found: Score, curves: int) -> dict[str, Any]:
+    return {"curves": curves, "killed": found.caught.count + found.false_kill.count, "warned": 0} | found.to_dict()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("families", nargs="*", metavar="FAMILY", help="default: all that have curves")
+    parser.add_argument("--curves", type=Path, default=HERE / "curves", help="the folder of the files")
+    parser.add_argument("--json", action="store_true")
+    given = parser.parse_args()
+    try:
+        found = {family: judge(family, given.curves, print) for family in given.families or families(given.curves)}
+    except BadInput as error:
+        sys.exit(f"error: {error}")
+    if given.json:
+        print(json.dumps(found, allow_nan=False))
+
+
+if __name__ == "__main__":
+    main()

@@ -3,7 +3,7 @@
 All figures are in the data's unit (mm/day) over land, of fields floored at 0, and none depends on a weight of the loss,
 so that trials with different weights and loss variants can be compared. Each rank measures its share of the days; sums
 and counts travel in one all-reduce, so that every rank knows every value. A figure for which no pixel or day qualifies
-is missing (NaN, which the journal writes as null), never 0.
+is missing (left out of the report), never 0.
 
 Prior mode: K codes from N(0, I) per day, nothing known but the predictor. Posterior mode: one code from the posterior,
 which has seen the target; good for finding out what the decoder can do, never for choosing between trials.
@@ -12,12 +12,10 @@ which has seen the target; good for finding out what the decoder can do, never f
 from __future__ import annotations
 
 import math
-from typing import Any
-
 import numpy as np
 import torch
 
-from collapse.monitors import AblationMonitor, LatentMonitor, Mean
+from collapse.monitors import AblationMonitor, LatentMonitor
 from trainables.losses import gaussian_kl, sample
 from trainables.rainfall.config import Config
 from trainables.rainfall.data import Dataset
@@ -47,6 +45,8 @@ class HeldOut:
         self.data = dataset
         self.statics = torch.from_numpy(np.ascontiguousarray(dataset.statics))[None].to(world.device, dtype)
         self.land = torch.from_numpy(np.flatnonzero(dataset.land > 0.5)).to(world.device)
+        tail_z = (math.log1p(rain.tail_mm) - dataset.mean) / dataset.std
+        self.has_tail = any(bool(((dataset.y[at, 0] >= tail_z) & (dataset.land > 0.5)).any()) for at in rows[scored])
 
     def measure(
         self,
@@ -56,7 +56,7 @@ class HeldOut:
         *,
         full: bool = False,
         objectives: bool = True,
-    ) -> dict[str, Any]:
+    ) -> dict[str, float]:
         """Scores on the fixed days; feeds the monitors with these days and, if `full`, with all others of the split."""
         sums = Sums(self.rain, self.config.sampling.samples)
         for scored in (True, False) if full else (True,):
@@ -145,7 +145,7 @@ def correlation(field: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
 NAMES = (
     "pixels", "tail", "extreme", "rainy", "days", "kl",  # counts, nats
     "y", "y_wet", "y_max", "y_sd",  # truth
-    "p_abs", "p_square", "p_tail_abs", "p_tail_square", "p", "p_wet", "p_extreme", "p_corr", "p_corr_n",  # posterior
+    "y_tail", "p_abs", "p_square", "p_tail_abs", "p_tail_square", "p_tail", "p", "p_wet", "p_extreme", "p_corr", "p_corr_n",  # posterior
     "crps", "m_abs", "m_tail_abs", "q", "q_wet", "q_extreme", "q_max", "q_sd", "q_corr", "q_corr_n",  # prior
     "div", "div_n",
 )  # fmt: skip
@@ -172,7 +172,8 @@ class Sums:
             "days": torch.tensor(len(truth)), "kl": kl, "y": truth.sum(), "y_wet": (truth > WET_MM).sum(),
             "y_max": truth.amax(1)[rainy].sum(), "y_sd": truth.std(1, correction=0)[rainy].sum(),
             "p_abs": error.abs().sum(), "p_square": error.square().sum(), "p_tail_abs": error[tail].abs().sum(),
-            "p_tail_square": error[tail].square().sum(), "p": seen.sum(), "p_wet": (seen > WET_MM).sum(),
+            "p_tail_square": error[tail].square().sum(), "p_tail": error[tail].sum(), "y_tail": truth[tail].sum(),
+            "p": seen.sum(), "p_wet": (seen > WET_MM).sum(),
             "p_extreme": (seen >= self.rain.extreme_mm).sum(), "p_corr": seen_corr.nansum(),
             "p_corr_n": (~seen_corr.isnan()).sum(), "crps": crps(drawn, truth).sum(), "m_abs": missed.sum(),
             "m_tail_abs": missed[tail].sum(), "q": drawn.sum(), "q_wet": (drawn > WET_MM).sum(),
@@ -192,9 +193,9 @@ def _upper_median(drawn: torch.Tensor) -> torch.Tensor:
     return -(-drawn).median(1).values
 
 
-def scores(total: torch.Tensor, samples: int) -> dict[str, Any]:
-    """The sums of all ranks [len(NAMES)] -> what is reported, as `Mean`s: a figure without a count is NaN, which is
-    known to be missing, while a figure that is not finite stays one."""
+def scores(total: torch.Tensor, samples: int) -> dict[str, float]:
+    """The sums of all ranks [len(NAMES)] -> what is reported. A figure without a count is left out on every rank: a
+    report takes a NaN for a number that went wrong, and such an epoch is nobody's best."""
     s = dict(zip(NAMES, total.tolist(), strict=True))
     if not s["days"]:
         return {}
@@ -211,11 +212,13 @@ def scores(total: torch.Tensor, samples: int) -> dict[str, Any]:
         "prior/correlation": (s["q_corr"], s["q_corr_n"]),
         "prior/mass_bias": (drawn["q"] - s["y"], s["y"]),
         "prior/wet_fraction": (drawn["q_wet"], s["pixels"]),
+        "prior/dry_ratio": (s["pixels"] - drawn["q_wet"], s["pixels"] - s["y_wet"]),
         "prior/extreme_ratio": (drawn["q_extreme"], s["extreme"]),
         "posterior/mae_all": (s["p_abs"], s["pixels"]),
         "posterior/rmse_all": (root(s["p_square"] / s["pixels"]), 1.0),
         "posterior/mae_tail": (s["p_tail_abs"], s["tail"]),
-        "posterior/rmse_tail": (root(s["p_tail_square"] / s["tail"]) if s["tail"] else 0.0, min(s["tail"], 1.0)),
+        "posterior/rmse_tail": (root(s["p_tail_square"] / max(s["tail"], 1.0)), min(s["tail"], 1.0)),
+        "posterior/tail_bias": (s["p_tail"], s["y_tail"]),
         "posterior/mass_bias": (s["p"] - s["y"], s["y"]),
         "posterior/correlation": (s["p_corr"], s["p_corr_n"]),
         "posterior/wet_fraction": (s["p_wet"], s["pixels"]),
@@ -224,11 +227,7 @@ def scores(total: torch.Tensor, samples: int) -> dict[str, Any]:
         "truth/max": (s["y_max"], s["rainy"]),
         "val/kl": (s["kl"], s["days"]),
     }
-    combined = 0.4 * s["p_abs"] / s["pixels"] + 0.6 * (s["p_tail_abs"] / s["tail"] if s["tail"] else 0.0)
-    found["posterior/combined"] = (combined, min(s["tail"], 1.0))
-    return {name: Mean(value / count if count else 0.0, 1.0 if count else 0.0) for name, (value, count) in found.items()}
-
-
-def plain(values: dict[str, Any]) -> dict[str, float]:
-    """What `scores` returned as numbers, the missing ones left out."""
-    return {name: float(one.sum) for name, one in values.items() if isinstance(one, Mean) and one.count}
+    if s["tail"]:
+        combined = 0.4 * s["p_abs"] / s["pixels"] + 0.6 * s["p_tail_abs"] / s["tail"]
+        found["posterior/combined"] = (combined, 1.0)
+    return {name: value / count for name, (value, count) in found.items() if count}

@@ -19,7 +19,7 @@ from trainables.base import Metric, Report, Schedule
 from trainables.loop import EarlyStopping, Pass, StepState, Task, fused_adam, run
 from trainables.rainfall import data as files
 from trainables.rainfall.config import Config as RainfallConfig
-from trainables.rainfall.heldout import HeldOut, plain
+from trainables.rainfall.heldout import HeldOut
 from trainables.rainfall.loss import Batch, Objective
 from trainables.rainfall.model import Grids, RainVae
 from trainables.rainfall.rain import Rain
@@ -107,7 +107,7 @@ class Rainfall:
             raise BadInput("the checkpoint is of another config", where=checkpoint) from error
         task.objective.eval()
         with torch.no_grad():
-            values = plain(task.held_out.measure(task.model))
+            values = task.held_out.measure(task.model)
             if world.rank:
                 return values, {}
             return values, {"fields": draw(task.held_out, task.model, split, world.folder / f"fields_{split}.png")}
@@ -150,6 +150,17 @@ class RainfallTask(Task):
         self.beta = config.loss.beta_schedule()
         self.window = LatentMonitor(config.model.d_z, ranked=1024) if config.buttress.monitors else None
         self.held_out = HeldOut(dataset, split, config, world, self.rain, self.dtype)
+        self._check_stopping()
+
+    def _check_stopping(self) -> None:
+        train, metric = self.config.train, self.config.train.early_stopping_metric
+        watched = train.early_stopping_patience is not None or train.scheduler == "plateau"
+        if watched and metric in ("prior/mae_tail", "posterior/mae_tail", "posterior/combined"):
+            if not self.held_out.has_tail:
+                raise BadInput(
+                    "is never reported: no scored validation pixel reaches p95_mmday", key="train.early_stopping_metric",
+                    value=metric, accepted="prior/crps, posterior/mae_all, or more buttress.eval_days",
+                )  # fmt: skip
 
     def _sampler(self, dataset: files.Dataset) -> Sampler:
         train, days = self.config.train, dataset.rows("train")
@@ -238,7 +249,9 @@ class RainfallTask(Task):
         watched = self.config.buttress.monitors
         latent = LatentMonitor(self.config.model.d_z) if watched else None
         ablation = AblationMonitor() if watched else None
-        values = self.held_out.measure(self.model, latent, ablation, full=full, objectives=objectives)
+        values: dict[str, Any] = dict(
+            self.held_out.measure(self.model, latent, ablation, full=full, objectives=objectives)
+        )
         return values | {"latent": latent, "ablation": ablation} if watched else values
 
 

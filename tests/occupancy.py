@@ -64,7 +64,8 @@ def judged(watch: Any, one: Reported) -> Any:
 def config_of(recipe: str = "head", **groups: dict[str, Any]) -> Config:
     """A recipe on the tiny synthetic set and the small grid, for two epochs, unless told otherwise."""
     given: dict[str, dict[str, Any]] = {
-        "data": {"size": "tiny", "fractions": (0.6, 0.2, 0.2), **SMALL_GRID},
+        # with this seed the scene that drives out of range is in training: 15 windows, of which 5 have empty futures
+        "data": {"size": "tiny", "fractions": (0.6, 0.2, 0.2), "split_seed": 7, **SMALL_GRID},
         "model": dict(SMALL),
         "train": {"epochs": 2, "batch_size": 4, "lr": 1e-3, "warmup_steps": 2},
         "buttress": {"report_every": 1},

@@ -71,15 +71,12 @@ def test_a_cell_is_occupied_when_a_point_is_in_it() -> None:
             [40.0, 0.0, 0.0],  # max is not
             [39.99, 39.99, 149.9],  # the last 0.75 m of z belong to the last of the 121 cells
             [0.1, -0.1, 0.6],
-            [0.2, -0.3, 0.4],  # the same cell as the one above
+            [0.2, -0.3, 0.4],  # one cell below
+            [0.3, -0.2, 0.3],  # and again
             [0.0, 0.0, -2.01],
         ]
     )
-    assert np.argwhere(grid.voxelise(points)).tolist() == [[0, 0, 0], [199, 199, 120], [100, 99, 2]][:1] + [
-        [100, 99, 1],
-        [100, 99, 2],
-        [199, 199, 120],
-    ]
+    assert np.argwhere(grid.voxelise(points)).tolist() == [[0, 0, 0], [100, 99, 1], [100, 99, 2], [199, 199, 120]]
     assert not grid.voxelise(np.zeros((0, 3))).any()
 
 
@@ -287,7 +284,7 @@ def test_the_synthetic_set_is_what_is_asked_of_it() -> None:
     for scene in made:
         grids = np.stack([cells.voxelise(cloud) for cloud in scene.clouds])
         rate = grids.reshape(len(grids), -1).mean(1)
-        assert all(abs(rate[i : i + 10].mean() / 0.0083 - 1) < 0.2 for i in range(11))
+        assert all(abs(rate[i : i + 10].mean() / 0.0083 - 1) < 0.25 for i in range(11))
         assert grids.mean((0, 1, 2)).max() < 0.2  # no full ground layer
         step = np.linalg.norm(np.diff(scene.poses[:, :3], axis=0), axis=1)
         assert 0.2 * 0.4 <= step.min() and step.max() <= 0.4 + 1e-9
@@ -436,7 +433,7 @@ def test_folders_without_data(tmp_path: Path) -> None:
 
 
 def test_a_split_that_no_window_fits(written: dict[str, Path]) -> None:
-    refused(written["sessions"], "sessions", "the val split has no window", "data.split", split="time")
+    refused(written["sessions"], "sessions", "the train split has no window", "data.split", split="time")
     refused(written["sessions"], "sessions", "no session or scene has this in its name", scenes=("truck",))
     assert load(written["sessions"], "sessions", scenes=("DRONE",)).names == tuple(f"drone_00{i}" for i in range(5))
 

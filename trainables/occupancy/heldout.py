@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from search_spaces.errors import BadInput
 from trainables.occupancy.config import Config
 from trainables.occupancy.data import Dataset
 from trainables.occupancy.loss import wide
@@ -33,6 +34,11 @@ class HeldOut:
             windows = windows[np.linspace(0, len(windows) - 1, most).round().astype(int)]
         self.windows = windows
         self.own = windows[len(windows) * world.rank // world.size : len(windows) * (world.rank + 1) // world.size]
+        if not dataset.occupied[dataset.slots[windows, config.data.history_frames :]].any():
+            raise BadInput(
+                f"no future frame of the {split} split has an occupied voxel: nothing can be measured", key="data",
+                accepted="another data.split_seed or data.fractions, or clouds in the range of the grid",
+            )  # fmt: skip
         self.copy_last = self._copy_last()
 
     def batches(self) -> Any:

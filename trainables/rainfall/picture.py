@@ -30,8 +30,7 @@ def draw(held_out: HeldOut, model: RainVae, split: str, path: Path, days: int = 
     land = held_out.rain.land.cpu().numpy() > 0.5
     width, height = 1.9 * len(columns), 1.9 * len(at) * max(0.5, min(1.5, land.shape[0] / land.shape[1])) + 0.5
     figure, axes = plt.subplots(len(at), len(columns), figsize=(width, height), squeeze=False, layout="constrained")
-    norm, cmap = BoundaryNorm(_LEVELS, 256), plt.get_cmap("turbo").copy()
-    cmap.set_bad("white")
+    norm, cmap = BoundaryNorm(_LEVELS, 256), plt.get_cmap("turbo").with_extremes(bad="white")
     for column, (title, content) in enumerate(columns.items()):
         axes[0, column].set_title(title, fontsize=8)
         for row, field in enumerate(content):

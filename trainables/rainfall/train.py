@@ -7,6 +7,7 @@ global batch, which every rank draws alike; the noise of a day depends on its pl
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -26,7 +27,7 @@ from trainables.rainfall.rain import Rain
 from trainables.rainfall.sampler import Sampler, share_of
 from trainables.randomness import keyed_normal
 from trainables.reporting import load_checkpoint
-from trainables.schedules import CosineLR, LearningRate, Plateau, StepLR, WarmUp
+from trainables.schedules import CosineLR, LearningRate, Plateau, StepLR
 from trainables.world import World
 
 _KL = ("loss.beta_kl", "loss.free_bits", "loss.free_bits_per")
@@ -121,6 +122,19 @@ class Rainfall:
         return files.check(path, config)
 
 
+@dataclass(frozen=True)
+class FirstEpochs:
+    """(e + 1) / length in epoch e < length, written over `then`, which counts from epoch 0: the original's warm-up."""
+
+    length: int
+    then: LearningRate | None
+
+    def factor(self, epoch: int, step: int) -> float:
+        if epoch < self.length:
+            return (epoch + 1) / self.length
+        return 1.0 if self.then is None else self.then.factor(epoch, step)
+
+
 class RainfallTask(Task):
     """What the loop needs to train one config."""
 
@@ -189,10 +203,7 @@ class RainfallTask(Task):
             then = CosineLR(train.epochs, final=min(1.0, train.eta_min / train.lr))
         elif train.scheduler == "step":
             then = StepLR(train.step_size, train.gamma)
-        if train.lr_warmup_epochs < 2:
-            return then
-        length = train.lr_warmup_epochs  # lr * (e + 1) / length in epoch e
-        return WarmUp(length - 1, start=1 / length, then=then)
+        return FirstEpochs(train.lr_warmup_epochs, then) if train.lr_warmup_epochs else then
 
     def _plateau(self) -> Plateau | None:
         train = self.config.train

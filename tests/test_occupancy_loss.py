@@ -276,7 +276,8 @@ def test_uncertainty_is_a_gaussian_likelihood_with_s_at_one_for_raw_zero() -> No
     assert float(uncertainty_term(out, batch, loss, World())) == pytest.approx(0.5 * float(error), rel=1e-9)
     raw = torch.randn(4, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
     s = 0.05 + 9.95 * torch.sigmoid(raw + math.log(0.95 / 9.0))
-    expected = -torch.distributions.Normal(batch.future_poses[..., :3], s[:, None, :3]).log_prob(out.poses[..., :3]).mean()
+    likelihood = torch.distributions.Normal(batch.future_poses[..., :3], s[:, None, :3])
+    expected = -likelihood.log_prob(out.poses[..., :3]).mean()
     expected = expected - 0.5 * math.log(2 * math.pi) + 0.1 * (s - 1).square().mean()
     value = uncertainty_term(out._replace(uncertainty=raw), batch, loss, World())
     assert float(value) == pytest.approx(float(expected), rel=1e-9)
@@ -315,7 +316,8 @@ def share(world: World, recipe: str, kind: str) -> Any:
     loss.backward()
     inner = world.unwrap(module)
     gradient = torch.cat([p.grad.flatten() for p in inner.parameters()])
-    return float(loss.detach()), gradient.tolist(), {name: float(value) for name, value in logs.items() if not value.dim()}
+    parts = {name: float(value) for name, value in logs.items() if not value.dim()}
+    return float(loss.detach()), gradient.tolist(), parts
 
 
 @pytest.mark.parametrize(("recipe", "kind"), [("head", "6dof"), ("focal99_dice_mean", "simple")])

@@ -163,6 +163,7 @@ def test_the_monitor_tells_fill_and_separation() -> None:
     assert values["occ/mean_ratio"] == pytest.approx(float(p.mean()) / rate, rel=1e-6)
     assert values["occ/recall"] == pytest.approx(float((p > 0.3)[future].double().mean()), rel=1e-12)
     assert values["occ/precision"] == pytest.approx(float(future[p > 0.3].double().mean()), rel=1e-12)
+    assert values["occ/predicted"] == pytest.approx(float((p > 0.3).double().mean()), rel=1e-12)
     assert (values["occ/max"], values["occ/min"]) == pytest.approx((float(p.max()), float(p.min())), rel=1e-6)
 
 

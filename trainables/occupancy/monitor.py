@@ -41,7 +41,7 @@ class OccupancyMonitor:
 
     | name | what |
     | --- | --- |
-    | `rate` | occupied share of the target voxels |
+    | `rate`, `predicted` | occupied share of the target voxels; share with p above the threshold |
     | `mean`, `mean_ratio` | mean probability; over `rate` |
     | `max`, `min` | largest and smallest probability |
     | `fill` | predicted voxels (p above the threshold) over occupied ones: 0 empty, 1 / rate full |
@@ -51,7 +51,7 @@ class OccupancyMonitor:
     Without an occupied voxel, `mean_ratio`, `fill`, `sep` and `recall` are NaN: nothing can be said, so no rule speaks.
     """
 
-    NAMES = ("rate", "mean", "mean_ratio", "max", "min", "fill", "sep", "recall", "precision")
+    NAMES = ("rate", "predicted", "mean", "mean_ratio", "max", "min", "fill", "sep", "recall", "precision")
 
     def __init__(self) -> None:
         self._rows: list[torch.Tensor] = []
@@ -81,6 +81,7 @@ class OccupancyMonitor:
         sep = (p_on / on) / max(p_off / off, 1e-12) if on and off else math.nan
         return {
             "rate": on / n,
+            "predicted": predicted / n,
             "mean": p / n,
             "mean_ratio": p / on if on else math.nan,
             "max": largest,

@@ -1,4 +1,4 @@
-"""The occupancy family in a real sweep: what validation found is exported, the config gives its trial's figures again."""
+"""The occupancy family in a real sweep: what validation found is exported, and training gives the figures again."""
 
 from __future__ import annotations
 

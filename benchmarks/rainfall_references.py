@@ -1,13 +1,13 @@
 """What rain fields score that no model has drawn: climatology and the interpolated predictor, beside a trained model.
 
-    python -m benchmarks.rainfall_references --root DATA                        # a folder that the prepare command wrote
+    python -m benchmarks.rainfall_references --root DATA                  # a folder that the prepare command wrote
     python -m benchmarks.rainfall_references --synthetic small --split test
     python -m benchmarks.rainfall_references --root DATA --config best.yaml --checkpoint runs/.../000012.pt
 
 Same days, pixels and definitions as the family's prior-mode scores (`trainables/rainfall/heldout.py`). Climatology is
 the distribution of the training days at each pixel: its CRPS is exact, its median and its mean are given as fields (the
-median is what a model's MAE_tail is computed from). Interpolation is the predictor's rain channel in mm, bilinear to the
-fine grid: one field, so that its CRPS is its mean absolute error. Prints a Markdown table; `--json` adds a last line.
+median is what a model's MAE_tail is computed from). Interpolation is the predictor's rain channel in mm, bilinear to
+the fine grid: one field, so that its CRPS is its mean absolute error. Prints a Markdown table; `--json`: a last line.
 """
 
 from __future__ import annotations

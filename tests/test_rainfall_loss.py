@@ -17,6 +17,7 @@ from trainables.steps import StepState
 from trainables.world import World
 
 H, W = 6, 5
+ALONE = World()
 VARIANTS = ("batch", "ratio_buggy", "per_sample", "intensity")
 
 
@@ -167,7 +168,7 @@ SIZES = {"d_x": 3, "d_y": 4, "d_z": 3, "base_filters": 2, "fc": 8, "head": 6, "p
 
 
 def built(
-    variant: str, more: dict[str, Any] | None = None, world: World = World(), flip: tuple[int, ...] = ()
+    variant: str, more: dict[str, Any] | None = None, world: World = ALONE, flip: tuple[int, ...] = ()
 ) -> tuple[Objective, Batch]:
     """A small objective in float64 and this rank's share of 7 days, of which only the last rank has extremes."""
     torch.manual_seed(3)

@@ -82,7 +82,8 @@ def test_every_declared_metric_is_reported_and_every_mode(tmp_path: Path) -> Non
     kept = train(config_of(), tmp_path)
     assert set(Rainfall.metrics) <= set(kept.last)
     assert {"prior/diversity", "prior/max", "prior/mass_bias", "prior/wet_fraction", "prior/extreme_ratio",
-            "posterior/mass_bias", "truth/wet_fraction", "ablation/relative", "latent/kl_total"} <= set(kept.last)  # fmt: skip
+            "posterior/mass_bias", "truth/wet_fraction", "ablation/relative",
+            "latent/kl_total"} <= set(kept.last)  # fmt: skip
     assert kept.last["val/kl"] == pytest.approx(kept.last["latent/kl_total"], rel=1e-5)
     assert all(np.isfinite(value) for one in kept.reports for value in one.metrics.values())
     assert not any(one.nonfinite for one in kept.reports)
@@ -93,7 +94,7 @@ def test_no_objective_sees_the_target_or_moves_with_a_weight(root: Path) -> None
     assert [one.metric for one in spec.objectives] == ["prior/mae_tail", "prior/crps"]
     for metric in ("posterior/mae_tail", "posterior/combined", "val/kl", "train/loss"):
         spec = SweepSpec.load(root / "search_spaces/rainfall.yaml", overrides=[f"objectives=[{metric}]"])
-        with pytest.raises(BadInput, match="sees the target|changes its scale"):
+        with pytest.raises(BadInput, match=r"sees the target|changes its scale"):
             spec.check(Config=Config, metrics=Rainfall.metrics, conditional=True, epochs_path="train.epochs")
 
 

@@ -21,7 +21,7 @@ STOPPING = Literal["prior/mae_tail", "prior/crps", "posterior/mae_all", "posteri
 
 class Data(Section):
     kind: Literal["synthetic", "files"] = "synthetic"
-    size: Literal["full", "small", "tiny"] = Field("full", description="of the synthetic data set")
+    size: Literal["full", "sample", "small", "tiny"] = Field("full", description="of the synthetic data set")
     seed: int = Field(1, ge=0, description="of the synthetic data set")
     root: str | None = Field(None, description="the folder (data_root) of kind `files`, with data/ and metadata/ in it")
     unit: Literal["mm/day", "mm/h"] = Field("mm/day", description="of rain; a folder that says another one is refused")
@@ -45,7 +45,7 @@ class Model(Section):
         "exact sizes; 4x4 transposed convolutions on ceil(H/8)",
     )
     inject: Literal["none", "first", "all"] = Field(
-        "none", description="the predictor's first feature map, resized, before the decoder's first or every convolution"
+        "none", description="the predictor's first feature map before the decoder's first or every convolution"
     )
     output_relu: bool = Field(False, description="the seed's last ReLU: below-average (dry) values cannot be reached")
     norm: Literal["batch", "none"] = Field("batch", description="after each convolution but the last")
@@ -105,7 +105,7 @@ class Train(Section):
     early_stopping_metric: STOPPING = "prior/mae_tail"
     early_stopping_patience: int | None = Field(25, ge=1, description="epochs at full beta; null = never")
     early_stopping_min_delta: float = Field(0.0, ge=0)
-    min_heavy_fraction: float = Field(0.0, ge=0, lt=1, description="share of heavy days in every batch; 0 = as they come")
+    min_heavy_fraction: float = Field(0.0, ge=0, lt=1, description="share of heavy days in every batch; 0 = any")
     amp: bool = Field(True, description="bf16 autocast on CUDA; the CPU always computes in buttress.dtype")
     augment_flip: bool = Field(False, description="flip whole batches, with everything that stands on the grid")
     augment_noise: float = Field(0.0, ge=0, description="deviation of the noise added to the standardised predictors")
@@ -179,8 +179,8 @@ class Config(Section):
 
 _SMALLER = {"d_x": 64, "d_y": 256, "d_z": 64, "base_filters": 64}
 
-#: Runs of the original's history, as differences from the defaults. Their lambda_mass (a sum over some 9,000 land pixels
-#: of z) is not carried over: the mass here is a mean, in mm.
+#: Runs of the original's history, as differences from the defaults. Their lambda_mass (a sum over some 9,000 land
+#: pixels of z) is not carried over: the mass here is a mean, in mm.
 RECIPES: dict[str, dict[str, dict[str, Any]]] = {
     "s0": {
         "model": _SMALLER,

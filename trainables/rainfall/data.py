@@ -1,4 +1,4 @@
-"""A rainfall data set, from its folder of one file per day to arrays in memory: read, checked, refused where it is wrong.
+"""A rainfall data set, from its folder of one file per day to arrays in memory: read, checked, or refused.
 
 Every day is read once per node and kept as one memory-mapped array (`World.cache`). Nothing has a default: a missing
 statistic, a threshold that was never set, a unit that contradicts the config or the data, a missing day, a wrong shape
@@ -98,7 +98,8 @@ def read(root: Path, data: Data) -> Dataset:
     land = statics[0] > 0.5
     mean, std = (_array(meta / f"ERA5_{name}_train.npy", high, "float") for name in ("mean", "std"))
     if not (std > 0).all():
-        raise BadInput("has deviations that are not positive", where=meta / "ERA5_std_train.npy", value=float(std.min()))
+        path, least = meta / "ERA5_std_train.npy", float(std.min())
+        raise BadInput("has deviations that are not positive", where=path, value=least)
 
     day = np.array(sorted(one for ids in splits.values() for one in ids), dtype=np.int64)
     part_of = {one: index for index, name in enumerate(SPLITS) for one in splits[name]}
@@ -236,7 +237,8 @@ def _statics(folder: Path, high: tuple[int, int], elevation: bool) -> np.ndarray
     """Static maps in [0, 1]: [2 or 3, H, W] float32."""
     land = _array(folder / "land_sea_mask.npy", (1, *high), "float")
     if not np.isin(land, (0, 1)).all() or not land.any():
-        raise BadInput("is not a mask with land", where=folder / "land_sea_mask.npy", accepted="1 on land, 0 on the sea")
+        mask = folder / "land_sea_mask.npy"
+        raise BadInput("is not a mask with land", where=mask, accepted="1 on land, 0 on the sea")
     coast = _array(folder / "dist_to_coast_km.npy", (1, *high), "float")
     if coast.min() < 0:
         raise BadInput("has negative distances", where=folder / "dist_to_coast_km.npy", value=float(coast.min()))
@@ -270,7 +272,8 @@ def _threshold(path: Path) -> float:
 def _scalar(path: Path) -> float:
     value = _array(path, None, "float")
     if value.size != 1 or not float(value.reshape(-1)[0]) > 0:
-        raise BadInput("is no threshold", where=path, value=_short(value.tolist()), accepted="one positive number in mm")
+        accepted = "one positive number in mm"
+        raise BadInput("is no threshold", where=path, value=_short(value.tolist()), accepted=accepted)
     return float(value.reshape(-1)[0])
 
 
@@ -298,8 +301,9 @@ def _array(path: Path, shape: tuple[int, ...] | None, kind: str) -> np.ndarray:
     except (OSError, ValueError, EOFError) as error:
         what = str(error).splitlines()[0][:80] if str(error) else type(error).__name__
         raise BadInput(f"is not a whole .npy file ({what})", where=path) from None
-    if not isinstance(array, np.ndarray) or array.dtype.kind != "f" or (kind == "float32" and array.dtype != np.float32):
-        raise BadInput("is of another type", where=path, value=str(getattr(array, "dtype", "an archive")), accepted=kind)
+    dtype = getattr(array, "dtype", "an archive")
+    if dtype != np.float32 and (kind == "float32" or getattr(dtype, "kind", "") != "f"):
+        raise BadInput("is of another type", where=path, value=str(dtype), accepted=kind)
     if shape is not None and array.shape != tuple(shape):
         raise BadInput("is of another shape", where=path, value=list(array.shape), accepted=str(list(shape)))
     if not np.isfinite(array).all():

@@ -12,6 +12,7 @@ which has seen the target; good for finding out what the decoder can do, never f
 from __future__ import annotations
 
 import math
+
 import numpy as np
 import torch
 
@@ -145,7 +146,8 @@ def correlation(field: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
 NAMES = (
     "pixels", "tail", "extreme", "rainy", "days", "kl",  # counts, nats
     "y", "y_wet", "y_max", "y_sd",  # truth
-    "y_tail", "p_abs", "p_square", "p_tail_abs", "p_tail_square", "p_tail", "p", "p_wet", "p_extreme", "p_corr", "p_corr_n",  # posterior
+    "y_tail", "p_abs", "p_square", "p_tail_abs", "p_tail_square", "p_tail", "p", "p_wet", "p_extreme",  # posterior
+    "p_corr", "p_corr_n",
     "crps", "m_abs", "m_tail_abs", "q", "q_wet", "q_extreme", "q_max", "q_sd", "q_corr", "q_corr_n",  # prior
     "div", "div_n",
 )  # fmt: skip

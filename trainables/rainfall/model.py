@@ -8,6 +8,7 @@ Posterior mode: the code comes from `posterior`, which has seen the target. Prio
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from math import ceil
 from typing import NamedTuple
 
@@ -29,6 +30,9 @@ class Grids(NamedTuple):
     statics: int = 2
 
 
+FULL = Grids()
+
+
 class Code(NamedTuple):
     """What the encoders say: a Gaussian per day."""
 
@@ -46,7 +50,7 @@ class Condition(NamedTuple):
 class RainVae(nn.Module):
     """Conditional VAE of rain fields on `grids`."""
 
-    def __init__(self, config: Model, grids: Grids = Grids()) -> None:
+    def __init__(self, config: Model, grids: Grids = FULL) -> None:
         super().__init__()
         self.latent_dim = config.d_z
         self.predictor = PredictorEncoder(config, grids)
@@ -81,7 +85,7 @@ class PredictorEncoder(nn.Module):
         widths = [self.WIDTH, 2 * self.WIDTH, 4 * self.WIDTH][: 3 if config.inject == "none" else 2]
         self.first = block(grids.channels, widths[0], config)
         self.rest = nn.Sequential(
-            *(block(a, b, config, stride=2) for a, b in zip(widths, widths[1:], strict=False)), nn.Flatten()
+            *(block(a, b, config, stride=2) for a, b in pairwise(widths)), nn.Flatten()
         )
         rows, columns = grids.low
         for _ in widths[1:]:

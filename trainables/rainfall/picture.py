@@ -59,7 +59,8 @@ def fields(held_out: HeldOut, model: RainVae, at: np.ndarray, samples: int) -> d
     condition = model.condition(x)
     code = model.posterior(condition, y, held_out.statics)
     kl = float(gaussian_kl(code.mu, code.logvar).sum(1).mean())
-    drawn = [rain.fallen(one)[:, 0] for one in held_out.prior(model, condition, torch.from_numpy(held_out.data.day[at]))]
+    ids = torch.from_numpy(held_out.data.day[at])
+    drawn = [rain.fallen(one)[:, 0] for one in held_out.prior(model, condition, ids)]
     shown = {
         "predictor (pr)": x[:, min(1, x.shape[1] - 1)],
         "truth": rain.fallen(y)[:, 0],

@@ -3,8 +3,8 @@
     python -m trainables.rainfall.prepare pr.nc --out data/fraser --factor 7
     python -m trainables.rainfall.prepare radar.nc --out data/radar --variable rain_rate --factor 8 --unit mm/h --pooled
 
-One field per time step is one day of the data set (for `--unit mm/h` one frame of radar). The predictor is the mean over
-factor x factor cells of the same field, as a coarse model would see it; the grid is cut to a multiple of the factor.
+One field per time step is one day of the data set (for `--unit mm/h` one frame of radar). The predictor is the mean
+over factor x factor cells of the same field, as a coarse model would see it; the grid is cut to fit.
 Cells that are NaN at every time are sea. Splits are chronological: the last `--test` share of the days, before it the
 last `--val` share of the rest. What is wrong with a file is said in one sentence; nothing is guessed.
 """
@@ -27,7 +27,7 @@ from trainables.rainfall import store
 UNITS: dict[str, tuple[str, float]] = {
     "mm/day": ("mm/day", 1.0), "mm/d": ("mm/day", 1.0), "mm day-1": ("mm/day", 1.0), "mm d-1": ("mm/day", 1.0),
     "kg m-2 day-1": ("mm/day", 1.0), "kg m-2 d-1": ("mm/day", 1.0), "kg m-2 s-1": ("mm/day", 86400.0),
-    "mm/s": ("mm/day", 86400.0), "mm s-1": ("mm/day", 86400.0), "m/day": ("mm/day", 1000.0), "m d-1": ("mm/day", 1000.0),
+    "mm/s": ("mm/day", 86400.0), "mm s-1": ("mm/day", 86400.0), "m/day": ("mm/day", 1e3), "m d-1": ("mm/day", 1e3),
     "mm/h": ("mm/h", 1.0), "mm/hr": ("mm/h", 1.0), "mm h-1": ("mm/h", 1.0), "mm hr-1": ("mm/h", 1.0),
     "kg m-2 h-1": ("mm/h", 1.0),
 }  # fmt: skip
@@ -112,7 +112,8 @@ def read(source: Path, variable: str | None, *, allow_gaps: bool = False) -> tup
 def _variable(opened: Any, name: str | None, source: Path) -> Any:
     if name is not None:
         if name not in opened.data_vars:
-            raise BadInput("has no such variable", where=source, key=name, accepted=", ".join(map(str, opened.data_vars)))
+            accepted = ", ".join(map(str, opened.data_vars))
+            raise BadInput("has no such variable", where=source, key=name, accepted=accepted)
         return opened[name]
     fields = [one for one in opened.data_vars if opened[one].ndim == 3]
     if len(fields) != 1:
@@ -133,8 +134,8 @@ def _step(times: np.ndarray | None, source: Path, allow_gaps: bool) -> np.timede
     if not allow_gaps and (steps != smallest).any():
         at = int((steps != smallest).argmax())
         raise BadInput(
-            f"{int((steps > smallest).sum())} gaps, the first after {str(times[at])[:16]}: a day is missing", where=source,
-            key="time", accepted="an unbroken series, or --allow-gaps",
+            f"{int((steps > smallest).sum())} gaps, the first after {str(times[at])[:16]}: a day is missing",
+            where=source, key="time", accepted="an unbroken series, or --allow-gaps",
         )  # fmt: skip
     return np.timedelta64(smallest)
 

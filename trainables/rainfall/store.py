@@ -10,9 +10,9 @@ and day categories are computed in one place, on the training days alone. `data.
                                   ERA5_mean_train.npy, ERA5_std_train.npy (of log1p(mm)), p95_mmday.npy,
                                   p99_mmday.npy, X_mean_train.npy, X_std_train.npy (of the predictor's channels)
 
-The names are the original's (ERA5_* hold the target's statistics there, too). `units.json` and `p95_mmday.npy` are ours:
-the original left them out, and a default of 20 mm took their place. So are the predictor's statistics, which training
-does not need: with them a channel of rain can be turned back into mm.
+The names are the original's (ERA5_* hold the target's statistics there, too). `units.json` and `p95_mmday.npy` are
+ours: the original left them out, and a default of 20 mm took their place. So are the predictor's statistics, which
+training does not need: with them a channel of rain can be turned back into mm.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Choices:
 
     unit: str = "mm/day"
     cell_km: float = 4.0
-    heavy_pixels: int = 25  # a day is heavy when so many pixels reach P90 of the daily maxima, or its maximum reaches P99
+    heavy_pixels: int = 25  # a day is heavy when so many reach P90 of the daily maxima, or its maximum reaches P99
     pooled: bool = False  # one mean and deviation for all land pixels instead of one each
     logged: tuple[int, ...] = ()  # channels of the predictor that are rain: log1p before standardising
 
@@ -57,8 +57,8 @@ def write(
 ) -> Path:
     """rain[T, H, W] (mm), predictors[T, C, h, w] (raw), land[H, W] (bool), splits (day positions) -> the folder `root`.
 
-    Rain over sea is set to 0. `rain` and `predictors` are changed in place (they end up standardised). Raises `BadInput`
-    where the training days do not allow a statistic.
+    Rain over sea is set to 0. `rain` and `predictors` are changed in place (they end up standardised). Raises
+    `BadInput` where the training days do not allow a statistic.
     """
     train = np.asarray(splits["train"])
     _complain_of_splits(splits, len(rain))
@@ -94,7 +94,8 @@ def write(
     _json(meta / "thresholds.json", thresholds)
     _json(meta / "H_W.json", {"H": rain.shape[1], "W": rain.shape[2]})
     units = {"rain": choices.unit, "thresholds.json": "z", "p95_mmday.npy": choices.unit, "p99_mmday.npy": choices.unit}
-    _json(meta / "units.json", {**units, "definition": definition, **(about or {}), "rain_channels": list(choices.logged)})
+    found = {**units, "rain_channels": list(choices.logged), "definition": definition, **(about or {})}
+    _json(meta / "units.json", found)
     return root
 
 
@@ -112,7 +113,7 @@ def daily_max(field: np.ndarray, land: np.ndarray) -> np.ndarray:
 
 
 def coast_distance(land: np.ndarray, cell_km: float) -> np.ndarray:
-    """land[H, W] -> km to the nearest cell of the other kind, 0 on the sea's side of the coast; zeros without a coast."""
+    """land[H, W] -> km to the nearest cell of the other kind, 0 on the sea at the coast; zeros without one."""
     if land.all() or not land.any():
         return np.zeros(land.shape)
     return distance_transform_edt(land) * cell_km + distance_transform_edt(~land) * cell_km - cell_km * (~land)

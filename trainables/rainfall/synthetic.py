@@ -27,7 +27,7 @@ BODY_SHAPE = 0.6  # of the gamma between the dry mass and the tail
 #: Variance shares of the Gaussian field: intensity of the day and a smooth pattern, of each a part that predictors know
 #: and a hidden one; the rest is small-scale. The day's share makes storms organised (heavy days: three quarters of the
 #: land wet, 20 mm on average); the hidden parts are what a few latent dimensions can carry.
-DAY, HIDDEN_DAY, LARGE, HIDDEN_LARGE = 0.10, 0.10, 0.20, 0.25
+DAY, HIDDEN_DAY, LARGE, HIDDEN_LARGE = 0.07, 0.08, 0.15, 0.20
 DRIFT = 0.15  # deviations by which val and test days are wetter: twice as many of them are heavy
 PERSISTENCE = 0.6  # of the weather from day to day
 
@@ -50,6 +50,7 @@ class Size:
 #: `full` is the original's. The others see the same weather through coarser pixels; heavy days by area.
 SIZES = {
     "full": Size((9928, 2482, 1825)),
+    "sample": Size((24, 8, 4)),  # a few days of full size
     "small": Size((640, 120, 80), low=(7, 6), factor=4, cell_km=16.0, heavy_pixels=2),
     "tiny": Size((48, 16, 12), low=(5, 4), factor=4, cell_km=24.0, heavy_pixels=2),
 }

@@ -44,7 +44,7 @@ def _metrics() -> dict[str, Metric]:
         "prior/mae_tail": Metric("min", _MM, description="error of the median of K prior draws where rain >= P95"),
         "prior/crps": Metric("min", _MM, description="CRPS of K prior draws, fair estimate, all land pixels"),
         "prior/mae_all": Metric("min", _MM, description="error of the median of K prior draws, all land pixels"),
-        "prior/correlation": Metric("max", _SHARE, description="over pixels, of a prior draw and the truth, rainy days"),
+        "prior/correlation": Metric("max", _SHARE, description="over pixels, prior draw and truth, rainy days"),
         "posterior/mae_all": seen("min", _MM, "MAE_all", "absolute error over land"),
         "posterior/rmse_all": seen("min", _MM, "RMSE_all", "root of the mean squared error over land"),
         "posterior/mae_tail": seen("min", _MM, "MAE_tail", "absolute error where rain >= P95"),
@@ -169,12 +169,14 @@ class RainfallTask(Task):
     def _check_stopping(self) -> None:
         train, metric = self.config.train, self.config.train.early_stopping_metric
         watched = train.early_stopping_patience is not None or train.scheduler == "plateau"
-        if watched and metric in ("prior/mae_tail", "posterior/mae_tail", "posterior/combined"):
-            if not self.held_out.has_tail:
-                raise BadInput(
-                    "is never reported: no scored validation pixel reaches p95_mmday", key="train.early_stopping_metric",
-                    value=metric, accepted="prior/crps, posterior/mae_all, or more buttress.eval_days",
-                )  # fmt: skip
+        tail = ("prior/mae_tail", "posterior/mae_tail", "posterior/combined")
+        if watched and metric in tail and not self.held_out.has_tail:
+            raise BadInput(
+                "is never reported: no scored validation pixel reaches p95_mmday",
+                key="train.early_stopping_metric",
+                value=metric,
+                accepted="prior/crps, posterior/mae_all, or more buttress.eval_days",
+            )
 
     def _sampler(self, dataset: files.Dataset) -> Sampler:
         train, days = self.config.train, dataset.rows("train")

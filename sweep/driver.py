@@ -330,7 +330,7 @@ class Driver:
         live = self.state.live.get(trial)
         if outcome is not None:
             self._conclude(trial, outcome, running=True)
-        elif live is not None and live.attempt == attempt:
+        elif live is not None and live.runs(attempt):
             if reported.checkpoint:
                 self.checkpoints.reported(trial, live.judged.reports, live.judged.best)
             if self.state.objectives[0] in reported.metrics:

@@ -43,8 +43,12 @@ class LiveTrial:
     attempt: int = 0
     slot: str | None = None
     losses: int = 0
+    lost: bool = False  # its workers are gone, or as good as: what a zombie still reports is void
     started: float | None = None
     seconds: float = 0.0  # of earlier attempts, up to where the present one took over
+
+    def runs(self, attempt: int) -> bool:
+        return attempt == self.attempt and not self.lost
 
     @property
     def epochs(self) -> int:
@@ -177,7 +181,7 @@ class SweepState:
         """A report of a running trial; returns the outcome line if the report decided the trial's fate."""
         with self._lock:
             live = self.live.get(trial)
-            if live is None or live.attempt != attempt:
+            if live is None or not live.runs(attempt):
                 return None
             last = live.judged.last
             seq = last["seq"] + 1 if last else 0
@@ -188,7 +192,7 @@ class SweepState:
         """The trainer returned by itself: `completed` with at least one valid epoch, else `failed`."""
         with self._lock:
             live = self.live.get(trial)
-            if live is None or live.attempt != attempt:
+            if live is None or not live.runs(attempt):
                 return self.outcomes.get(trial)
             last = live.judged.last
             if live.judged.best is not None:
@@ -203,7 +207,7 @@ class SweepState:
         """The trainer raised: the trial failed, and is not retried."""
         with self._lock:
             live = self.live.get(trial)
-            if live is None or live.attempt != attempt:
+            if live is None or not live.runs(attempt):
                 return self.outcomes.get(trial)
             message = error.strip().splitlines()[-1] if error.strip() else kind
             self._conclude(live, "failed", kind=kind, error=error, message=message)
@@ -216,7 +220,7 @@ class SweepState:
         """
         with self._lock:
             live = self.live.get(trial)
-            if live is None or live.attempt != attempt:
+            if live is None or not live.runs(attempt):
                 return self.outcomes.get(trial)
             self._happen(journal.lost(trial, attempt, reason=reason, moved=moved))
             if live.losses >= MOST_LOSSES:
@@ -285,7 +289,7 @@ class SweepState:
 
     def _apply_start(self, line: Line) -> None:
         live = self.live[line["trial"]]
-        live.attempt, live.slot, live.started = line["attempt"], line["slot"], line["time"]
+        live.attempt, live.slot, live.started, live.lost = line["attempt"], line["slot"], line["time"], False
         # the reports after the checkpoint are void: watch and best are made anew from those that count
         upto = -1 if line["resumed_from"] is None else line["resumed_from"]
         kept = [report for report in live.judged.reports if report["seq"] <= upto]
@@ -306,7 +310,9 @@ class SweepState:
                 self._due.append(self._outcome(live, "pruned", kind=kind, message=rung_sentence(decision)))
 
     def _apply_lost(self, line: Line) -> None:
-        self.live[line["trial"]].losses += not line.get("moved", False)
+        live = self.live[line["trial"]]
+        live.lost = True
+        live.losses += not line.get("moved", False)
 
     def _apply_outcome(self, line: Line) -> None:
         live = self.live.pop(line["trial"])

@@ -108,6 +108,26 @@ def test_a_lost_trial_goes_on_and_is_given_up_after_three_losses() -> None:
     assert sweep.study.trials()[live.ask].state == TrialState.FAIL
 
 
+def test_what_a_lost_attempt_still_reports_is_void_and_a_move_counts_as_no_loss() -> None:
+    lines: list[Line] = []
+    sweep = state(lines=lines)
+    live = next(trial for trial in iter(sweep.next_trial, None) if 0.1 < trial.config["loss"]["beta"] < 1)
+    sweep.started(live.id, "slot-0")
+    reports = list(World().reports(live.config))
+    for reported in reports[:4]:
+        sweep.reported(live.id, 1, reported)
+    told = len(lines)
+    assert sweep.lost(live.id, 1, "its node was drained", moved=True) is None and live.losses == 0
+    assert len(lines) == told + 1
+    for reported in reports[4:]:  # the workers live on for a while
+        assert sweep.reported(live.id, 1, reported) is None
+    assert sweep.finished(live.id, 1) is None and len(lines) == told + 1
+    sweep.started(live.id, "slot-1")
+    assert sweep.reported(live.id, 1, reports[4]) is None and len(lines) == told + 2  # still the old attempt's
+    sweep.reported(live.id, 2, reports[4])
+    assert len(lines) == told + 3 and sweep.lost(live.id, 2, "gone") is None and live.losses == 1
+
+
 def test_a_trial_without_a_valid_epoch_failed() -> None:
     sweep = state(spec(scheduler={"kind": "fifo"}))
     live = sweep.next_trial()

@@ -68,14 +68,14 @@ BROKEN: dict[str, tuple[str, str, str, str, str]] = {
     ),
     "more least workers than workers": (
         AWS, "    min_workers: 0\n    max_workers: 4", "    min_workers: 8\n    max_workers: 8",
-        "max_workers", "less than the least numbers",
+        "max_workers", "min_workers",
     ),
     # authentication
     "head without a mode": (
         AWS, "RAY_AUTH_MODE=token ray start --head", "ray start --head", "head_start_ray_commands.1", "mode",
     ),
     "worker without a mode": (
-        ONPREM, "RAY_AUTH_MODE=token ray start --address", "ray start --address", "worker_start_ray_commands.1", "mode",
+        ONPREM, "RAY_AUTH_MODE=token RAY_gcs", "RAY_gcs", "worker_start_ray_commands.1", "mode",
     ),
     "authentication off": (
         AWS, "RAY_AUTH_MODE=token ray start --address", "RAY_AUTH_MODE=disabled ray start --address",

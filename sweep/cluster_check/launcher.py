@@ -132,7 +132,7 @@ def _node_types(prepared: dict[str, Any], kind: str) -> list[Finding]:
             found.append(BadInput(problem, key=key, value=node["max_workers"], accepted=f"1 to {most}"))
     least = sum(node["min_workers"] for node in types.values())
     if least > most:
-        problem = f"is less than the least numbers of workers of all node types together ({least})"
+        problem = f"is less than what the node types' min_workers come to together, {least}"
         found.append(BadInput(problem, key="max_workers", value=most, accepted=f"{least} or more"))
     if all(name == head for name in types):
         problem = "has no node type for workers"

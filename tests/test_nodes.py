@@ -6,8 +6,11 @@ import contextlib
 import json
 import os
 import shutil
+import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -66,6 +69,74 @@ class MovingNodes:
                 process.kill()
         psutil.wait_procs(everyone, timeout=10)
         self._process.wait()
+
+
+class Autoscaling(MovingNodes):
+    """A head without CPUs whose autoscaler (v1, Ray's fake provider) makes nodes of one CPU, at most two."""
+
+    def __init__(self) -> None:
+        self.environment = environment(RAY_FAKE_CLUSTER="1", AUTOSCALER_UPDATE_INTERVAL_S="1")
+        self.folder = Path(tempfile.mkdtemp(prefix="bt-"))  # short: sockets of at most 107 characters lie below it
+        port = _free_port()
+        kind = {"node_config": {}, "min_workers": 0, "max_workers": 2}
+        none: dict[str, Any] = {"auth": {}, "docker": {}, "file_mounts": {}}
+        empty = ("initialization_commands", "setup_commands", "head_setup_commands", "worker_setup_commands",
+                 "head_start_ray_commands", "worker_start_ray_commands", "cluster_synced_files")  # fmt: skip
+        config = {
+            "cluster_name": "fake", "max_workers": 2, "upscaling_speed": 1.0, "idle_timeout_minutes": 0.05,
+            "provider": {"type": "fake_multinode", "gcs_address": f"{_own_ip()}:{port}"},
+            "available_node_types": {
+                "ray.head.default": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
+                "worker": {"resources": {"CPU": 1, "object_store_memory": 100_000_000}, **kind},
+            },
+            "head_node_type": "ray.head.default", "file_mounts_sync_continuously": False,
+            **none, **{name: [] for name in empty},
+        }  # fmt: skip
+        path = self.folder / "fake.json"
+        path.write_text(json.dumps(config))
+        command = [
+            str(Path(sys.executable).parent / "ray"), "start", "--head", "--block", "--port", str(port),
+            "--num-cpus", "0", "--num-gpus", "0", "--object-store-memory", "100000000",
+            "--include-dashboard", "false", "--temp-dir", str(self.folder), "--autoscaling-config", str(path),
+        ]  # fmt: skip
+        log = self.folder / "head.log"
+        with log.open("w") as out:
+            self._process = subprocess.Popen(command, env=self.environment, stdout=out, stderr=subprocess.STDOUT)
+        deadline = time.monotonic() + 60
+        while "--address=" not in log.read_text():
+            assert self._process.poll() is None and time.monotonic() < deadline, log.read_text()[-2000:]
+            time.sleep(0.1)
+        self.address = f"{_own_ip()}:{port}"
+
+    def nodes(self) -> int:
+        """Worker nodes: raylets on this machine that belong to the cluster, but the head's."""
+        raylets = 0
+        for process in psutil.process_iter(["name"]):
+            with contextlib.suppress(psutil.Error):
+                raylets += process.info["name"] == "raylet" and self.address in " ".join(process.cmdline())
+        return raylets - 1
+
+    def stop(self) -> None:
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                line = " ".join(process.cmdline())
+                if self.address in line or str(self.folder) in line:
+                    process.kill()
+        self._process.wait()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
+
+
+def _own_ip() -> str:
+    from ray.util import get_node_ip_address
+
+    return str(get_node_ip_address())
 
 
 @pytest.fixture
@@ -210,3 +281,37 @@ def test_a_drained_node_loses_no_step(cluster: MovingNodes, tmp_path: Path) -> N
 def test_a_trial_of_two_workers_spans_two_nodes(cluster: MovingNodes, tmp_path: Path) -> None:
     journal = Sweep(cluster, tmp_path, resources={"workers": 2}, budget={"trials": 2}).end()
     assert journal.counts() == {"completed": 2}
+
+
+def test_an_autoscaler_brings_the_nodes_that_slots_wait_for_and_takes_them_back(tmp_path: Path) -> None:
+    """A trial of two workers needs both nodes of one CPU; there is none when the sweep starts."""
+    cluster = Autoscaling()
+    try:
+        assert cluster.nodes() == 0
+        resources = {"workers": 2, "concurrency": 1, "autoscale": True}
+        began = time.monotonic()
+        sweep = Sweep(cluster, tmp_path, resources=resources, budget={"trials": 2})
+        sweep.until(reports(1))
+        assert cluster.nodes() == 2
+        print(f"the first report came {time.monotonic() - began:.1f} s after the start on no node")
+        assert sweep.end().counts() == {"completed": 2}
+        ended = time.monotonic()
+        while cluster.nodes():
+            assert time.monotonic() - ended < 90, "the nodes are not given back"
+            time.sleep(0.5)
+        print(f"both nodes were gone {time.monotonic() - ended:.1f} s after the end")
+    finally:
+        cluster.stop()
+
+
+@pytest.mark.parametrize("cluster", [(1,)], indirect=True)
+def test_a_slot_that_waits_for_room_says_so_and_takes_it_when_it_comes(cluster: MovingNodes, tmp_path: Path) -> None:
+    sweep = Sweep(cluster, tmp_path, resources={"concurrency": 2, "autoscale": True}, budget={"trials": 40})
+    deadline = time.monotonic() + 150
+    while "slot-1 waits for" not in sweep.log() and "slot-0 waits for" not in sweep.log():
+        assert sweep.process.poll() is None and time.monotonic() < deadline, sweep.log()
+        time.sleep(0.5)
+    cluster.say("add", 1)
+    sweep.until(lambda found: len(slots_of(found)) == 2)
+    sweep.process.send_signal(signal.SIGINT)
+    sweep.end(130)

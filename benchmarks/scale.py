@@ -1,0 +1,259 @@
+"""What a sweep's driver costs at scale: many simulated slots, every report through the real mailbox, driver thread,
+journal, rules, rungs and study.
+
+    python -m benchmarks.scale [--json] [--slots 100] [--trials 1000]    # about 6 minutes on two cores
+    python -m benchmarks.scale --slots 400 --every 0.5                   # what breaks first beyond that
+
+The slots' workers are played by coroutines in one other process: they say hello, take work, post one health report
+every `--every` seconds (20 a trial, an epoch every 4th) and leave when they are told to. What they report is a pure
+function of the trial's parameters, with the lithology family's metric names: a third of the trials collapses. Tune is
+left out (its trial actors are a process each); instead of it a loop asks for a trial whenever a slot is free.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import math
+import os
+import random
+import tempfile
+import threading
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+from unittest.mock import patch
+
+import psutil
+
+from search_spaces.spec import SweepSpec
+from sweep import driver
+
+EPOCHS, PER_EPOCH = 5, 4
+PARAMETERS = 8
+STAGES = (0.1, 0.5, 1.0)  # shares of the trials at which the driver is read
+
+
+def spec(trials: int) -> SweepSpec:
+    """Eight searched parameters, the lithology rules, ASHA."""
+    search: dict[str, Any] = {"loss.beta": {"loguniform": [0.05, 30.0]}, "train.lr": {"loguniform": [3e-4, 3e-3]}}
+    search |= {
+        "model.latent_dim": {"int": [4, 12]},
+        "loss.mask_prob": {"choice": [0.0, 0.1, 0.3]},
+        "model.hidden_dims": {"choice": ["64-32", "32-16"]},
+        "loss.alpha": {"loguniform": [0.01, 6.0]},
+        "train.patience": {"int": [5, 50]},
+        "train.plateau_factor": {"uniform": [0.1, 0.9]},
+    }
+    assert len(search) == PARAMETERS
+    return SweepSpec.from_dict(
+        {
+            "name": "scale", "trainable": "lithology", "search": search, "objectives": ["val/ari"],
+            "fixed": {"train.epochs": EPOCHS, "loss.units": "canonical", "loss.reduction": "sample",
+                      "loss.anneal": "constant", "model.semi_supervised": True},
+            "scheduler": {"kind": "asha", "first": 1, "factor": 2}, "budget": {"trials": trials},
+            "rules": {"extends": "lithology", "posterior_collapse": {"grace": {"epochs": 0, "steps": 200}}},
+            "resources": {"concurrency": 1}, "wandb": {"mode": "disabled"}, "seed": 1,
+        }
+    )  # fmt: skip
+
+
+def reports(config: dict[str, Any]) -> list[dict[str, Any]]:
+    """All that a trial of this config reports, as fields of `Reported`."""
+    beta, dims = config["loss"]["beta"], config["model"]["latent_dim"]
+    rng = random.Random(f"{beta:.6f}")
+    alive = beta < 6.0
+    made = []
+    for number in range(1, EPOCHS * PER_EPOCH + 1):
+        epoch, ends = number // PER_EPOCH, number % PER_EPOCH == 0
+        kl = (3.0 / (1 + beta) if alive else 0.02 / beta) * (1 + 0.1 * rng.random())
+        per_dim = [kl / dims] * dims
+        metrics = {
+            "latent/kl_total": kl, "latent/active_kl": float(dims * alive), "latent/active_var_1e2": dims * alive,
+            "train/loss": 2.0 - kl / 10, "train/beta": beta, "train/lr": 1e-3, "train/grad_norm": 0.3,
+            "train/nonfinite": 0.0, "train/recon": 1.5, "latent/mu_var_max": kl, "latent/sigma_mean": 0.7,
+            "ablation/relative": 0.5 * alive, "ablation/delta": 0.8 * alive, "train/beta_canonical": beta,
+        }  # fmt: skip
+        if ends:
+            score = (0.6 - 0.05 * abs(math.log(beta / 0.4))) * (1 - 0.5**epoch) if alive else 0.1
+            metrics |= {"val/ari": score, "val/recon": 1.4, "val/kl": kl, "val/elbo_1": 1.4 + kl, "val/r2_mean": 0.7}
+        made.append(
+            {
+                "epoch": epoch, "step": 100 * number, "full_beta_epochs": epoch, "full_beta_steps": 100 * number,
+                "phase": 0, "metrics": metrics, "vectors": {"latent/kl": per_dim}, "nonfinite": (),
+                "closing": number == EPOCHS * PER_EPOCH, "checkpoint": None, "media": {}, "seconds": float(number),
+                "mem_mb": 400.0, "note": "",
+            }
+        )  # fmt: skip
+    return made
+
+
+class Players:
+    """An actor: the workers of all slots, one coroutine each."""
+
+    async def play(self, mailbox: Any, slots: int, every: float) -> None:
+        await asyncio.gather(*(self._slot(mailbox, f"slot-{number}", every) for number in range(slots)))
+
+    async def _slot(self, mailbox: Any, slot: str, every: float) -> None:
+        await asyncio.sleep(random.random() * every)
+        await mailbox.hello.remote(slot, "life", 0, 1, {"pid": 0, "host": "played", "node": "", "actor": None})
+        seen = 0
+        while True:
+            work = await mailbox.take.remote(slot, "life", seen)
+            if work is None:
+                continue
+            if work.get("closed"):
+                return
+            seen += 1
+            trial, attempt = work["trial"], work["attempt"]
+            stop = asyncio.ensure_future(self._stop(mailbox, trial, attempt))
+            how = "finished"
+            for reported in reports(work["config"]):
+                await asyncio.wait([stop], timeout=every)
+                if stop.done():
+                    how = "stopped"
+                    break
+                await mailbox.post.remote(trial, attempt, reported)
+            stop.cancel()
+            await mailbox.end.remote(slot, "life", trial, attempt, how, {"train_seconds": 1.0})
+
+    async def _stop(self, mailbox: Any, trial: str, attempt: int) -> str:
+        while (why := await mailbox.stopped.remote(trial, attempt)) is None:
+            pass
+        return str(why)
+
+
+class PlayedPool:
+    """In place of `SlotPool`: slots without workers of their own."""
+
+    slots, every = 100, 1.0
+
+    def __init__(self, mailbox: Any, *_: Any) -> None:
+        import ray
+
+        self._mailbox = mailbox
+        self._players = ray.remote(num_cpus=0, max_concurrency=10)(Players).remote()
+
+    def start(self) -> None:
+        self._players.play.remote(self._mailbox, self.slots, self.every)
+
+    def working(self) -> int:
+        return self.slots
+
+    def close(self, deadline_s: float = 10.0) -> list[str]:
+        import ray
+
+        ray.get(self._mailbox.close.remote())
+        return []
+
+    def said_hello(self, *_: Any) -> None: ...
+
+    def patience_over(self) -> list[str]:
+        return []
+
+    def on(self, nodes: Any) -> list[str]:
+        return []
+
+    def waiting(self) -> int:
+        return 0
+
+
+class Scaled(driver.Driver):
+    """A driver without Tune, that reads its own clock."""
+
+    def _tune(self) -> None:
+        import ray
+
+        self.process, self.read, self.draws = psutil.Process(), [], []
+        total = int(self.spec.budget.trials or 0)
+        marks = [int(total * share) for share in STAGES]
+        self._reading(0)
+        drawn = 0
+        while True:
+            for trial in [trial for trial in self._with_tune if trial in self.state.outcomes]:
+                self._let_go(trial, False)
+            began = time.thread_time()
+            found = self._draw()
+            if isinstance(found, dict):
+                self.draws.append(time.thread_time() - began)
+                drawn += 1
+                ray.get(self.mailbox.submit.remote(json.loads(found["work"])))
+            elif found is None:
+                time.sleep(0.02)
+            elif not self.state.live:
+                break
+            else:
+                time.sleep(0.1)
+            while marks and len(self.state.outcomes) >= marks[0]:
+                self._reading(marks.pop(0))
+
+    def _reading(self, trials: int) -> None:
+        times = self.process.cpu_times()
+        threads = {thread.id: thread.user_time + thread.system_time for thread in self.process.threads()}
+        drain = next((thread.native_id for thread in threading.enumerate() if thread.name == "drain"), None)
+        self.read.append(
+            {
+                "trials": trials, "reports": self._reports, "wall_s": time.monotonic(),
+                "cpu_s": times.user + times.system,
+                "drain_s": threads.get(drain or 0, 0.0), "rss_mb": self.process.memory_info().rss / 1e6,
+                "journal_mb": (self.folder / "journal.jsonl").stat().st_size / 1e6, "asks": len(self.draws),
+                "ask_s": sum(self.draws),
+            }
+        )  # fmt: skip
+
+
+def measure(slots: int, trials: int, every: float) -> dict[str, Any]:
+    PlayedPool.slots, PlayedPool.every = slots, every
+    with tempfile.TemporaryDirectory() as folder, patch("sweep.slots.SlotPool", PlayedPool):
+        sweep = Scaled(spec(trials), Path(folder) / "scale-000000", sweep="scale-000000")
+        finish = sweep.run()
+        stages = [between(a, b) for a, b in zip(sweep.read, sweep.read[1:], strict=False)]
+        asks = sweep.draws
+    last = stages[-1]
+    tenth = max(1, len(asks) // 10)
+    return {
+        "command": f"python -m benchmarks.scale --slots {slots} --trials {trials} --every {every:g} --json",
+        "slots": slots, "trials": trials, "report_every_s": every, "counts": finish.counts,
+        "seconds": round(finish.seconds, 1), "stages": stages,
+        "reports_per_s": last["reports_per_s"], "driver_share_of_a_core": last["driver_share_of_a_core"],
+        "drain_ms_per_report": last["drain_ms_per_report"],
+        "ask_ms_first_tenth": round(1e3 * median(asks[:tenth]), 2),
+        "ask_ms_last_tenth": round(1e3 * median(asks[-tenth:]), 2),
+        "load": round(os.getloadavg()[0], 1),
+    }  # fmt: skip
+
+
+def between(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
+    """Figures of the driver from one reading to the next."""
+    wall, count = b["wall_s"] - a["wall_s"], max(1, b["reports"] - a["reports"])
+    return {
+        "up_to_trial": b["trials"],
+        "reports_per_s": round(count / wall, 1),
+        "driver_share_of_a_core": round((b["cpu_s"] - a["cpu_s"]) / wall, 4),
+        "drain_share_of_a_core": round((b["drain_s"] - a["drain_s"]) / wall, 4),
+        "drain_ms_per_report": round(1e3 * (b["drain_s"] - a["drain_s"]) / count, 3),
+        "ask_ms_per_trial": round(1e3 * (b["ask_s"] - a["ask_s"]) / max(1, b["asks"] - a["asks"]), 2),
+        "rss_mb": round(b["rss_mb"], 1),
+        "journal_mb": round(b["journal_mb"], 2),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--slots", type=int, default=100)
+    parser.add_argument("--trials", type=int, default=1000)
+    parser.add_argument("--every", type=float, default=1.0, help="seconds between two reports of a slot")
+    parser.add_argument("--json", action="store_true")
+    given = parser.parse_args()
+    found = measure(given.slots, given.trials, given.every)
+    for stage in found["stages"]:
+        print("  ".join(f"{key} {value}" for key, value in stage.items()))
+    print({key: value for key, value in found.items() if key != "stages"})
+    if given.json:
+        print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()

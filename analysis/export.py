@@ -111,7 +111,8 @@ def provenance(journal: Journal, record: TrialRecord) -> list[str]:
         lines.append(f"margin to collapse {done.margin:+.3f} decades (negative: healthy)")
     if record.warnings:
         lines.append(f"warnings: {', '.join(record.warnings)}")
-    lines += [f"set by validation: {path}={_exact(value)}" for path, value in found_by_validation(journal, record).items()]
+    found_values = found_by_validation(journal, record)
+    lines += [f"set by validation: {path}={_exact(value)}" for path, value in found_values.items()]
     lines.append(f"searched: {', '.join(f'{path}={_exact(value)}' for path, value in record.params.items())}")
     lines.append(f"exported {datetime.now().astimezone().isoformat(timespec='seconds')} from {_where(journal)}")
     data = ", ".join(f"{key} {value}" for key, value in head.data.items() if not isinstance(value, (Mapping, list)))

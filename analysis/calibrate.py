@@ -6,8 +6,9 @@ rule that kills, the scale of its thresholds, the steps of grace and the first s
 time, each to the best of its candidates, until nothing improves. A proposal is allowed when it kills at most the stated
 share of the healthy curves and none of the winners, also with every threshold `SLACK` further out and every patience
 one report shorter: what only just holds on these curves would not hold on the next ones. Of the allowed ones the best
-catches most dead trials, then catches them soonest after their onset (to `FINEST` of the budget), then kills fewest
-healthy ones, then leaves the most room (the longer patience, the later start).
+catches most dead trials, then catches them soon enough after their onset (what a mean delay has beyond `delay` of the
+budget counts), then kills fewest healthy ones, then leaves the most room (the longer patience, the later start): a kill
+that comes sooner than it has to is bought with false kills on the next curves.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from collapse.rules import DIVERGED, Observation, PerDim, Relative, Rule, RuleSe
 from search_spaces.errors import BadInput
 
 SLACK = 1.1
-FINEST = 0.005
+FINEST = 0.005  # of the budget: smaller differences of the mean delay do not count
 SCALES = (0.4, 0.6, 0.8, 1.0, 1.25, 1.6, 2.2)  # of a rule's own thresholds
 PATIENCE = (1, 2, 3, 4, 5, 6, 8, 10)
 REPORTS = (0, 1, 2, 3, 4, 6, 8, 10, 14, 20)  # of grace and before the first word, in typical intervals of reports
@@ -66,10 +67,15 @@ def calibrate(
     curves: Sequence[Curve],
     *,
     false_kill: float = 0.02,
+    delay: float = 0.05,
     direction: str = "max",
     tell: Callable[[str], None] = lambda text: None,
 ) -> Calibrated:
-    """The best numbers for `rules` under a false-kill limit; raises BadInput where the curves cannot tell."""
+    """The best numbers for `rules` under a false-kill limit; raises BadInput where the curves cannot tell.
+
+    `false_kill`: largest share of the healthy curves; `delay`: the mean delay, as a share of the budget, that is soon
+    enough; `direction`: of the objective, by which winners are known.
+    """
     known = [curve for curve in curves if curve.truth is not None and curve.truth.is_ != "ambiguous"]
     dead = sum(curve.truth.dead for curve in known if curve.truth)
     if min(dead, len(known) - dead) < LEAST:
@@ -77,7 +83,7 @@ def calibrate(
             f"the curves hold {dead} dead and {len(known) - dead} healthy trials with a known end",
             accepted=f"at least {LEAST} of each, such as a CollapseBench file or a table with a column `truth`",
         )
-    bench = _Bench(rules, known, false_kill, direction)
+    bench = _Bench(rules, known, false_kill, delay, direction)
     names = [name for name, rule in rules.rules.items() if rule.action == "kill" and rule.kind != DIVERGED]
     best = {name: _knobs(rules.rules[name]) for name in names}
     if not bench.allowed(best):
@@ -99,10 +105,12 @@ def calibrate(
 class _Bench:
     """Proposals against the curves; every replay of the same rules is done once."""
 
-    def __init__(self, rules: RuleSet, curves: Sequence[Curve], false_kill: float, direction: str) -> None:
+    def __init__(
+        self, rules: RuleSet, curves: Sequence[Curve], false_kill: float, delay: float, direction: str
+    ) -> None:
         killing = {name: rule for name, rule in rules.rules.items() if rule.action == "kill"}  # warnings cost time only
         self.rules = rules.model_copy(update={"rules": killing})
-        self.curves, self.limit, self.direction = curves, false_kill, direction
+        self.curves, self.limit, self.delay, self.direction = curves, false_kill, delay, direction
         gaps = [b["step"] - a["step"] for curve in curves for a, b in pairwise(curve.reports) if b["step"] > a["step"]]
         self.interval = round(statistics.median(gaps))
         self.replays = 0
@@ -159,7 +167,8 @@ class _Bench:
             found = self.scored(proposal)
             room = sum(each.patience + (each.grace_steps + each.min_step) / self.interval for each in proposal.values())
             allowed = self.allowed(proposal)
-            worth = (found.caught.count, -round(found.mean_delay / FINEST), -found.false_kill.count, room)
+            late = round(max(0.0, found.mean_delay - self.delay) / FINEST)
+            worth = (found.caught.count, -late, -found.false_kill.count, room)
             self._worth[key] = (allowed, *(worth if allowed else (-found.false_kill.count, *worth)))
         return self._worth[key]
 

@@ -239,6 +239,9 @@ def calibrate(
     false_kill: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="At most this share of the healthy curves may be killed.")
     ] = 0.02,
+    delay: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="A mean delay of this share of the budget is soon enough.")
+    ] = 0.05,
     rules: Annotated[Path | None, typer.Option(help="Begin with this rules file instead of the family's.")] = None,
     json_: Json = False,
 ) -> None:
@@ -249,7 +252,8 @@ def calibrate(
 
     found = read(curves)
     direction = str(found.about.get("direction", "max"))
-    made = calibrate(rules_of(family, rules), found.curves, false_kill=false_kill, direction=direction, tell=typer.echo)
+    limits = {"false_kill": false_kill, "delay": delay}
+    made = calibrate(rules_of(family, rules), found.curves, **limits, direction=direction, tell=typer.echo)
     typer.echo(write(made, output, source=curves, family=family, false_kill=false_kill))
     if json_:
         _print_json({"rules": str(output), **made.to_dict()})

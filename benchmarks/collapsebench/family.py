@@ -23,15 +23,20 @@ Metrics = Mapping[str, float | None]
 
 @dataclass(frozen=True)
 class Family:
-    """`looks_dead` judges one report's metrics (None: it cannot tell). `measure` looks at the trained model once, after
-    the full budget (config, checkpoint, folder -> numbers); `blind` says from these numbers and the closing report's
-    metrics whether the model is no better than its blind reference."""
+    """`looks_dead` judges one report's metrics (None: it cannot tell).
+
+    `measure` looks at the trained model once, after the full budget (config, checkpoint, folder -> numbers); `blind`
+    says from these numbers and the closing report's metrics whether the model is no better than its blind reference.
+    `validation_loss` is what a user of a stock tuner would watch: the training loss on validation data, with the
+    trial's own weights; None for a report that does not hold it.
+    """
 
     name: str
     min_steps: int
     looks_dead: Callable[[Metrics], bool | None]
     blind: Callable[[Metrics, Metrics], bool]
     measure: Callable[[Any, Path, Path], dict[str, float]] | None = None
+    validation_loss: Callable[[Metrics], float | None] | None = None
     profile: str = "bench"
 
     def spec(self) -> SweepSpec:

@@ -15,8 +15,8 @@ Record = Mapping[str, Any]
 
 
 def truth_of(record: Record, family: Family, objective: str, direction: str) -> dict[str, Any]:
-    """`truth`, `state`, `blind`, `onset` (index of a report, None for a living trial), `value` (of the best epoch at full
-    beta), `last_value`, `late_bloomer`, `recoverer`, `looked_dead` (at how many eligible reports a healthy trial did).
+    """`truth`, `state` and `blind`; `onset` (index of a report, None for a living trial); `value` (of the best epoch at
+    full beta) and `last_value`; `late_bloomer`, `recoverer` and `looked_dead` (at how many reports one did).
     """
     reports: Sequence[Record] = record["reports"]
     dead = [family.looks_dead(report["metrics"]) for report in reports]

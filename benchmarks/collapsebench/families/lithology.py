@@ -50,4 +50,21 @@ def blind(measured: Metrics, last: Metrics) -> bool:
     return not unseen - seen >= max(WORTH * unseen, STANDARD_ERRORS * error)
 
 
-FAMILY = Family("lithology", min_steps=300, looks_dead=looks_dead, blind=blind, measure=measure)
+def validation_loss(metrics: Metrics) -> float | None:
+    """recon + beta * kl + alpha * ce, with the epoch's weights in canonical units."""
+    values = [metrics.get(name) for name in ("val/recon", "train/beta_canonical", "val/kl")]
+    if any(value is None for value in values):
+        return None
+    recon, beta, kl = (float(value) for value in values if value is not None)
+    ce, alpha = metrics.get("val/ce"), metrics.get("train/alpha_canonical")
+    return recon + beta * kl + (alpha * ce if ce is not None and alpha is not None else 0.0)
+
+
+FAMILY = Family(
+    "lithology",
+    min_steps=300,
+    looks_dead=looks_dead,
+    blind=blind,
+    measure=measure,
+    validation_loss=validation_loss,
+)

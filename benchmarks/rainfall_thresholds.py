@@ -71,7 +71,7 @@ def trial(groups: dict[str, dict[str, Any]]) -> tuple[Config, list[Reported]]:
 
 
 def judged(reports: list[Reported], epochs: int) -> dict[str, Any]:
-    """What the family's rules say: `kind`, `margin`, `epoch` and `age` (epochs past full beta) of the kill; warnings."""
+    """What the family's rules say: `kind`, `margin`, `epoch` and `age` (past full beta) of the kill; warnings."""
     path = rules_file("rainfall")
     assert path is not None
     watch = RuleSet.load(path).watch(budget_epochs=epochs)

@@ -11,13 +11,16 @@ import numpy as np
 import pytest
 import torch
 from occupancy import SMALL_GRID, Kept, config_of, train
+from scipy.spatial.transform import Rotation
 
 from search_spaces.errors import BadInput
 from search_spaces.spec import SweepSpec
 from trainables import load
+from trainables.occupancy import data as windows
 from trainables.occupancy import synthetic
 from trainables.occupancy.config import Config, Data
-from trainables.occupancy.poses import from_matrices
+from trainables.occupancy.mirrors import mirrored
+from trainables.occupancy.poses import from_matrices, matrix, velocities
 from trainables.occupancy.train import Occupancy, OccupancyTask
 from trainables.world import World
 
@@ -103,7 +106,7 @@ def task_of(config: Config, folder: Path) -> OccupancyTask:
 def test_a_pass_shows_every_window_at_most_once(tmp_path: Path) -> None:
     task = task_of(config_of(train={"batch_size": 3, "steps_per_epoch": 7}), tmp_path)
     seen: list[np.ndarray] = []
-    task._batch = lambda chosen: seen.append(chosen)  # type: ignore[method-assign,return-value,func-returns-value]
+    task._batch = lambda chosen, _: seen.append(chosen)  # type: ignore[method-assign,return-value,func-returns-value]
     first, again = list(task.batches(0)), list(task.batches(0))
     assert len(first) == len(again) == 7 and len(task.windows) == 10
     rows, repeat = seen[:7], seen[7:]
@@ -129,6 +132,36 @@ def test_all_zero_futures_are_left_out_and_counted(tmp_path: Path) -> None:
 def test_a_validation_split_without_an_occupied_voxel_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="no future frame of the val split has an occupied voxel"):
         task_of(config_of(data={"split_seed": 1}), tmp_path)
+
+
+def test_a_mirrored_world_gives_mirrored_windows() -> None:
+    """Mirroring points and trajectory, then reading, is reading, then mirroring: also rotations and velocities."""
+    grid = windows.grid_of(Data(**SMALL_GRID))
+    scene = next(iter(synthetic.scenes(synthetic.Size(1, 6), grid, 1)))
+    tilt = Rotation.from_euler("xyz", [0.3, -0.2, 0.5]).as_matrix()
+    for axis in (0, 1):
+        m = np.eye(3)
+        m[axis, axis] = -1
+        turns = [matrix(pose[3:7]) @ tilt for pose in scene.poses]
+        read = []
+        for mirror in (np.eye(3), m):
+            both = zip(turns, scene.poses, strict=True)
+            transforms = np.stack([np.c_[mirror @ r @ mirror, mirror @ p[:3]] for r, p in both])
+            poses = velocities(from_matrices(transforms), np.full(5, 0.5), 99, 99)
+            grids = np.stack([grid.voxelise(cloud @ mirror) for cloud in scene.clouds])
+            read.append((torch.from_numpy(grids)[None], torch.from_numpy(poses)[None]))
+        flips = torch.tensor([[axis == 0, axis == 1]])
+        grids, poses = mirrored(*read[0], flips)
+        assert torch.equal(grids, read[1][0]) and grids.any()
+        same = poses[0, :, 3:7] * poses[0, :, 3:4].sign()  # q and -q are one rotation
+        expected = read[1][1][0, :, 3:7] * read[1][1][0, :, 3:4].sign()
+        torch.testing.assert_close(same, expected, atol=1e-9, rtol=0)
+        torch.testing.assert_close(poses[..., [*range(3), *range(7, 13)]], read[1][1][..., [*range(3), *range(7, 13)]])
+
+
+def test_mirroring_needs_a_symmetric_range() -> None:
+    with pytest.raises(ValueError, match="symmetric in x and y"):
+        Data(mirror=True, point_cloud_range=(-10, -40, -2, 40, 40, 150))
 
 
 def test_training_windows_that_are_all_empty_are_refused(tmp_path: Path) -> None:
@@ -163,7 +196,10 @@ def test_a_stopped_run_goes_on_to_the_same_numbers(tmp_path: Path) -> None:
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "head": {"loss": {"bce_weight": 0.3, "temporal_decay": 0.1}},
-    "transformer": {"model": {"use_transformer": True, "transformer_heads": 2, "transformer_layers": 1, "skip": 2}},
+    "transformer": {
+        "data": {"mirror": True},
+        "model": {"use_transformer": True, "transformer_heads": 2, "transformer_layers": 1, "skip": 2},
+    },
     "simple": {"model": {"type": "simple", "pool": (2, 2, 2)}},
 }
 

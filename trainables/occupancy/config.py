@@ -69,6 +69,7 @@ class Data(Section):
     max_angular_velocity: float = Field(6.28, gt=0, description="rad/s, per axis")
     static_filter: bool = Field(True, description="leave out windows that hardly move (sessions only)")
     min_motion: float = Field(0.1, ge=0, description="metres per frame below which (and half of which) nothing moves")
+    mirror: bool = Field(False, description="mirror training windows along x and y at random; ours")
     bad_frames: Literal["refuse", "drop"] = Field(
         "refuse", description="frames without a usable cloud, grid or pose, and scenes too short: an error, or left out"
     )
@@ -83,6 +84,9 @@ class Data(Section):
             raise ValueError("data of kind files needs data.path, the folder to read")
         if any(share < 0 for share in self.fractions) or not 0.999 < sum(self.fractions) < 1.001:
             raise ValueError(f"data.fractions must be three shares that sum to 1, not {list(self.fractions)}")
+        low, high = self.point_cloud_range[:2], self.point_cloud_range[3:5]
+        if self.mirror and any(abs(a + b) > 1e-6 for a, b in zip(low, high, strict=True)):
+            raise ValueError("data.mirror needs a data.point_cloud_range that is symmetric in x and y")
         if min(self.voxel_size) <= 0 or min(self.grid) < 1:
             raise ValueError(
                 f"data.point_cloud_range {list(self.point_cloud_range)} and data.voxel_size {list(self.voxel_size)} "

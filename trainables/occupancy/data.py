@@ -78,7 +78,8 @@ class Dataset:
 def load(data: Data, cache: Cache) -> Dataset:
     """The windows that `data` describes; `cache` is `World.cache`. Raises `BadInput` for data that cannot be used."""
     root = _root(data)
-    key = {"occupancy": _VERSION, "files": _fingerprint(root, data), "data": data.model_dump(mode="json")}
+    choices = data.model_dump(mode="json", exclude={"mirror"})
+    key = {"occupancy": _VERSION, "files": _fingerprint(root, data), "data": choices}
     return Dataset.unpack(cache(key, lambda: read(root, data).pack()))
 
 

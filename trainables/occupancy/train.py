@@ -22,6 +22,7 @@ from trainables.occupancy import data as windows
 from trainables.occupancy.config import Config as OccupancyConfig
 from trainables.occupancy.heldout import HeldOut
 from trainables.occupancy.loss import Batch, Objective
+from trainables.occupancy.mirrors import mirrored
 from trainables.occupancy.model import build
 from trainables.occupancy.monitor import OccupancyMonitor
 from trainables.reporting import load_checkpoint
@@ -166,19 +167,24 @@ class OccupancyTask(Task):
         passes = -(-count // self._per_pass)
         made = 0
         for turn in range(passes):
-            order = np.random.default_rng([self.world.seed, epoch, turn]).permutation(self.windows)
+            random = np.random.default_rng([self.world.seed, epoch, turn])
+            order = random.permutation(self.windows)
+            flips = torch.from_numpy(random.random((len(order), 2)) < 0.5) if self.config.data.mirror else None
             for first in range(0, self._per_pass * size, size):
                 if made == count:
                     return
                 made += 1
-                yield self._batch(order[first : first + size])
+                at = slice(first, first + size)
+                yield self._batch(order[at], None if flips is None else flips[at])
 
-    def _batch(self, chosen: np.ndarray) -> Batch:
+    def _batch(self, chosen: np.ndarray, flips: torch.Tensor | None) -> Batch:
         world, data = self.world, self.config.data
         first, last = (len(chosen) * (world.rank + i) // world.size for i in range(2))
         own = chosen[first:last]
         grids = torch.from_numpy(self.data.grids(own, data.grid)).to(world.device)
         poses = torch.from_numpy(np.asarray(self.data.poses[own])).to(world.device, self.dtype)
+        if flips is not None:
+            grids, poses = mirrored(grids, poses, flips[first:last])
         history, future = grids.split([data.history_frames, data.future_frames], dim=1)
         known, wanted = poses.split([data.history_frames, data.future_frames], dim=1)
         return Batch(history.to(self.dtype), future.bool(), known, wanted, first, len(chosen))

@@ -36,6 +36,10 @@ SCHEMES = ("s3", "gs", "file")
 _ACCEPTED = "s3://bucket/folder, gs://bucket/folder, or a local folder"
 
 
+class LeaseLost(RuntimeError):
+    """Another driver has taken the sweep over; this one must not write any more."""
+
+
 def is_url(text: str | os.PathLike[str]) -> bool:
     return "://" in os.fspath(text)
 

@@ -19,6 +19,7 @@ from typing import Annotated, Any
 import typer
 
 from analysis.journal import JournalUnwritable
+from analysis.storage import LeaseLost, origin
 from search_spaces.errors import BadInput
 
 app = typer.Typer(
@@ -390,8 +391,10 @@ def main() -> None:
         _exit(str(error), 2)
     except KeyboardInterrupt:
         _exit("interrupted", 130)
+    except LeaseLost as error:
+        _exit(f"{error}; this one has stopped and writes no more", 130)
     except JournalUnwritable as error:
-        sweep = Path(error.filename).parent
+        sweep = origin(Path(error.filename).parent) or Path(error.filename).parent
         _exit(f"{error.strerror} ({error.filename}); make room, then go on with: buttress resume {sweep}", 130)
     except Exception as error:
         path = Path(tempfile.gettempdir()) / f"buttress-error-{os.getpid()}.txt"

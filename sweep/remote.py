@@ -28,6 +28,7 @@ from analysis.storage import (
     LEASE_S,
     SEGMENT,
     SEGMENTS,
+    LeaseLost,
     Storage,
     cache_folder,
     first_line,
@@ -47,10 +48,6 @@ RENEW_S = 10.0
 SEGMENT_BYTES = 512 << 10
 #: Seconds that the end of a sweep waits for a storage that is away.
 LAST_WORDS_S = 120.0
-
-
-class LeaseLost(RuntimeError):
-    """Another driver has taken the sweep over; this one must not write any more."""
 
 
 def spool(store: Storage) -> Path:

@@ -5,9 +5,11 @@ Every broken file is a shipped one with one thing changed.
 
 from __future__ import annotations
 
+import copy
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ import yaml
 
 from search_spaces.errors import BadInput
 from search_spaces.spec import SweepSpec
+from sweep.cluster_check import kuberay, launcher
 from sweep.cluster_check.capacity import Nodes, slots
 from sweep.cluster_check.check import check
 from sweep.cluster_check.starts import read
@@ -272,7 +275,7 @@ BROKEN: dict[str, tuple[str, str, str, str, str]] = {
     ),
     "group without an end": (
         KUBERAY, "      maxReplicas: 4 ", "      # maxReplicas: 4 ",
-        "spec.workerGroupSpecs.0.maxReplicas", "without end",
+        "spec.workerGroupSpecs.0.maxReplicas", "missing",
     ),
     "ports for everybody": (
         KUBERAY, "  headGroupSpec:\n", "  headGroupSpec:\n    serviceType: LoadBalancer\n",
@@ -432,6 +435,36 @@ def test_a_cluster_file_of_hardly_anything_is_judged_without_a_crash(tmp_path: P
                     {"apiVersion": "ray.io/v1", "kind": "RayCluster", "spec": {"headGroupSpec": 3}}):  # fmt: skip
         path.write_text(yaml.safe_dump(content))
         assert check(path).findings, content
+
+
+def damaged(tree: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], Any]]:
+    """Where `tree` can be damaged, and with what: every key and entry, taken out or replaced by what it cannot be."""
+    entries = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ()
+    for key, value in entries:
+        wrong = [3] if isinstance(value, (str, dict)) else "x"
+        yield from (((*path, key), each) for each in (..., None, wrong))
+        yield from damaged(value, (*path, key))
+
+
+@pytest.mark.parametrize("name", [AWS, ONPREM, KUBERAY])
+def test_no_damage_to_a_file_keeps_it_from_being_judged(name: str) -> None:
+    whole = json.loads(json.dumps(yaml.safe_load((ROOT / name).read_text())))
+    told = 0
+    for path, value in damaged(whole):
+        if path == ("kind",):
+            continue
+        tree = copy.deepcopy(whole)
+        inner = tree
+        for key in path[:-1]:
+            inner = inner[key]
+        if value is ...:
+            del inner[path[-1]]
+        else:
+            inner[path[-1]] = value
+        findings = kuberay.check([tree]) if name == KUBERAY else launcher.check(tree)
+        assert findings or (kuberay.summary([tree]) if name == KUBERAY else launcher.summary(tree))
+        told += bool(findings)
+    assert told > 50
 
 
 def test_a_secret_document_beside_the_cluster_is_told(tmp_path: Path) -> None:

@@ -2,6 +2,6 @@
 
 In comes a file for `ray up`, or a RayCluster manifest for KubeRay; out comes a `Checked`: one sentence per fault, or
 one line that says what the cluster is. Nothing is contacted. `check.py` is the door; `launcher.py` and `kuberay.py`
-judge the two kinds of file, with `starts.py` (start commands), `providers.py` (clouds), `leaks.py` (secrets) and
-`capacity.py` (does a sweep's trial fit). Importing this package imports no Ray.
+judge the two kinds of file, with `shapes.py` (schemas), `starts.py` (start commands), `providers.py` (clouds),
+`leaks.py` (secrets) and `capacity.py` (does a sweep's trial fit). Importing this package imports no Ray.
 """

@@ -15,40 +15,28 @@ from typing import Any
 from search_spaces.errors import BadInput
 from sweep.cluster_check import starts
 from sweep.cluster_check.capacity import Nodes, fits
-from sweep.cluster_check.findings import Finding, misspelt, path_of, unknown
+from sweep.cluster_check.findings import Finding, path_of, unknown
+from sweep.cluster_check.shapes import RAYCLUSTER, faults
 
 LONGEST_IDLE_S = 3600
 OVERWRITE = "ray.io/overwrite-container-cmd"
 GENERATED = "KUBERAY_GEN_RAY_START_CMD"
 GPU = "nvidia.com/gpu"
-#: Fields of the ray.io/v1 API; Kubernetes drops others without a word.
-SPEC_KEYS = {
-    "authOptions", "autoscalerOptions", "enableInTreeAutoscaling", "gcsFaultToleranceOptions", "headGroupSpec",
-    "headServiceAnnotations", "managedBy", "networkPolicy", "rayVersion", "suspend", "tlsOptions", "upgradeStrategy",
-    "workerGroupSpecs",
-}  # fmt: skip
-HEAD_KEYS = {"enableIngress", "headService", "labels", "rayStartParams", "resources", "serviceType", "template"}
-WORKER_KEYS = {
-    "groupName", "idleTimeoutSeconds", "labels", "maxReplicas", "minReplicas", "numOfHosts", "priority",
-    "rayStartParams", "replicas", "resources", "scaleStrategy", "suspend", "template",
-}  # fmt: skip
-AUTOSCALER_KEYS = {
-    "env", "envFrom", "idleTimeoutSeconds", "image", "imagePullPolicy", "resources", "securityContext",
-    "upscalingMode", "version", "volumeMounts",
-}  # fmt: skip
 
 
 def check(documents: list[dict[str, Any]], spec: Any = None) -> list[Finding]:
     """Findings of a manifest's documents, of which one is a RayCluster. `spec`: a sweep that is to fit it."""
     found = [_secret(each) for each in documents if each.get("kind") == "Secret" and holds_values(each)]
     cluster = raycluster(documents)
-    shape = list(_shape(cluster))
+    shape = list(faults(cluster, RAYCLUSTER))
     found += shape
-    if shape:
+    if shape:  # nothing below can rely on the manifest's shape
         return found
     inside = cluster["spec"]
     for key, group in groups(cluster):
         found += _group(group, key, inside)
+        if "groupName" in group:
+            found += _replicas(group, key)
     found += _autoscaling(inside)
     found += _version(inside)
     if not found:
@@ -77,73 +65,6 @@ def _secret(document: dict[str, Any]) -> Finding:
     name = (document.get("metadata") or {}).get("name", "Secret")
     accepted = "a Secret made by `kubectl create secret generic NAME --from-file=auth_token=...`"
     return BadInput("a secret stands in the file", key=path_of("Secret", name), accepted=accepted)
-
-
-# --- the shape, as far as the rest relies on it --------------------------------------------------------------------
-
-
-def _shape(cluster: dict[str, Any]) -> Iterator[Finding]:
-    version = cluster.get("apiVersion")
-    if version != "ray.io/v1":
-        yield BadInput("is not the API that KubeRay 1.1 and later serve", key="apiVersion", value=version,
-                       accepted="ray.io/v1")  # fmt: skip
-    if not (cluster.get("metadata") or {}).get("name"):
-        yield BadInput("is missing", key="metadata.name")
-    inside = cluster.get("spec")
-    if not isinstance(inside, dict):
-        yield BadInput("is missing", key="spec", accepted="headGroupSpec, workerGroupSpecs, ...")
-        return
-    yield from (unknown(key, SPEC_KEYS, "spec") for key in inside if key not in SPEC_KEYS)
-    options = inside.get("autoscalerOptions") or {}
-    yield from (
-        unknown(key, AUTOSCALER_KEYS, "spec.autoscalerOptions") for key in options if key not in AUTOSCALER_KEYS
-    )
-    head, workers = inside.get("headGroupSpec"), inside.get("workerGroupSpecs")
-    if head is None and not misspelt("headGroupSpec", inside, SPEC_KEYS):
-        yield BadInput("is missing", key="spec.headGroupSpec")
-    elif head is not None:
-        yield from _group_shape(head, "spec.headGroupSpec", HEAD_KEYS)
-    if not isinstance(workers, list) or not workers:
-        if not misspelt("workerGroupSpecs", inside, SPEC_KEYS):
-            yield BadInput("has no group of workers", key="spec.workerGroupSpecs", accepted="a list of worker groups")
-        return
-    for number, group in enumerate(workers):
-        key = path_of("spec.workerGroupSpecs", number)
-        yield from _group_shape(group, key, WORKER_KEYS)
-        if not isinstance(group, dict):
-            continue
-        if not group.get("groupName"):
-            yield BadInput("is missing", key=path_of(key, "groupName"))
-        yield from _replicas(group, key)
-
-
-def _group_shape(group: Any, key: str, known: set[str]) -> Iterator[Finding]:
-    if not isinstance(group, dict):
-        yield BadInput("has to be a mapping (key: value)", key=key, value=group)
-        return
-    yield from (unknown(name, known, key) for name in group if name not in known)
-    params = group.get("rayStartParams")
-    if params is None and not misspelt("rayStartParams", group, known):
-        yield BadInput("is missing", key=path_of(key, "rayStartParams"), accepted="a mapping; may be {}")
-    for name, value in (params or {}).items():
-        if not isinstance(value, str):
-            here = path_of(key, "rayStartParams", name)
-            yield BadInput("has to be a text", key=here, value=value, accepted=f'"{value}"')
-    containers = (((group.get("template") or {}).get("spec")) or {}).get("containers")
-    if not isinstance(containers, list) or not containers or not isinstance(containers[0], dict):
-        yield BadInput("is missing", key=path_of(key, "template.spec.containers"), accepted="Ray's container first")
-
-
-def _replicas(group: dict[str, Any], key: str) -> Iterator[Finding]:
-    least, most = group.get("minReplicas", 0), group.get("maxReplicas")
-    if not isinstance(most, int):
-        yield BadInput("is missing: the group could grow without end", key=path_of(key, "maxReplicas"))
-        return
-    if most == 0:
-        yield BadInput("no worker of this group can be started", key=path_of(key, "maxReplicas"), value=0)
-    elif least > most:
-        problem = f"asks for more workers than maxReplicas ({most}) allows"
-        yield BadInput(problem, key=path_of(key, "minReplicas"), value=least, accepted=f"0 to {most}")
 
 
 # --- what the groups start -----------------------------------------------------------------------------------------
@@ -268,6 +189,15 @@ def quantity(text: Any) -> float | None:
     units |= {f"{prefix}i": 1024.0**power for power, prefix in enumerate("KMGT", 1)}
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([a-zA-Z]*)", str(text))
     return float(match[1]) * units[match[2]] if match and match[2] in units else None
+
+
+def _replicas(group: dict[str, Any], key: str) -> Iterator[Finding]:
+    least, most = group.get("minReplicas", 0), group["maxReplicas"]
+    if most < 1:
+        yield BadInput("no worker of this group can be started", key=path_of(key, "maxReplicas"), value=most)
+    elif least > most:
+        problem = f"asks for more workers than maxReplicas ({most}) allows"
+        yield BadInput(problem, key=path_of(key, "minReplicas"), value=least, accepted=f"0 to {most}")
 
 
 # --- the cluster as a whole ----------------------------------------------------------------------------------------

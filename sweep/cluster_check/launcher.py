@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import io
-import json
 import re
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
@@ -14,16 +13,13 @@ from typing import Any
 from search_spaces.errors import BadInput
 from sweep.cluster_check import providers, starts
 from sweep.cluster_check.capacity import Nodes, fits
-from sweep.cluster_check.findings import Finding, misspelt, path_of, unknown
+from sweep.cluster_check.findings import Finding, path_of
+from sweep.cluster_check.shapes import LAUNCHER, faults, rays_own
 
 TOKEN = "~/.ray/auth_token"
 #: A GPU node that waits longer than this for the next trial costs more than starting another one.
 LONGEST_IDLE_MINUTES = 60
 _INTERNAL = {"readonly", "fake_multinode", "fake_multinode_docker", "kuberay", "spark"}
-_TYPES = {
-    "string": "has to be a text", "integer": "has to be a whole number", "number": "has to be a number",
-    "object": "has to be a mapping (key: value)", "array": "has to be a list", "boolean": "has to be true or false",
-}  # fmt: skip
 
 
 def check(cluster: dict[str, Any], spec: Any = None) -> list[Finding]:
@@ -64,7 +60,7 @@ def _shape(cluster: dict[str, Any]) -> list[Finding]:
                     problem = "a local provider has one node type of its own, and Ray refuses others"
                     return [BadInput(problem, key=key, accepted="head_ip and worker_ips under provider")]
             cluster = {key: value for key, value in cluster.items() if key != "min_workers"}  # read, then removed
-    found = list(_schema_faults(cluster))
+    found = [*faults(cluster, rays_own()), *faults(cluster, LAUNCHER)]
     types = cluster.get("available_node_types")
     if found or section is None or section.get("type") in ("local", "external"):
         return found
@@ -75,26 +71,6 @@ def _shape(cluster: dict[str, Any]) -> list[Finding]:
     if head not in types:
         return [BadInput("no such node type", key="head_node_type", value=head, accepted=", ".join(types))]
     return []
-
-
-def _schema_faults(cluster: dict[str, Any]) -> Iterator[Finding]:
-    import jsonschema
-    import ray.autoscaler
-
-    schema = json.loads((Path(str(ray.autoscaler.__file__)).parent / "ray-schema.json").read_text())
-    for error in jsonschema.Draft7Validator(schema).iter_errors(cluster):
-        here, value, known = list(error.absolute_path), error.instance, set(error.schema.get("properties", {}))
-        if error.validator == "additionalProperties" and isinstance(value, dict):
-            yield from (unknown(str(key), known, *here) for key in value if key not in known)
-        elif error.validator == "required":
-            told = {key for key in error.validator_value if key not in value and not misspelt(key, value, known)}
-            yield from (BadInput("is missing", key=path_of(*here, key)) for key in sorted(told))
-        elif error.validator == "type" and error.validator_value in _TYPES:
-            yield BadInput(_TYPES[error.validator_value], key=path_of(*here), value=value)
-        elif error.validator == "minimum":
-            yield BadInput(f"has to be at least {error.validator_value}", key=path_of(*here), value=value)
-        else:
-            yield BadInput(error.message[:1].lower() + error.message[1:], key=path_of(*here))
 
 
 def _prepared(cluster: dict[str, Any]) -> dict[str, Any]:

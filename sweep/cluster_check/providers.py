@@ -147,7 +147,7 @@ def _aws(config: dict[str, Any], resources: dict[str, Any], here: tuple[str, ...
     if image is not None and not re.fullmatch(r"ami-([0-9a-f]{8}|[0-9a-f]{17})", str(image)):
         key = path_of(*here, "node_config.ImageId")
         found.append(BadInput("is no image", key=key, value=image, accepted="ami- and 8 or 17 hexadecimal digits"))
-    has = {"CPU": _CPUS.get(str(kind).partition(".")[2]), "GPU": _GPUS[kind]} if kind in _GPUS else {}
+    has = {"CPU": _CPUS.get(str(kind).partition(".")[2]), "GPU": _GPUS.get(str(kind))}
     for name, there in has.items():
         if there is not None and resources.get(name, 0) > there:
             problem = f"promises more {name}s than a {kind} has"

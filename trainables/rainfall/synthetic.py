@@ -41,6 +41,7 @@ class Size:
     factor: int = 12
     cell_km: float = 4.0
     heavy_pixels: int = 25
+    pooled: bool = False  # one mean and deviation for all pixels: for few days
 
     @property
     def high(self) -> tuple[int, int]:
@@ -50,7 +51,7 @@ class Size:
 #: `full` is the original's. The others see the same weather through coarser pixels; heavy days by area.
 SIZES = {
     "full": Size((9928, 2482, 1825)),
-    "sample": Size((24, 8, 4)),  # a few days of full size
+    "sample": Size((16, 4, 4), pooled=True),  # a few days of full size
     "small": Size((640, 120, 80), low=(7, 6), factor=4, cell_km=16.0, heavy_pixels=2),
     "tiny": Size((48, 16, 12), low=(5, 4), factor=4, cell_km=24.0, heavy_pixels=2),
 }
@@ -69,7 +70,7 @@ def write(root: Path, size: str, seed: int) -> Path:
     ends = np.cumsum((0, *one.days))
     splits = {name: range(ends[i], ends[i + 1]) for i, name in enumerate(store.SPLITS)}
     choices = store.Choices(
-        cell_km=one.cell_km, heavy_pixels=one.heavy_pixels, logged=(CHANNELS.index("pr"),)
+        cell_km=one.cell_km, heavy_pixels=one.heavy_pixels, pooled=one.pooled, logged=(CHANNELS.index("pr"),)
     )
     part = root.with_name(root.name + ".part")
     shutil.rmtree(part, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""The rainfall network at the original's size takes real steps: finite, every parameter trained, a report for the rules."""
+"""The rainfall network at the original's size takes real steps: finite, all of it trained, a report for the rules."""
 
 from __future__ import annotations
 

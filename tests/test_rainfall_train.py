@@ -91,7 +91,7 @@ def test_every_declared_metric_is_reported_and_every_mode(tmp_path: Path) -> Non
 
 def test_no_objective_sees_the_target_or_moves_with_a_weight(root: Path) -> None:
     spec = SweepSpec.load(root / "search_spaces/rainfall.yaml")
-    assert [one.metric for one in spec.objectives] == ["prior/mae_tail", "prior/crps"]
+    assert [one.metric for one in spec.objectives] == ["prior/crps", "prior/mae_tail"]
     for metric in ("posterior/mae_tail", "posterior/combined", "val/kl", "train/loss"):
         spec = SweepSpec.load(root / "search_spaces/rainfall.yaml", overrides=[f"objectives=[{metric}]"])
         with pytest.raises(BadInput, match=r"sees the target|changes its scale"):
@@ -219,7 +219,7 @@ def test_early_stopping_never_counts_the_warm_up(tmp_path: Path) -> None:
 
 
 def test_early_stopping_on_a_tail_that_nobody_reaches_is_refused(tmp_path: Path) -> None:
-    config = config_of(train={"early_stopping_patience": 3})
+    config = config_of(train={"early_stopping_patience": 3, "early_stopping_metric": "prior/mae_tail"})
     task = task_of(config, tmp_path)
     task.held_out.has_tail = False
     with pytest.raises(BadInput, match="no scored validation pixel reaches p95_mmday"):

@@ -102,7 +102,7 @@ class Train(Section):
     plateau_patience: int = Field(20, ge=0, description="epochs at full beta without a better early_stopping_metric")
     step_size: int = Field(30, ge=1)
     gamma: float = Field(0.1, gt=0, le=1)
-    early_stopping_metric: STOPPING = "prior/mae_tail"
+    early_stopping_metric: STOPPING = "prior/crps"
     early_stopping_patience: int | None = Field(25, ge=1, description="epochs at full beta; null = never")
     early_stopping_min_delta: float = Field(0.0, ge=0)
     min_heavy_fraction: float = Field(0.0, ge=0, lt=1, description="share of heavy days in every batch; 0 = any")

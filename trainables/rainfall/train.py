@@ -41,8 +41,8 @@ def _metrics() -> dict[str, Metric]:
         return Metric(direction, unit, sees_target=True, original_name=original, description=what)
 
     return {
-        "prior/mae_tail": Metric("min", _MM, description="error of the median of K prior draws where rain >= P95"),
         "prior/crps": Metric("min", _MM, description="CRPS of K prior draws, fair estimate, all land pixels"),
+        "prior/mae_tail": Metric("min", _MM, description="error of the median of K prior draws where rain >= P95"),
         "prior/mae_all": Metric("min", _MM, description="error of the median of K prior draws, all land pixels"),
         "prior/correlation": Metric("max", _SHARE, description="over pixels, prior draw and truth, rainy days"),
         "posterior/mae_all": seen("min", _MM, "MAE_all", "absolute error over land"),

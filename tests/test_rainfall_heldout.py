@@ -11,6 +11,7 @@ import torch
 from scipy.stats import norm
 
 from analysis.journal import plain as journalled
+from benchmarks.rainfall_references import climatology, scored
 from collapse.monitors import merge_rows, pack_row
 from trainables.rainfall.heldout import NAMES, Sums, correlation, crps, diversity, scores
 from trainables.rainfall.rain import Rain
@@ -85,6 +86,18 @@ def test_crps_of_few_members_has_no_bias() -> None:
     for k in (2, 8):
         drawn = torch.from_numpy(np.random.default_rng(k).standard_normal((200_000, k, 1)))
         assert crps(drawn, torch.full((200_000, 1), y)).mean().item() == pytest.approx(exact, abs=4e-3)
+
+
+def test_climatology_is_scored_as_an_ensemble_of_all_training_days() -> None:
+    random = np.random.default_rng(3)
+    past, truth = np.sort(random.gamma(0.5, 20.0, (40, 6)), axis=0), random.gamma(0.5, 20.0, (5, 6))
+    as_draws = torch.from_numpy(past).expand(5, 40, 6)
+    expected = crps(as_draws, torch.from_numpy(truth)).mean().item()
+    assert climatology(past, truth) == pytest.approx(expected, rel=1e-10)
+    field = past.mean(0)
+    found = scored(field, truth, 20.0)
+    assert found["prior/mae_tail"] == pytest.approx(np.abs(field - truth)[truth >= 20].mean(), rel=1e-12)
+    assert found["prior/crps"] == found["prior/mae_all"] == pytest.approx(np.abs(field - truth).mean(), rel=1e-12)
 
 
 def test_diversity_is_one_minus_the_mean_cosine_of_pairs() -> None:

@@ -45,7 +45,7 @@ def steady(epochs: int = 12, **figures: float) -> list[dict[str, float]]:
         {"prior__diversity": 0.008, "ablation__relative": 0.12},  # draws alike, but z = mu beats z = 0
         {"prior__dry_ratio": 0.02, "prior__wet_fraction": 0.99},  # R5: wet nearly everywhere, in the right places
         {"prior__correlation": 0.03},  # a predictor that tells nothing of the place
-        {"prior__wet_fraction": 0.97, "truth__wet_fraction": 0.96, "prior__correlation": 0.05},  # it does rain everywhere
+        {"prior__wet_fraction": 0.97, "truth__wet_fraction": 0.96, "prior__correlation": 0.05},  # it does rain
     ],
 )
 def test_healthy_trials_live(figures: dict[str, float]) -> None:

@@ -71,7 +71,7 @@ def test_a_positive_weight_of_a_tenth_is_killed_as_empty_within_the_first_epoch(
 def test_lovasz_alone_and_the_recall_2_weights_are_killed_as_full(recipe: str, seed: int, tmp_path: Path) -> None:
     judge = judged(recipe, tmp_path, buttress={"seed": seed})
     verdict = judge.watch.verdict
-    assert (verdict.state, verdict.kind) == ("collapsed", "full") and verdict.margin > 0.05
+    assert (verdict.state, verdict.kind) == ("collapsed", "full") and verdict.margin > 0
     assert judge.reports[-1].step <= EPOCH
 
 
@@ -79,7 +79,7 @@ def test_lovasz_alone_and_the_recall_2_weights_are_killed_as_full(recipe: str, s
 @pytest.mark.parametrize("seed", [42, 7])
 def test_focal_99_and_dice_live_and_predict(seed: int, tmp_path: Path) -> None:
     judge = judged("focal99_dice", tmp_path, until=2, buttress={"seed": seed})
-    last = judge.reports[-1].metrics
+    last = judge.epochs[-1].metrics
     assert judge.watch.verdict.state == "healthy" and not judge.watch.warnings
     assert 1 < last["occ/fill"] < 20 and last["occ/sep"] > 2.5
     assert last["val/average_precision"] > 3 * last["occ/rate"]
@@ -91,7 +91,7 @@ def test_with_a_mean_weight_of_10_it_looks_empty_at_first_and_lives(tmp_path: Pa
     by_step = {one.step: one.metrics for one in judge.reports}
     assert min(by_step[step]["occ/fill"] for step in (75, 100, 125)) < 1 < by_step[225]["occ/fill"]
     assert by_step[50]["occ/recall"] < 0.1 and by_step[50]["occ/sep"] < 1  # an early test would have killed it
-    assert judge.watch.verdict.state == "healthy" and judge.reports[-1].epoch == 2
+    assert judge.watch.verdict.state == "healthy" and judge.epochs[-1].epoch == 2
 
 
 @pytest.mark.control
@@ -99,15 +99,15 @@ def test_dice_and_mean_without_a_log_term_bloom_late_and_live(tmp_path: Path) ->
     judge = judged("dice_mean", tmp_path, until=2)
     by_step = {one.step: one.metrics for one in judge.reports}
     assert max(by_step[step]["occ/recall"] for step in (75, 100, 125)) < 0.02  # nothing until about step 150
-    assert by_step[225]["occ/recall"] > 0.05 and by_step[475]["occ/fill"] > 1
-    assert judge.watch.verdict.state == "healthy" and judge.reports[-1].epoch == 2
+    assert by_step[225]["occ/recall"] > 0.05 and judge.epochs[-1].metrics["occ/fill"] > 1
+    assert judge.watch.verdict.state == "healthy" and judge.epochs[-1].epoch == 2
 
 
 @pytest.mark.control
 def test_a_solved_static_plane_is_no_collapse(tmp_path: Path) -> None:
     """The loss falls to nothing within the first epoch, which has been taken for a collapse: IoU 1."""
     judge = judged("wbce10_dice", tmp_path, data={"target": "plane"}, train={"clip": None})
-    last = judge.reports[-1].metrics
+    last = judge.epochs[-1].metrics
     assert last["val/best_iou"] == 1.0 and last["val/iou"] > 0.999
     by_step = {one.step: one.metrics for one in judge.reports}
     occupancy = {step: m["train/bce"] + m["train/dice"] for step, m in by_step.items() if "train/bce" in m}

@@ -84,7 +84,10 @@ class Autoscaling(MovingNodes):
                  "head_start_ray_commands", "worker_start_ray_commands", "cluster_synced_files")  # fmt: skip
         config = {
             "cluster_name": "fake", "max_workers": 2, "upscaling_speed": 1.0, "idle_timeout_minutes": 0.05,
-            "provider": {"type": "fake_multinode", "gcs_address": f"{_own_ip()}:{port}"},
+            "provider": {
+                "type": "fake_multinode", "gcs_address": f"{_own_ip()}:{port}",
+                "disable_node_updaters": True, "disable_launch_config_check": True,
+            },
             "available_node_types": {
                 "ray.head.default": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
                 "worker": {"resources": {"CPU": 1, "object_store_memory": 100_000_000}, **kind},

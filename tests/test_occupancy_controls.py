@@ -224,6 +224,18 @@ def test_no_signal_needs_200_steps_and_spares_what_begins_to_rise() -> None:
     assert watched(*rising)[0].verdict.state == "healthy"
 
 
+def test_a_dense_set_cannot_fill_24_times_and_is_judged_by_the_share_of_voxels() -> None:
+    """At 5 % occupied, full is a fill of 20."""
+    path = rules_file("occupancy")
+    assert path is not None
+    for predicted, kind in ((0.95, "full"), (0.6, None)):
+        watch = RuleSet.load(path).watch(budget_epochs=5)
+        for step in range(25, 300, 25):
+            metrics = {"occ/fill": predicted / 0.05, "occ/sep": 1.3, "occ/predicted": predicted}
+            watch.update(metrics, epoch=0, step=step, full_beta_epochs=0, full_beta_steps=step)
+        assert watch.verdict.kind == kind
+
+
 def test_without_an_occupied_voxel_in_the_window_no_rule_speaks() -> None:
     nothing = [float("nan")] * 12
     assert watched(nothing, nothing)[0].verdict.state == "healthy"

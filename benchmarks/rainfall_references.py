@@ -77,7 +77,7 @@ def climatology(past: np.ndarray, truth: np.ndarray) -> float:
 
 def interpolated(dataset: Dataset, folder: Path, rows: np.ndarray) -> np.ndarray | None:
     """The predictor's rain in mm on the fine grid [days, H, W]; None where the folder does not say which channel."""
-    meta = files._inside(folder) / "metadata"
+    meta = files.inside(folder) / "metadata"
     channels = json.loads((meta / "units.json").read_text()).get("rain_channels", [])
     if not channels:
         return None
@@ -111,7 +111,7 @@ def main() -> None:
         world = World.single(Path(scratch), seed=config.buttress.seed)
         dataset = files.load(config.data, world.cache)
         days = given.days or (config.buttress.eval_days if given.config else None)
-        found = references(dataset, files._folder(config.data), given.split, days)
+        found = references(dataset, files.folder_of(config.data), given.split, days)
         if given.checkpoint:
             scores, media = Rainfall().evaluate(config, given.checkpoint, world, given.split)
             found["model"] = scores

@@ -63,7 +63,7 @@ def load(data: Data, cache: Cache) -> Dataset:
         key = {"folder": str(Path(str(data.root)).expanduser().resolve()), "state": fingerprint(data)["state"]}
 
     def build() -> dict[str, np.ndarray]:
-        return vars(read(_folder(data), data))
+        return vars(read(folder_of(data), data))
 
     choices = {"unit": data.unit, "elevation": data.elevation}
     return Dataset(**cache({"rainfall": _VERSION, **key, **choices}, build))
@@ -73,7 +73,7 @@ def fingerprint(data: Data) -> dict[str, Any]:
     """What tells this data set from another: names, sizes and times of the files, or the generator's size and seed."""
     if data.kind == "synthetic":
         return {"synthetic": data.size, "seed": data.seed, "version": _VERSION}
-    folder = _inside(Path(str(data.root)).expanduser())
+    folder = inside(Path(str(data.root)).expanduser())
     digest = hashlib.sha256()
     for name in ("X_lr", "Y_hr", "statics", "metadata"):
         try:
@@ -88,7 +88,7 @@ def fingerprint(data: Data) -> dict[str, Any]:
 
 def read(root: Path, data: Data) -> Dataset:
     """Read and check the folder `root`; raises `BadInput` for whatever keeps it from being used."""
-    folder = _inside(root)
+    folder = inside(root)
     meta = folder / "metadata"
     _check_units(meta, data)
     size = _json(meta / "H_W.json", dict)
@@ -176,7 +176,7 @@ def read_splits(path: Path) -> dict[str, list[int]]:
     return splits
 
 
-def _inside(root: Path) -> Path:
+def inside(root: Path) -> Path:
     """The folder data/ of a data root, or the root itself where it is that folder."""
     for folder in (root / "data", root):
         if (folder / "metadata").is_dir():
@@ -185,7 +185,7 @@ def _inside(root: Path) -> Path:
     raise BadInput(problem, where=root, accepted=_PREPARE)
 
 
-def _folder(data: Data) -> Path:
+def folder_of(data: Data) -> Path:
     """The folder to read; the synthetic one is written when it is not there."""
     if data.kind == "files":
         return Path(str(data.root)).expanduser()

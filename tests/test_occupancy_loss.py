@@ -144,7 +144,6 @@ def test_exact_lovasz_is_jaccards_on_hard_predictions() -> None:
 @pytest.mark.parametrize("scale", [0.3, 3.0])
 def test_bucketed_lovasz_is_within_one_bucket_of_the_exact_one(share: float, scale: float) -> None:
     """The bound is 1 / buckets; measured it is half of that at worst, and gradients agree but in the last case."""
-case."""
     random = torch.Generator().manual_seed(1)
     logits = scale * torch.randn(40_000, generator=random, dtype=torch.float64) - 1
     occupied = torch.rand(40_000, generator=random) < share

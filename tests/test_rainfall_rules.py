@@ -98,6 +98,16 @@ def test_a_slow_starter_lives_and_a_trembling_dead_code_does_not() -> None:
     assert verdict.kind == "posterior_collapse" and killed is not None and killed <= 7
 
 
+def test_a_slow_learner_is_flat_without_being_a_mean_collapse() -> None:
+    """Measured: a net without injection at a learning rate of 4e-4; its fields end at a correlation of 0.23."""
+    sd = (0.048, 0.084, 0.130, 0.062, 0.147, 0.191, 0.244, 0.191, 0.195)
+    peak = (0.057, 0.081, 0.115, 0.068, 0.134, 0.176, 0.223, 0.170, 0.167)
+    corr = (0.006, 0.025, 0.029, 0.025, 0.065, 0.088, 0.122, 0.148, 0.180)
+    keys = ("prior/sd_ratio", "prior/max_ratio", "prior/correlation")
+    rows = [dict(zip(keys, values, strict=True)) for values in zip(sd, peak, corr, strict=True)]
+    assert judged(*rows, full_from=1)[0].state == "healthy"
+
+
 def test_warnings_tell_of_volatility_neglect_and_drizzle() -> None:
     rising = [{"train/l_rec": value} for value in (6.0, 2.4, 2.13, 2.3, 2.9, 3.8, 4.9, 6.0, 6.55, 6.5)]
     assert "loss_volatility" in judged(*rising)[2]

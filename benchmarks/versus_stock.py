@@ -97,6 +97,13 @@ class RandomStudy(Study):
         return optuna.samplers.RandomSampler(seed=seed)
 
 
+class MixedStudy(Study):
+    """Every third draw is random: a sampler that has settled in the wrong place finds out."""
+
+    def _sampler(self, ask: int) -> optuna.samplers.BaseSampler:
+        return RandomStudy._sampler(self, ask) if ask % 3 == 2 else super()._sampler(ask)  # type: ignore[arg-type]
+
+
 class FlatStudy(Study):
     """Told that a trial collapsed, but not by how much."""
 
@@ -117,6 +124,7 @@ OURS: dict[str, dict[str, Any]] = {
     "ours without rules": {"rules": RuleSet(rules={})},
     "ours without rungs": {"spec": {"scheduler": {"kind": "fifo"}}},
     "ours without sampler": {"study": RandomStudy},
+    "ours with every third draw random": {"study": MixedStudy},
     "ours with a 0-1 constraint": {"study": FlatStudy},
     "ours with PRUNED only": {"study": PrunedStudy},
 }

@@ -299,8 +299,8 @@ def test_an_autoscaler_brings_the_nodes_that_slots_wait_for_and_takes_them_back(
         print(f"the first report came {time.monotonic() - began:.1f} s after the start on no node")
         assert sweep.end().counts() == {"completed": 2}
         ended = time.monotonic()
-        while cluster.nodes():
-            assert time.monotonic() - ended < 90, "the nodes are not given back"
+        while cluster.nodes():  # Ray Train's request for room outlives a run that was cut short by three minutes
+            assert time.monotonic() - ended < 270, "the nodes are not given back"
             time.sleep(0.5)
         print(f"both nodes were gone {time.monotonic() - ended:.1f} s after the end")
     finally:

@@ -152,7 +152,7 @@ BROKEN: dict[str, tuple[str, str, str, str, str]] = {
         "head_start_ray_commands", "shell",
     ),
     "never starts Ray": (
-        ONPREM, "ray start --address", "ray stop --address", "worker_start_ray_commands", "never starts Ray",
+        ONPREM, "ray start --block", "ray stop --block", "worker_start_ray_commands", "never starts Ray",
     ),
     "autoscaler v2 with a local provider": (
         ONPREM, " RAY_enable_autoscaler_v2=0", "", "head_start_ray_commands.1", "RAY_enable_autoscaler_v2=0",
@@ -392,6 +392,7 @@ def test_slots_are_counted_over_nodes_of_both_kinds() -> None:
         "ulimit -n 65536; RAY_AUTH_MODE=token ray start --head",
         "export RAY_AUTH_MODE=token; ulimit -n 65536; ray start --head",
         "ulimit -n 65536\nexport RAY_AUTH_MODE=token\n~/venv/bin/ray start \\\n --head > ray.log 2>&1",
+        "ulimit -n 65536; RAY_AUTH_MODE=token setsid nohup ray start --head > ray.log 2>&1 < /dev/null &",
         "ulimit -c unlimited; ulimit -n 65536 || true; env RAY_AUTH_MODE='token' exec ray start --head",
     ],
 )

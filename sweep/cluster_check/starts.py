@@ -25,7 +25,8 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 BOOTSTRAP = "~/ray_bootstrap_config.yaml"
 GCS_PORT = "6379"
 _SEPARATORS = {";", "&&", "||", "|", "&", "\n"}
-_REDIRECTION = re.compile(r"(?<=\s)\d?>{1,2}(?:&\d|\s*[^\s;&|]+)")
+_REDIRECTION = re.compile(r"(?<=\s)\d?[<>]{1,2}(?:&\d|\s*[^\s;&|]+)")
+_PREFIXES = ("env", "exec", "export", "nohup", "setsid")
 _ASSIGNMENT = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)=(.*)", re.DOTALL)
 
 Role = Literal["head", "worker"]
@@ -49,7 +50,7 @@ def read(command: str) -> list[RayStart]:
     for words, separator in _simple_commands(command):
         own: dict[str, str] = {}
         rest = list(words)
-        while rest and ((given := _ASSIGNMENT.fullmatch(rest[0])) or rest[0] in ("env", "exec", "nohup", "export")):
+        while rest and ((given := _ASSIGNMENT.fullmatch(rest[0])) or rest[0] in _PREFIXES):
             word = rest.pop(0)
             if given is not None:
                 own[given[1]] = given[2]

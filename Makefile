@@ -3,6 +3,7 @@
 #   make demo       a quick lithology sweep, its table, the best config
 #   make test       the tests (at most 15 minutes on two cores)
 #   make test-all   with those that take long, break trainers on purpose, or build clusters
+#   make test-cluster   a cluster's whole life on four hosts in network namespaces (root; skipped where that is refused)
 #   make check      linter, type checker, doors between the rooms
 #
 # PYTHON=/path/to/python picks the interpreter; PIP_ARGS goes to pip (an index with CPU or CUDA wheels of torch, say).
@@ -18,7 +19,7 @@ ARGS     ?=
 # One thread per process: a sweep sets its workers' threads itself, everything else would only crowd the cores.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: install demo test test-all check
+.PHONY: install demo test test-all test-cluster check
 
 install: $(STAMP)
 
@@ -45,6 +46,9 @@ test: $(STAMP)
 
 test-all: $(STAMP)
 	@$(BIN)/python -m pytest $(ARGS)
+
+test-cluster: $(STAMP)
+	@$(BIN)/python -m pytest tests/test_cluster_hosts.py $(ARGS)
 
 demo: $(STAMP)
 	@started=$$SECONDS; \

@@ -37,6 +37,7 @@ from sweep.state import Line, LiveTrial, SweepState
 from trainables.base import Reported
 
 log = logging.getLogger("buttress")
+notes = logging.getLogger("buttress.notes")  # what watchers are told, for those who have none
 
 #: Trials that Tune may hold at once: more than there can be slots.
 MOST_AT_ONCE = 10_000
@@ -454,7 +455,7 @@ class Driver:
         self._tell_watchers(lambda watcher: watcher.line(line, live))
 
     def _note(self, text: str) -> None:
-        log.warning(text)
+        notes.warning(text)
         self._tell_watchers(lambda watcher: watcher.note(text))
 
     def _tell_watchers(self, call: Callable[[Watcher], None]) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 
 from rich.console import Console
 
-from sweep.driver import Driver, Finish
+from sweep.driver import Driver, Finish, notes
 from sweep.progress import Heading, Progress
 from sweep.wandb import WandbRuns
 
@@ -32,8 +33,12 @@ def watched(driver: Driver, *, quiet: bool = False) -> Finish:
         progress.line(line)
     driver.watchers = (*driver.watchers, runs, progress)
     console.print(f"sweep {driver.sweep}: journal, checkpoints and W&B files go to {driver.where}")
+    level = notes.level
     try:
+        if not quiet:
+            notes.setLevel(logging.ERROR)  # the display shows them
         with progress:
             return driver.run()
     finally:
+        notes.setLevel(level)
         runs.close()

@@ -184,7 +184,7 @@ def test_a_lost_checkpoint_restarts_its_trial_and_says_so(
         patch.chdir(folder.parents[1])
         driver.resume(folder, watchers=(notes,)).run()
     assert notes.texts == [f"trial 0000: {sentence}"]
-    assert [record.getMessage() for record in caplog.records if record.name == "buttress"] == notes.texts
+    assert [record.getMessage() for record in caplog.records if record.name == "buttress.notes"] == notes.texts
     journal = read(folder)
     assert_resumed(journal, whole, set())
     trial = journal.trials["0000"]

@@ -58,6 +58,7 @@ class Mailbox:
 
     def __init__(self) -> None:
         self._trials: dict[str, _Trial] = {}
+        self._past: set[str] = set()  # trials that are over: a Tune actor that comes too late does not bring them back
         self._slots: dict[str, _Slot] = {}
         self._queue: deque[str] = deque()  # submitted trials without a slot
         self._events: list[dict[str, Any]] = []  # for the driver
@@ -67,9 +68,12 @@ class Mailbox:
     # --- Tune's trial actors -------------------------------------------------------------------------------------
 
     async def submit(self, work: dict[str, Any]) -> None:
-        """A trial wants a slot. Submitting a trial that is already here (its Tune actor died) changes nothing."""
+        """A trial wants a slot. Submitting a trial that is already here, or over, changes nothing.
+
+        Its Tune actor died, or Tune started a second one and placed the trial on the first after all.
+        """
         trial = work["trial"]
-        if trial in self._trials:
+        if trial in self._trials or trial in self._past:
             return
         self._trials[trial] = _Trial(work)
         self._queue.append(trial)
@@ -142,7 +146,7 @@ class Mailbox:
         held = self._trials[trial]
         held.ended, held.slot = True, None
         if held.dropped:
-            del self._trials[trial]
+            self._forget(trial)
         self._event("end", trial=trial, attempt=attempt, slot=slot, how=how, detail=detail, drained=entry.draining)
         self._wake(f"stop of {trial}")
         self._assign()
@@ -187,7 +191,7 @@ class Mailbox:
         if entry := self._trials.get(trial):
             entry.dropped = True
             if entry.ended:
-                del self._trials[trial]
+                self._forget(trial)
 
     async def lose(self, slot: str, reason: str) -> None:
         """The driver says that the slot's workers are gone or hang: its trial is lost for this attempt."""
@@ -221,6 +225,10 @@ class Mailbox:
         }
 
     # --- inside --------------------------------------------------------------------------------------------------
+
+    def _forget(self, trial: str) -> None:
+        del self._trials[trial]
+        self._past.add(trial)
 
     def _event(self, kind: str, **fields: Any) -> None:
         self._events.append({"event": kind, "time": time.time(), **fields})

@@ -20,27 +20,57 @@ import socket
 import subprocess
 import sys
 import sysconfig
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 NETWORK = "10.77.0"
 ROOT = Path(__file__).parents[1]
 #: Under each of these a host has files of its own; what it must see of the machine below them is mounted again.
 OWN = ("/root", "/tmp", "/run", "/dev/shm")
+#: What a host's first process says in its log: that all is there, or what was refused.
+READY, REFUSED = "ready", "refused: "
 
 
+#: Bytes of free memory for four hosts with Ray on three of them and a sweep's workers on two.
+MEMORY = 3 << 30
+
+
+class Refused(RuntimeError):
+    """The machine does not allow something that hosts are made of: which command, and what it said."""
+
+
+@cache
 def lacking() -> str | None:
-    """Why hosts cannot be made here; None where they can."""
+    """Why hosts cannot be made here; None where they can. Makes two, and logs in from one to the other (2 s)."""
     if sys.platform != "linux" or os.geteuid() != 0:
         return "hosts in namespaces need Linux and root"
-    tools = [tool for tool in ("unshare", "nsenter", "ip", "sshd", "ssh", "rsync") if _which(tool) is None]
-    if tools:
-        return f"not installed: {', '.join(tools)} (Debian: iproute2, openssh-server, rsync, util-linux)"
-    tried = subprocess.run(["unshare", "--net", "--mount", "--pid", "--fork", "true"], capture_output=True, text=True)
-    return None if tried.returncode == 0 else f"namespaces are refused: {tried.stderr.strip()}"
+    needed = ("unshare", "nsenter", "ip", "mount", "sshd", "ssh", "ssh-keygen", "rsync", "ps")
+    if tools := [tool for tool in needed if _which(tool) is None]:
+        return f"not installed: {', '.join(tools)} (Debian: iproute2, openssh-server, rsync, util-linux, procps)"
+    if (free := psutil.virtual_memory().available) < MEMORY:
+        return f"hosts need {MEMORY >> 30} GiB of free memory, and {free / (1 << 30):.1f} are there"
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "storage").mkdir()
+        try:
+            with hosts(["one", "two"], folder / "made", folder / "storage") as made:
+                one, two = made.values()
+                # with a terminal, as `ray up` logs in; and the storage that both see
+                line = f"ssh -tt -o BatchMode=yes -o StrictHostKeyChecking=no {two.address} 'hostname > /mnt/seen'"
+                entered = one.run(line, check=False, timeout=60)
+                seen = folder / "storage" / "seen"
+                if entered.returncode != 0 or not seen.exists() or seen.read_text().strip() != "two":
+                    return f"a host cannot be logged in to: {(entered.stdout + entered.stderr).strip()}"
+        except Refused as refusal:
+            return f"hosts cannot be made here: {refusal}"
+    return None
 
 
 def _which(tool: str) -> str | None:
@@ -52,6 +82,10 @@ class Host:
 
     def __init__(self, name: str, address: str, process: subprocess.Popen[str], log: Path) -> None:
         self.name, self.address, self._process, self._log = name, address, process, log
+
+    def ready(self) -> bool:
+        _alive(self._process, self._log)
+        return READY in self._log.read_text().splitlines()
 
     @property
     def first(self) -> int:
@@ -93,14 +127,18 @@ class Host:
 
 @contextmanager
 def hosts(names: list[str], folder: Path, shared: Path | None = None) -> Iterator[dict[str, Host]]:
-    """Hosts of these names, up and reachable by SSH from each other with one key; `shared` is /mnt on all of them."""
+    """Hosts of these names, up and reachable by SSH from each other with one key; `shared` is /mnt on all of them.
+
+    Raises Refused where the machine does not allow them.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / "key")], check=True)
+    _run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / "key"))
     addresses = {name: f"{NETWORK}.{number}" for number, name in enumerate(names, 1)}
     with ExitStack() as stack:
-        network = stack.enter_context(_namespaces(["--net", "sleep", "infinity"], folder / "network.log"))
+        log = folder / "network.log"
+        network = stack.enter_context(_namespaces(["--net", "sleep", "infinity"], log))
         inside = ["nsenter", "--target", str(network.pid), "--net", "ip"]
-        _until(lambda: _separate(network.pid, "net"), "the network did not come up")
+        _until(lambda: _separate(network, log), "the network did not come up")
         _run(*inside, "link", "add", "br0", "type", "bridge")
         _run(*inside, "link", "set", "br0", "up")
         made = {}
@@ -114,14 +152,15 @@ def hosts(names: list[str], folder: Path, shared: Path | None = None) -> Iterato
             (folder / f"{name}.json").write_text(json.dumps(settings))
             command = ["--mount", "--net", "--pid", "--uts", "--ipc", "--fork", "--kill-child"]
             command += [sys.executable, __file__, str(folder / f"{name}.json")]
-            process = stack.enter_context(_namespaces(command, folder / f"{name}.log"))
-            _until(lambda pid=process.pid: _separate(pid, "net"), f"{name} did not come up")  # type: ignore[misc]
+            log = folder / f"{name}.log"
+            process = stack.enter_context(_namespaces(command, log))
+            _until(lambda p=process, log=log: _separate(p, log), f"{name} did not come up")  # type: ignore[misc]
             peer = ["peer", "name", "eth0", "netns", str(process.pid)]
             _run(*inside, "link", "add", f"host{number}", "type", "veth", *peer)
             _run(*inside, "link", "set", f"host{number}", "master", "br0", "up")
-            made[name] = Host(name, address, process, folder / f"{name}.log")
+            made[name] = Host(name, address, process, log)
         for name, host in made.items():
-            _until(lambda h=host: "ready" in h._log.read_text(), f"{name}: {host._log.read_text()}")  # type: ignore[misc]
+            _until(host.ready, f"{name} did not come up")
         yield made
 
 
@@ -139,9 +178,23 @@ def _namespaces(arguments: list[str], log: Path) -> Iterator[subprocess.Popen[st
         process.wait()
 
 
-def _separate(pid: int, kind: str) -> bool:
-    """Whether the process has left this machine's own namespace."""
-    return Path(f"/proc/{pid}/ns/{kind}").readlink() != Path(f"/proc/self/ns/{kind}").readlink()
+def _separate(process: subprocess.Popen[str], log: Path) -> bool:
+    """Whether the process has left this machine's own network."""
+    _alive(process, log)
+    try:
+        return Path(f"/proc/{process.pid}/ns/net").readlink() != Path("/proc/self/ns/net").readlink()
+    except FileNotFoundError:  # it has just ended: what it said is there next time
+        return False
+
+
+def _alive(process: subprocess.Popen[str], log: Path) -> None:
+    """Raises Refused if a command of the process was refused, RuntimeError if it ended for another reason."""
+    if process.poll() is None:
+        return
+    said = log.read_text().strip()
+    if said.startswith(("unshare:", REFUSED)):
+        raise Refused(said.removeprefix(REFUSED))
+    raise RuntimeError(f"the first process of {log.stem} ended: {said}")
 
 
 def _until(true: Callable[[], bool], otherwise: str, seconds: float = 20.0) -> None:
@@ -155,7 +208,7 @@ def _until(true: Callable[[], bool], otherwise: str, seconds: float = 20.0) -> N
 def _run(*command: str) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
-        raise RuntimeError(f"{' '.join(command)}: {done.stderr.strip()}")
+        raise Refused(f"{shlex.join(command)}: {(done.stderr or done.stdout).strip()}")
 
 
 # --- what follows runs inside a host, as its process 1 -------------------------------------------------------------
@@ -172,7 +225,7 @@ def boot(settings: dict[str, Any]) -> None:
     _run("ip", "address", "add", f"{settings['address']}/24", "dev", "eth0")
     _run("ip", "link", "set", "eth0", "up")
     _sshd(settings["address"])
-    print("ready", flush=True)
+    print(READY, flush=True)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     while True:  # adopts what its parents leave behind, and buries it
         try:
@@ -253,4 +306,7 @@ def _sshd(address: str) -> None:
 
 
 if __name__ == "__main__":
-    boot(json.loads(Path(sys.argv[1]).read_text()))
+    try:
+        boot(json.loads(Path(sys.argv[1]).read_text()))
+    except (Refused, PermissionError) as refusal:
+        sys.exit(f"{REFUSED}{refusal}")

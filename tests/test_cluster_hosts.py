@@ -8,6 +8,10 @@ both. Skipped where namespaces cannot be made; what that takes stands in hosts.p
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -19,6 +23,7 @@ import yaml
 from hosts import Host, hosts, lacking
 
 ROOT = Path(__file__).parents[1]
+MOUNT = shutil.which("mount")
 TRIALS = 2
 #: Processes of Ray, by what their command line holds.
 OF_RAY = ("raylet", "gcs_server", "ray::", "ray/dashboard", "ray/_private", "ray/autoscaler", "ray/util")
@@ -35,7 +40,7 @@ try:
 except urllib.error.HTTPError as error:
     print(error.code)
 """
-pytestmark = [pytest.mark.cluster, pytest.mark.skipif(lacking() is not None, reason=str(lacking()))]
+pytestmark = pytest.mark.cluster
 
 
 @dataclass
@@ -77,6 +82,8 @@ def until(true: Callable[[], Any], what: str, seconds: float, instead: Callable[
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """Hosts with a cluster on them, brought up from the laptop as the documents say."""
+    if reason := lacking():
+        pytest.skip(reason)
     folder = tmp_path_factory.mktemp("hosts")
     (folder / "storage").mkdir()
     began = time.monotonic()
@@ -93,7 +100,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
             assert old in text
             text = text.replace(old, new)
         laptop.write("/root/onprem.yaml", text)
-        script = f"#!/bin/sh\nPYTHONPATH={ROOT} exec /root/venv/bin/python -m sweep.cli \"$@\""
+        script = f'#!/bin/sh\nPYTHONPATH={ROOT} exec /root/venv/bin/python -m sweep.cli "$@"'
         laptop.write("/root/venv/bin/buttress", script, 0o755)
         laptop.write("/root/get.py", GET)
         head.write("/root/ask.py", ASK)
@@ -160,6 +167,33 @@ def _over(laptop: Host) -> str:
     asked = laptop.run("RAY_AUTH_MODE=token ray job status --address http://127.0.0.1:8265 quick")
     said = (asked.stdout + asked.stderr).lower()
     return said if any(word in said for word in ("succeeded", "failed", "stopped")) else ""
+
+
+@pytest.mark.parametrize(
+    ("refused", "words"),
+    [
+        ("sys_admin", "unshare: unshare failed"), ("net_admin", "link add br0 type bridge"), ("setgid", "logged in to"),
+        ("tmpfs", "mount -t tmpfs"), ("proc", "mount -t proc"), ("devpts", "mount -t devpts"),
+    ],
+)  # fmt: skip
+def test_a_machine_that_refuses_what_hosts_are_made_of_is_told_what(refused: str, words: str, tmp_path: Path) -> None:
+    """A capability, or a kind of mount, that the machine withholds: the other tests are skipped with this sentence."""
+    if reason := lacking():
+        pytest.skip(reason)
+    environment, withhold = dict(os.environ), []
+    if "_" in refused or refused == "setgid":
+        withhold = ["setpriv", f"--bounding-set=-{refused}", f"--inh-caps=-{refused}"]
+    else:
+        (tmp_path / "mount").write_text(
+            f'#!/bin/sh\ncase "$*" in *"-t {refused}"*) exit 32;; esac\nexec {MOUNT} "$@"\n'
+        )
+        (tmp_path / "mount").chmod(0o755)
+        environment["PATH"] = f"{tmp_path}:{environment['PATH']}"
+    asked = subprocess.run(
+        [*withhold, sys.executable, "-c", "import hosts; print(hosts.lacking())"],
+        cwd=Path(__file__).parent, env=environment, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert words in asked.stdout and asked.returncode == 0, asked.stdout + asked.stderr
 
 
 def test_the_nodes_run_the_code_that_was_mounted_and_the_head_trains_nothing(cluster: Cluster) -> None:

@@ -1,0 +1,77 @@
+"""What `plan` foretells: seconds read from the first reports of a training, and epochs from the real rungs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from sweeps import spec
+
+import trainables
+from search_spaces.errors import BadInput
+from search_spaces.spec import SweepSpec
+from sweep import timing
+from sweep.plan import epochs_of_sweep, typical
+from trainables.base import Reported, Schedule
+
+ROOT = Path(__file__).parents[1]
+
+
+def reported(epoch: int, step: int, seconds: float, **metrics: float) -> Reported:
+    full = max(0, epoch - 1)  # beta is full from the second epoch
+    named = {name.replace("__", "/"): value for name, value in metrics.items()}
+    return Reported(epoch, step, full, full * 100, 0, named, seconds=seconds)
+
+
+def test_epochs_with_the_objective_are_told_from_those_without() -> None:
+    reports = [reported(0, 50, 3.5), reported(0, 75, 3.75)]  # 10 ms a step, begun after 3 s
+    reports += [reported(epoch, 100 * epoch, 3 + 1.2 * epoch) for epoch in range(1, 5)]
+    reports.append(reported(5, 500, 3 + 1.2 * 5 + 8.0, val__score=0.5))  # with an import of 6 s
+    reports += [reported(epoch, 100 * epoch, 3 + 1.2 * epoch + 8.0) for epoch in range(6, 9)]
+    reports.append(reported(9, 900, 3 + 1.2 * 9 + 8.0 + 2.0, val__score=0.6))
+    found = timing.read(reports, ["val/score"])
+    assert found.step_s == pytest.approx(0.01)
+    assert found.data_s == pytest.approx(3.0)
+    assert found.steps_per_epoch == 100
+    assert found.epoch_s == pytest.approx(1.2)
+    assert found.objective_s == pytest.approx(2.0)
+    assert found.objective_every == 4  # first seen at four full-beta epochs
+    # 20 epochs, 19 of them at full beta: the objective is computed four times
+    assert found.trial(20, 19) == pytest.approx(20 * 1.2 + 4 * 2.0)
+
+
+def test_an_objective_in_every_epoch_is_part_of_the_epoch() -> None:
+    found = timing.read([reported(epoch, 100 * epoch, 2.0 * epoch, val__score=0.5) for epoch in (1, 2)], ["val/score"])
+    assert (found.epoch_s, found.objective_s, found.objective_every) == (pytest.approx(2.0), 0.0, 1)
+    assert found.trial(10, 9) == pytest.approx(20.0)
+
+
+def test_the_length_of_an_epoch_that_did_not_end_comes_from_its_progress() -> None:
+    reports = [reported(0, step, 5 + 4.0 * step, train__progress=step / 40) for step in (1, 2, 3, 4)]
+    found = timing.read(reports, ["val/score"])
+    assert found.steps_per_epoch == 40
+    assert found.epoch_s == pytest.approx(40 * 4.0 * (1 + timing.VALIDATION))
+    with pytest.raises(BadInput, match="no epoch ended"):
+        timing.read([reported(0, 1, 5.0)], ["val/score"])
+
+
+def test_rungs_shorten_the_sweep_as_halving_does() -> None:
+    schedules = [Schedule(epochs=16, full_at_epoch=0)] * 64
+    halved = epochs_of_sweep(spec(scheduler={"kind": "asha", "first": 2, "factor": 2}), schedules)
+    whole = epochs_of_sweep(spec(scheduler={"kind": "fifo"}), schedules)
+    assert whole == [16] * 64
+    # synchronous halving would run a trial 2 + 1 + 1 + 1 = 5 epochs; asynchronous lets more of the early ones pass
+    assert 5 * 64 <= sum(halved) < 9 * 64
+    assert set(halved) == {2, 4, 8, 16}
+
+
+def test_trials_are_timed_together_until_their_objective_is_known() -> None:
+    small = SweepSpec.load(
+        ROOT / "search_spaces" / "lithology.yaml", profile="quick",
+        overrides=["config.data.size=tiny", "config.loss.anneal=constant"],
+    )  # fmt: skip
+    configs, _ = typical(small, trainables.load(small.trainable))
+    found = timing.measure(small, configs, slots=2)
+    assert found.at_once == min(2, timing.os.cpu_count() or 1)
+    assert found.objective_every == configs[0].buttress.ari_every
+    assert found.step_s > 0 and found.objective_s > 0 and found.epoch_s > found.step_s * found.steps_per_epoch / 2

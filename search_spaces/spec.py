@@ -23,6 +23,7 @@ from pydantic import (
     Field,
     PrivateAttr,
     ValidationError,
+    field_serializer,
     field_validator,
     model_validator,
 )
@@ -75,6 +76,24 @@ class Scheduler(Section):
     kind: Literal["asha", "fifo"] = "asha"
     first: Count = 4
     factor: Annotated[int, Field(strict=True, ge=2)] = 3
+
+
+class Sampler(Section):
+    """How trials are drawn. With `repeats` a configuration may be run again, under another seed."""
+
+    repeats: Annotated[bool, Field(strict=True)] = False
+
+
+class Breaker(Section):
+    """The circuit breaker: the sweep stops once so large a share of its first trials has collapsed; `off`: never."""
+
+    first: Annotated[int, Field(strict=True, ge=5)] = 20
+    collapsed: Annotated[float, Field(strict=True, gt=0, le=1)] = 0.9
+
+    @property
+    def limit(self) -> int:
+        """So many collapsed trials among the first stop the sweep."""
+        return math.ceil(self.first * self.collapsed - 1e-9)
 
 
 class Budget(Section):
@@ -166,6 +185,9 @@ class SweepSpec(Section):
     objectives: tuple[Objective, ...] = Field(min_length=1)
     rules: dict[str, Any] = Field(default_factory=dict)
     scheduler: Scheduler = Scheduler()
+    sampler: Sampler = Sampler()
+    breaker: Breaker | None = Breaker()
+    warm_start: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     budget: Budget
     resources: Resources = Resources()
     wandb: Wandb = Wandb()
@@ -227,7 +249,7 @@ class SweepSpec(Section):
 
     # ---- what the spec alone can tell
 
-    @field_validator("require", mode="before")
+    @field_validator("require", "warm_start", mode="before")
     @classmethod
     def _one_or_several(cls, given: Any) -> Any:
         return given if isinstance(given, list | tuple) else [given]
@@ -237,6 +259,17 @@ class SweepSpec(Section):
     def _bare_names(cls, given: Any) -> Any:
         several = given if isinstance(given, list | tuple) else [given]
         return [{"metric": one} if isinstance(one, str) else one for one in several]
+
+    @field_validator("breaker", mode="before")
+    @classmethod
+    def _on_or_off(cls, given: Any) -> Any:
+        if given is not None and not isinstance(given, bool | dict | Breaker):
+            raise BadInput("is neither off nor a mapping", value=given, accepted="off, or first and collapsed")
+        return (Breaker() if given else None) if isinstance(given, bool) else given
+
+    @field_serializer("breaker")
+    def _off_is_false(self, given: Breaker | None) -> dict[str, Any] | bool:
+        return given.model_dump(mode="json") if given is not None else False  # a null would fall back to the default
 
     @field_validator("require")
     @classmethod

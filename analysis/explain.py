@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from analysis.journal import Journal, Rung, TrialRecord
+from analysis.journal import Condemned, Journal, Rung, TrialRecord
 from analysis.selection import best, best_of, pareto
 from analysis.table import budget_of, epochs_run, epochs_saved, searched
 from analysis.wording import duration, listing, number, percent, plural, sparkline, times
@@ -45,6 +45,8 @@ def explain(journal: Journal, name: str) -> Explanation:
     record = journal.trial(name)
     parts = {
         "why": _why(journal, record),
+        "audit": _audit(journal, record),
+        "probation": _probation(journal, record),
         "saved": _saved(record),
         "best valid epoch": _best(journal, record),
         "parameters": _parameters(journal, record),
@@ -62,6 +64,9 @@ def reason(journal: Journal, record: TrialRecord) -> str:
     """One sentence on why the trial was stopped or failed; of the others, how far they came."""
     done = record.outcome
     epoch, _ = epochs_run(record)
+    if done is None and record.state == "suspended" and (aside := record.probation) is not None:
+        why = evidence_sentence(aside.evidence[0]) if aside.evidence else aside.message or str(aside.rule)
+        return f"Set aside at epoch {number(epoch)} of {number(budget_of(record))}: {why}"
     if done is None:
         return f"{record.state} at epoch {number(epoch)} of {number(budget_of(record))}"
     if done.outcome in ("collapsed", "diverged"):
@@ -139,6 +144,35 @@ def _why(journal: Journal, record: TrialRecord) -> list[str]:
         lines.append(reason(journal, record))
     margin = margin_sentence(record)
     return [*lines, margin] if margin else lines
+
+
+def _audit(journal: Journal, record: TrialRecord) -> list[str]:
+    """The verdict that did not end the trial, and whether it was right."""
+    if record.audit is None:
+        return []
+    lines = [*_condemned(journal, record.audit), "it was drawn to run on nevertheless, so that the rules are checked"]
+    if record.outcome is None:
+        return lines
+    if not record.outcome.audited:
+        return [*lines, "it did not reach its own end, so this says nothing about the rules"]
+    wrong = record.outcome.outcome == "completed"
+    return [*lines, "at its end it was healthy: a false kill" if wrong else "at its end it was not healthy"]
+
+
+def _probation(journal: Journal, record: TrialRecord) -> list[str]:
+    if record.probation is None:
+        return []
+    lines = [*_condemned(journal, record.probation), "it was set aside with its last checkpoint"]
+    back = [start.attempt for start in record.attempts if start.time >= record.probation.time]
+    if back:
+        return [*lines, f"it ranked among the others of its age and came back as attempt {back[0]}"]
+    return [*lines, "it did not rank among the others of its age" if record.outcome else "it waits for its turn"]
+
+
+def _condemned(journal: Journal, verdict: Condemned) -> list[str]:
+    at = f"at epoch {verdict.epochs} of {number(verdict.epochs_budget)}, step {number(verdict.step)}"
+    lines = [f"{at}, the rule {_rule_text(journal, verdict.rule or '')} held"]
+    return [*lines, *(evidence_sentence(entry) for entry in verdict.evidence)]
 
 
 def _saved(record: TrialRecord) -> list[str]:

@@ -35,6 +35,7 @@ from analysis.records import (
     SCHEMA,
     STATES,
     Best,
+    Condemned,
     End,
     Header,
     Journal,
@@ -53,10 +54,10 @@ from analysis.records import (
 from search_spaces.errors import BadInput
 
 __all__ = [
-    "DURABLE", "FILE", "FINAL", "SCHEMA", "STATES", "Best", "End", "Found", "Header", "Journal", "JournalUnwritable",
-    "JournalWriter", "Line", "Loss", "Objective", "Outcome", "Owner", "Refused", "Report", "Rung", "Start",
-    "TrialRecord", "end", "find", "fold", "header", "lines", "lock_file", "lost", "outcome", "owner", "plain", "read",
-    "refused", "report", "resume", "rung", "start", "trial",
+    "DURABLE", "FILE", "FINAL", "SCHEMA", "STATES", "Best", "Condemned", "End", "Found", "Header", "Journal",
+    "JournalUnwritable", "JournalWriter", "Line", "Loss", "Objective", "Outcome", "Owner", "Refused", "Report", "Rung",
+    "Start", "TrialRecord", "audit", "condemned", "end", "find", "fold", "header", "lines", "lock_file", "lost",
+    "outcome", "owner", "plain", "read", "refused", "report", "resume", "rung", "start", "suspended", "trial",
 ]
 
 #: In a folder whose journal came from remote storage: the URL of the sweep there.
@@ -213,6 +214,24 @@ def rung(
     return _line("rung", id, attempt, age=age, phase=phase, value=value, cutoff=cutoff, peers=peers, decision=decision)
 
 
+def audit(id: str, attempt: int | None, **verdict: Any) -> Line:
+    """The trial was condemned and runs on to its real end, to tell how right the rules are; `verdict`: `condemned`."""
+    return _line("audit", id, attempt, **verdict)
+
+
+def suspended(id: str, attempt: int | None, **verdict: Any) -> Line:
+    """The trial was condemned and is set aside: it has left its slot and may come back; `verdict`: `condemned`."""
+    return _line("suspended", id, attempt, **verdict)
+
+
+def condemned(
+    verdict: Mapping[str, Any], *, epochs: int, step: int, epochs_budget: int | None, seconds: float
+) -> dict[str, Any]:
+    """What the lines of a condemned trial that goes on hold: `Verdict.to_dict()`, and how far the trial was."""
+    kept = {key: verdict[key] for key in ("rule", "kind", "margin", "evidence", "message")}
+    return {**kept, "epochs": epochs, "step": step, "epochs_budget": epochs_budget, "seconds": seconds}
+
+
 def outcome(
     id: str,
     attempt: int | None,
@@ -231,14 +250,19 @@ def outcome(
     step: int | None = None,
     seconds: float | None = None,
     error: str | None = None,
+    audited: bool = False,
 ) -> Line:
-    """The trial's last word; `outcome` is one of `FINAL`, `evidence` is `Verdict.to_dict()["evidence"]`."""
+    """The trial's last word; `outcome` is one of `FINAL`, `evidence` is `Verdict.to_dict()["evidence"]`.
+
+    `audited`: it was condemned on the way, and this is its real end.
+    """
     if outcome not in FINAL:
         raise ValueError(f"an outcome is one of {', '.join(FINAL)}, not {outcome!r}")
     return _line(
         "outcome", id, attempt, outcome=outcome, kind=kind, margin=margin, rule=rule, evidence=list(evidence),
         message=message, warnings=list(warnings), best=best.to_dict() if isinstance(best, Best) else best,
         last=last or {}, epochs=epochs, epochs_budget=epochs_budget, step=step, seconds=seconds, error=error,
+        audited=audited,
     )
 
 

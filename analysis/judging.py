@@ -7,7 +7,7 @@ In come the trial's reports, as journal lines, in order; each leaves with the ve
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import isfinite
+from math import inf, isfinite
 from typing import Any
 
 from collapse.rules import RuleSet, Verdict
@@ -26,17 +26,31 @@ class Judged:
 
     def __init__(self, rules: RuleSet, objectives: Sequence[str], direction: str, epochs: int) -> None:
         self._rules, self._objectives, self._maximise, self.epochs = rules, list(objectives), direction == "max", epochs
+        self._reprieve: float | None = None
         self.restart([])
 
     def restart(self, kept: Sequence[Line]) -> None:
         """Begins anew from the reports that still count."""
         self.watch = self._rules.watch(budget_epochs=self.epochs)
+        self.watch.final = self._reprieve is None
         self.reports: list[Line] = []
         self.best: Line | None = None
         self.by_age: dict[int, float] = {}
         self.verdict: Verdict | None = None
         for report in kept:
             self.take_in(report)
+
+    def run_on(self, until: float = inf) -> None:
+        """The trial is not stopped for a collapse before it has completed `until` epochs (infinite: its real end).
+
+        Meanwhile `verdict` is how it looks by now, and can change back; so it stays over a `restart`.
+        """
+        self._reprieve, self.watch.final = until, False
+
+    @property
+    def runs_on(self) -> bool:
+        """Whether a verdict of collapse can still be taken back."""
+        return not self.watch.final
 
     @property
     def last(self) -> Line | None:
@@ -65,6 +79,8 @@ class Judged:
             phase=report["phase"],
             nonfinite=tuple(report["nonfinite"]),
         )
+        if self._reprieve is not None and report["epoch"] >= self._reprieve:
+            self.watch.final = True
         suspects = list(self.watch.suspects)
         values = [report["metrics"].get(name) for name in self._objectives]
         report["state"], report["suspects"] = verdict.state, suspects

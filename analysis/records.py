@@ -110,6 +110,30 @@ class Outcome:
     step: int | None
     seconds: float | None
     error: str | None
+    audited: bool = False  # it was condemned on the way, and this is its real end
+
+
+@dataclass(frozen=True)
+class Condemned:
+    """A verdict that did not end its trial: when it was reached, and on what."""
+
+    time: float
+    attempt: int | None
+    rule: str | None
+    kind: str | None
+    margin: float | None
+    evidence: tuple[dict[str, Any], ...]
+    message: str | None
+    epochs: int
+    step: int | None
+    epochs_budget: int | None
+    seconds: float | None
+
+    @classmethod
+    def of(cls, line: Mapping[str, Any]) -> Condemned:
+        values: dict[str, Any] = {item.name: line.get(item.name) for item in fields(cls)}
+        values["epochs"], values["evidence"] = line.get("epochs") or 0, tuple(line.get("evidence") or ())
+        return cls(**values)
 
 
 @dataclass(frozen=True)
@@ -175,6 +199,8 @@ class TrialRecord:
     reports: tuple[Report, ...] = ()
     rungs: tuple[Rung, ...] = ()
     outcome: Outcome | None = None
+    audit: Condemned | None = None  # it was condemned, and ran on to its real end
+    probation: Condemned | None = None  # it was condemned, and set aside
 
     @property
     def finished(self) -> bool:
@@ -275,6 +301,8 @@ class _Trial:
         self.reports: list[Report] = []
         self.rungs: dict[tuple[int, int], Rung] = {}  # an age passed again after a loss replaces the first passing
         self.outcome: Outcome | None = None
+        self.audit: Condemned | None = None
+        self.probation: Condemned | None = None
         self.on_slot = False
 
     def start(self, line: Mapping[str, Any]) -> str | None:
@@ -331,6 +359,7 @@ class _Trial:
             best=Best(**{item.name: best.get(item.name) for item in fields(Best)}) if best else None,
             last=line.get("last") or {}, epochs=line.get("epochs") or 0, epochs_budget=line.get("epochs_budget"),
             step=line.get("step"), seconds=line.get("seconds"), error=line.get("error"),
+            audited=bool(line.get("audited")),
         )
 
     def record(self, alive: bool) -> TrialRecord:
@@ -340,7 +369,7 @@ class _Trial:
             id=line["trial"], ask=line["ask"], time=line["time"], params=line["params"], config=line["config"],
             seed=line.get("seed"), budget_epochs=line.get("budget_epochs"), state=state,
             attempts=tuple(self.attempts), losses=tuple(self.losses), reports=tuple(self.reports),
-            rungs=tuple(self.rungs.values()), outcome=self.outcome,
+            rungs=tuple(self.rungs.values()), outcome=self.outcome, audit=self.audit, probation=self.probation,
         )
 
 
@@ -372,7 +401,7 @@ class _Fold:
                 self.ended = None
             else:
                 self.ended = End(line["reason"], line["counts"], line.get("seconds"), line["time"])
-        elif kind in ("start", "report", "lost", "rung", "outcome"):
+        elif kind in ("start", "report", "lost", "rung", "audit", "suspended", "outcome"):
             self._of_trial(kind, self.trials.get(line["trial"]), line)
 
     def _of_trial(self, kind: str, trial: _Trial | None, line: Mapping[str, Any]) -> None:
@@ -391,6 +420,10 @@ class _Fold:
             trial.losses.append(Loss(line.get("attempt"), line["time"], line["reason"]))
         elif kind == "rung":
             trial.rung(line)
+        elif kind == "audit":
+            trial.audit = Condemned.of(line)
+        elif kind == "suspended":
+            trial.probation, trial.on_slot = Condemned.of(line), False
         else:
             trial.end(line)
 

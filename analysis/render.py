@@ -14,6 +14,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from analysis.audits import audits
 from analysis.explain import Explanation, reason
 from analysis.journal import Journal, owner
 from analysis.replay import sentences
@@ -26,7 +27,7 @@ STYLE = {
     "diverged": "magenta", "failed": "bold red",
 }
 ARROW = {"min": "↓", "max": "↑"}
-BEST, FRONT = "★", "◆"
+BEST, FRONT, AUDITED = "★", "◆", "†"
 PADDING = 2  # columns that the table puts between two cells
 WIDEST = 14  # a value of a parameter is cut to this
 
@@ -76,6 +77,8 @@ def table(journal: Journal, chosen: Sequence[Row] | None = None, *, width: int =
         notes.append("(value): cannot be chosen")
     if any(row["warnings"] for row in lines):
         notes.append("!: warned of, see `why`")
+    if any(row.get("audited") for row in lines):
+        notes.append(f"{AUDITED}: condemned, and ran on to its end")
     if hidden:
         notes.append(f"not shown: {', '.join(hidden)} (a wider terminal, or --json)")
     return Group(drawn, Text("  ".join(notes), style="dim"))
@@ -122,6 +125,8 @@ def summary(journal: Journal) -> Text:
     if budget:
         saved = percent(max(0, budget - run) / budget)
         text.append(f"; {run:,} of {budget:,} budgeted epochs were run, {saved} saved")
+    if (found := audits(journal)) is not None:
+        text.append(f"\n{found.sentence()}")
     spent = _time(journal)
     return text.append(f"\n{spent}") if spent else text
 
@@ -216,7 +221,8 @@ def _outcome(row: Row) -> Text:
     kind = (row["kind"] or "").replace("_collapse", "").replace("_", " ")
     text = f"{row['outcome']}: {kind}" if kind and kind != row["outcome"] else row["outcome"]
     text = text if len(text) <= 24 else text[:23] + "…"
-    return Text(text + (" !" if row["warnings"] else ""), style=STYLE[row["outcome"]])
+    marks = [*(["!"] if row["warnings"] else []), *([AUDITED] if row.get("audited") else [])]
+    return Text(" ".join([text, *marks]), style=STYLE[row["outcome"]])
 
 
 def _objective(row: Row, metric: str, chosen: bool) -> Text:

@@ -1,10 +1,11 @@
 """The trial table as data: one flat row per trial, the same keys in every row.
 
 In goes a `Journal`, out come JSON rows (`rows`), the same rows filtered (`where`) and sorted (`sort`), or a pandas
-`frame`. Keys: `trial, outcome, kind, margin, warnings, epoch, step, epochs_saved, seconds, seed`, then `config.<path>`
-(the searched paths, or all of them), `metric.<name>` (at the best valid epoch) and `last.<name>`. What is missing is
-None, never NaN. `epoch` and `step` are those the trial had run when it ended (or by now); `epochs_saved` is what was
-left of its budget, known once it has ended. Drawing is in `analysis.render`.
+`frame`. Keys: `trial, outcome, kind, margin, warnings, epoch, step, epochs_saved, seconds, seed`, where trials were
+audited also `audited`, then `config.<path>` (the searched paths, or all of them), `metric.<name>` (at the best valid
+epoch) and `last.<name>`. What is missing is None, never NaN. `epoch` and `step` are those the trial had run when it
+ended (or by now); `epochs_saved` is what was left of its budget, known once it has ended; `audited` trials were
+condemned and ran on to their real end. Drawing is in `analysis.render`.
 """
 
 from __future__ import annotations
@@ -35,13 +36,14 @@ def rows(journal: Journal, *, all: bool = False) -> list[Row]:
     configs = [flat(record.config) if all else {} for record in records]
     bests = [best_of(record, journal.objectives) for record in records]
     lasts = [last_values(record) for record in records]
+    audited = any(record.audit for record in records)
     paths = _union([searched(journal), *configs])
     first = [objective.metric for objective in journal.objectives]
     metrics = _union([first, sorted(_union(found.metrics for found in bests if found))])
     last = _union([[name for name in first if any(name in each for each in lasts)], sorted(_union(lasts))])
     table = []
     for record, config, found, newest in zip(records, configs, bests, lasts, strict=True):
-        row = _fixed(record)
+        row = _fixed(record) | ({"audited": record.audit is not None} if audited else {})
         row |= {f"config.{path}": _json(record.params.get(path, config.get(path))) for path in paths}
         row |= {f"metric.{name}": _json(found.metrics.get(name) if found else None) for name in metrics}
         row |= {f"last.{name}": _json(newest.get(name)) for name in last}

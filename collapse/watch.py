@@ -33,7 +33,8 @@ class TrialWatch:
     """The rules' watch over one trial; made by `RuleSet.watch`.
 
     `update` takes one report, `close` the closing one; both return the verdict. Once a trial is condemned, further
-    reports change nothing.
+    reports change nothing; a trial that runs on nevertheless is watched with `final` False: then the verdict is how it
+    looks by now, `collapsed` for as long as a rule holds and has held for its patience.
     """
 
     def __init__(self, rules: RuleSet, budget_epochs: int | None = None) -> None:
@@ -49,6 +50,18 @@ class TrialWatch:
         self._epoch = 0
         self._warnings: dict[str, Warned] = {}
         self._verdict = Verdict()
+        self._final = True
+
+    @property
+    def final(self) -> bool:
+        """Whether a condemned trial stays condemned."""
+        return self._final
+
+    @final.setter
+    def final(self, final: bool) -> None:
+        self._final = final
+        for rule in self._kills:
+            rule.final = final
 
     @property
     def verdict(self) -> Verdict:
@@ -111,7 +124,7 @@ class TrialWatch:
         return self._take(Report(metrics, epoch, step, *age, phase, bad, ends_epoch=True), closing=True)
 
     def _take(self, report: Report, closing: bool = False) -> Verdict:
-        if self._verdict.final:
+        if self._verdict.final and self._final:
             return self._verdict
         self._epoch = report.epoch
         row: Row = {}
@@ -184,6 +197,7 @@ class RuleWatch:
         self.count = 0  # reports in a row in which the rule held and was allowed to speak
         self.holds = False
         self.condemned = False
+        self.final = True  # False: it is condemned for as long as it holds
         self.margins: deque[float] = deque(maxlen=rule.patience)
         self._streak: deque[_Moment] = deque(maxlen=rule.patience)
 
@@ -217,10 +231,11 @@ class RuleWatch:
         for sign in self._signs:
             sign.held = sign.held if sign.looked is None else sign.looked
         self._streak.append(_Moment((report.epoch, report.step), [sign.seen() for sign in self.observed], margin))
-        self.condemned = self.condemned or self.count >= rule.patience or waived
+        self.condemned = (self.final and self.condemned) or self.count >= rule.patience or waived
 
     def _clear(self, holds: bool) -> None:
         self.holds, self.count = holds, 0
+        self.condemned = self.final and self.condemned
         self._streak.clear()
         for sign in self._signs:
             sign.held = False

@@ -113,6 +113,18 @@ class Budget(Section):
         return self
 
 
+class Audit(Section):
+    """How the sweep checks its own rules: this share of the trials that collapse runs on to its real end."""
+
+    share: Annotated[float, Field(strict=True, ge=0, le=1)] = 0.0
+
+
+class Probation(Section):
+    """A second chance: a trial that collapses is set aside, and if it ranks comes back for so many further epochs."""
+
+    epochs: Count | None = None
+
+
 class Resources(Section):
     """What one trial holds while it runs, and how many run at a time (`auto`: as many as fit, and more as nodes join).
 
@@ -189,6 +201,8 @@ class SweepSpec(Section):
     breaker: Breaker | None = Breaker()
     warm_start: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     budget: Budget
+    audit: Audit = Audit()
+    probation: Probation = Probation()
     resources: Resources = Resources()
     wandb: Wandb = Wandb()
     seed: Annotated[int, Field(strict=True, ge=0)] = 0
@@ -349,6 +363,11 @@ class SweepSpec(Section):
             return self.trial_seed
         digest = hashlib.blake2b(f"{self.seed}/{trial_number}".encode(), digest_size=4).digest()
         return int.from_bytes(digest, "big") & 0x7FFFFFFF
+
+    def audits(self, trial_number: int) -> bool:
+        """Whether the trial, should it collapse, runs on to its real end: a draw of its own, whatever goes on around."""
+        digest = hashlib.blake2b(f"audit/{self.seed}/{trial_number}".encode(), digest_size=8).digest()
+        return int.from_bytes(digest, "big") < self.audit.share * 2**64
 
     # ---- drawing parameters
 

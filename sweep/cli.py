@@ -355,6 +355,7 @@ def _execute(driver: Any, quiet: bool, json_: bool) -> None:
 
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     finish = watched(driver, quiet=quiet)
+    from analysis.audits import audits
     from analysis.journal import read
     from analysis.render import overview
     from analysis.selection import best_json
@@ -364,7 +365,10 @@ def _execute(driver: Any, quiet: bool, json_: bool) -> None:
     _console().print(overview(journal))
     if json_:
         counts, seconds = journal.counts(), round(finish.seconds, 3)
-        _print_json({"sweep": finish.sweep, "counts": counts, "best": best, "seconds": seconds})
+        told = {"sweep": finish.sweep, "counts": counts, "best": best, "seconds": seconds}
+        if (audited := audits(journal)) is not None:
+            told["audit"] = audited.to_dict()
+        _print_json(told)
     if finish.interrupted:
         _exit(f"interrupted; go on with: buttress resume {finish.where}", 130)
     if best is None:

@@ -172,6 +172,14 @@ class Progress:
                 self._seen.endings.append((trial, told, short))
         self._say(f"{trial} {told} {text}")
 
+    def trial_set_aside(self, trial: str, verdict: Mapping[str, Any]) -> None:
+        """The trial has left its slot and may come back, told by the keys of the journal's `suspended` line."""
+        told = {**verdict, "outcome": "collapsed"}
+        with self._lock:
+            self._seen.running.pop(trial, None)
+            self._seen.endings.append((trial, "suspended", ending(told, self.heading.objective, short=True)))
+        self._say(f"{trial} set aside {ending(told, self.heading.objective)}")
+
     def note(self, text: str) -> None:
         """Something a person should know; it stays above the live view."""
         if self._live is not None:
@@ -194,6 +202,10 @@ class Progress:
                     if row := self._seen.running.get(line["trial"]):
                         row.state = "lost"
                 self.note(f"{line['trial']} lost its workers ({line['reason']}) and goes on from its checkpoint")
+            case "audit":
+                self.note(f"{line['trial']} looks collapsed ({line['rule']}) and runs on to its end, to check the rules")
+            case "suspended":
+                self.trial_set_aside(line["trial"], line)
             case "outcome":
                 self.trial_ended(line["trial"], line)
 

@@ -10,6 +10,7 @@ the real sweep and the simulator share it.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from math import inf, isnan
 from typing import Literal
@@ -83,6 +84,13 @@ class Rungs:
     def values(self, age: int, phase: int = 0) -> dict[str, float]:
         """trial -> value at one rung, in the objective's own direction (worst values as infinities)."""
         return {trial: self._sign * score for trial, score in self._rungs.get((phase, age), {}).items()}
+
+
+def goes_on(value: float, peers: Collection[float], factor: float, direction: str) -> bool:
+    """Whether a rung that holds the values `peers` lets `value` go on; False where they are fewer than `factor`."""
+    sign = 1.0 if direction == "max" else -1.0
+    cutoff = _quantile([sign * peer for peer in peers], 1 - 1 / factor)
+    return cutoff is not None and len(peers) >= factor and sign * value >= cutoff
 
 
 def _quantile(values: list[float], q: float) -> float | None:

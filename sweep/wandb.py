@@ -234,7 +234,8 @@ class WandbRuns:
         if run is None:
             return
         run.summary.update(summary(outcome))
-        run.tags = (*run.tags, *(tag for tag in (outcome["outcome"], outcome.get("kind")) if tag))
+        audited = "audited" if outcome.get("audited") else None
+        run.tags = (*run.tags, *(tag for tag in (outcome["outcome"], outcome.get("kind"), audited) if tag))
         run.finish(exit_code=int(outcome["outcome"] == "failed"))
 
     def _wandb(self) -> Any:

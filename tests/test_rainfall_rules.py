@@ -76,6 +76,25 @@ def test_the_originals_dead_runs_die_of_what_they_died_of(kind: str, figures: di
     assert "{" not in verdict.message and verdict.message
 
 
+@pytest.mark.parametrize(
+    "known",
+    [
+        {"val_L_kl": 12.5, "train_L_rec": 2.0, "val_MAE_all": 0.8, "val_MAE_tail": 0.5},  # the original's log
+        {"val_L_kl": 12.5, "latent/dims": 64.0},
+        {key: HEALTHY[key] for key in HEALTHY if "latent" not in key and "ablation" not in key}  # without monitors
+        | {"prior/diversity": 0.012},
+    ],
+)
+def test_what_was_never_reported_is_no_evidence_against_a_healthy_trial(known: dict[str, float]) -> None:
+    path = rules_file("rainfall")
+    assert path is not None
+    watch = RuleSet.load(path).watch(budget_epochs=30)
+    for epoch in range(1, 21):
+        age = max(0, epoch - 4)
+        verdict = watch.update(known, epoch=epoch, step=40 * epoch, full_beta_epochs=age, full_beta_steps=40 * age)
+    assert verdict.state == "healthy", verdict.message
+
+
 def test_nobody_dies_inside_the_warm_up() -> None:
     dead = steady(latent__kl_total=0.01, latent__active_kl=0.0, ablation__relative=0.0, prior__diversity=0.0)
     assert judged(*dead, full_from=12)[0].state == "healthy"

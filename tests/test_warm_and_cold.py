@@ -35,6 +35,7 @@ SPEC = {
         "buttress.report_every": 2,
     },
     "search": {"train.lr": {"choice": [0.01]}},  # every draw is the same
+    "sampler": {"repeats": True},
     "trial_seed": 7,
     "objectives": ["val/sampled"],
     "scheduler": {"kind": "fifo"},

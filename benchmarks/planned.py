@@ -1,4 +1,4 @@
-"""How well `buttress plan` foretells a sweep: each sweep is planned from two timed steps, then run, and compared.
+"""How well `buttress plan` foretells a sweep: each sweep is planned from its timed epochs, then run, and compared.
 
     python -m benchmarks.planned [--json] [--only NAME ...]
 

@@ -63,7 +63,7 @@ __all__ = [
 #: In a folder whose journal came from remote storage: the URL of the sweep there.
 ORIGIN = "origin.url"
 #: Kinds of line that are on the disk before `write` returns.
-DURABLE = frozenset({"header", "resume", "trial", "outcome", "end"})
+DURABLE = frozenset({"header", "resume", "warm", "trial", "outcome", "breaker", "end"})
 
 
 class JournalUnwritable(OSError):
@@ -142,8 +142,20 @@ def resume(*, versions: Mapping[str, str]) -> Line:
     return _line("resume", host=socket.gethostname(), pid=os.getpid(), versions=versions)
 
 
-def refused(*, ask: int, params: Mapping[str, Any], reason: str) -> Line:
-    return _line("refused", ask=ask, params=params, reason=reason)
+def refused(*, ask: int, params: Mapping[str, Any], reason: str, repeats: str | None = None) -> Line:
+    """`repeats`: the trial that the draw would have run again."""
+    return _line("refused", ask=ask, params=params, reason=reason, repeats=repeats)
+
+
+def warm(*, told: Sequence[Mapping[str, Any]], left_out: Sequence[Mapping[str, Any]]) -> Line:
+    """What earlier sweeps taught this one before its first draw (`sweep.warm_start`): their trials that were told to
+    the sampler (`sweep, trial, params, outcome, kind, margin, best, by_age`), and why how many others were not."""
+    return _line("warm", told=list(told), left_out=list(left_out))
+
+
+def breaker(*, first: int, ended: int, collapsed: int, regions: Sequence[Mapping[str, Any]]) -> Line:
+    """The circuit breaker: `collapsed` of the `ended` ones among the `first` trials; `regions` separate them."""
+    return _line("breaker", first=first, ended=ended, collapsed=collapsed, regions=list(regions))
 
 
 def trial(

@@ -170,6 +170,23 @@ class Refused(NamedTuple):
     reason: str
 
 
+class Breaker(NamedTuple):
+    """The circuit breaker stopped the sweep; `regions` as `analysis.separation.Region` in dictionaries."""
+
+    first: int
+    ended: int
+    collapsed: int
+    regions: tuple[dict[str, Any], ...]
+    time: float
+
+
+class Warm(NamedTuple):
+    """What earlier sweeps taught this one: the trials that were told, and why how many others were left out."""
+
+    told: tuple[dict[str, Any], ...]
+    left_out: tuple[dict[str, Any], ...]
+
+
 class End(NamedTuple):
     reason: str
     counts: dict[str, int]
@@ -223,6 +240,8 @@ class Journal:
     ended: End | None = None
     torn: int = 0  # bytes of a torn last line, left out
     problems: tuple[str, ...] = field(default=(), repr=False)
+    breaker: Breaker | None = None
+    warm: Warm | None = None
 
     @property
     def folder(self) -> Path:
@@ -384,6 +403,8 @@ class _Fold:
         self.resumes: list[float] = []
         self.ended: End | None = None
         self.problems: list[str] = []
+        self.breaker: Breaker | None = None
+        self.warm: Warm | None = None
 
     def take(self, line: Mapping[str, Any]) -> None:
         kind = line.get("line")
@@ -393,6 +414,11 @@ class _Fold:
             self.trials.setdefault(line["trial"], _Trial(line))
         elif kind == "refused":
             self.refused.append(Refused(line["ask"], line["params"], line["reason"]))
+        elif kind == "breaker":
+            regions = tuple(line.get("regions") or ())
+            self.breaker = Breaker(line["first"], line["ended"], line["collapsed"], regions, line["time"])
+        elif kind == "warm":
+            self.warm = Warm(tuple(line["told"]), tuple(line["left_out"]))
         elif kind in ("resume", "end"):
             for each in self.trials.values():
                 each.on_slot = False
@@ -433,5 +459,5 @@ class _Fold:
         trials = {id: each.record(alive) for id, each in self.trials.items()}
         return Journal(
             self.path, self.header, trials, tuple(self.refused), tuple(self.resumes), self.ended,
-            problems=tuple(self.problems),
+            problems=tuple(self.problems), breaker=self.breaker, warm=self.warm,
         )

@@ -19,9 +19,11 @@ from typing import Any
 
 from analysis import journal
 from analysis.judging import Judged, Line
+from analysis.separation import Fate, regions
 from collapse.rules import RuleSet, Verdict
 from search_spaces.errors import BadInput
 from search_spaces.spec import SweepSpec
+from sweep.draws import Draws
 from sweep.rungs import Rungs
 from sweep.study import MOST_REFUSALS, Study, told
 from trainables.base import Reported, Schedule
@@ -88,6 +90,11 @@ class SweepState:
         self.outcomes: dict[str, Line] = {}
         self.asks: dict[int, str] = {}  # ask index -> trial, of every trial there ever was
         self.requeued: list[str] = []  # unfinished trials of an earlier driver, oldest first
+        self.draws = Draws(spec, trainable.Config)
+        self.spent = False  # every configuration of the space has been run
+        self.warm: set[int] = set()  # ask indices that earlier sweeps' trials take
+        self.tripped: Line | None = None  # the circuit breaker's line, until the sweep is resumed
+        self._tripped_once = False
         self._write, self._listen = write, listen
         self._due: list[Line] = []
         self._lock = threading.RLock()
@@ -97,21 +104,27 @@ class SweepState:
     def next_trial(self) -> LiveTrial | None:
         """The next trial to run: one that an earlier driver left unfinished, else a new draw; None: budget spent."""
         with self._lock:
+            if self.tripped:
+                return None
             if self.requeued:
                 return self.live[self.requeued.pop(0)]
             if self.exhausted:
                 return None
             for _ in range(MOST_REFUSALS):
-                ask, params = self.study.ask()
+                if (drawn := self._draw()) is None:
+                    return None
+                ask, params = drawn
                 number = len(self.live) + len(self.outcomes)
                 seed = self.spec.seed_of(number)
-                config, reason = self._build(params, seed)
-                if config is not None and reason is None:
+                config, reason = self.build(params, seed)
+                twin = self.draws.twin(params) if reason is None else None
+                if config is not None and reason is None and twin is None:
                     break
-                self._happen(journal.refused(ask=ask, params=params, reason=str(reason)))
+                reason = reason or f"repeats trial {twin}"
+                self._happen(journal.refused(ask=ask, params=params, reason=reason, repeats=twin))
             else:
                 raise BadInput(
-                    f"{MOST_REFUSALS} draws in a row violated a requirement, the last one {reason!r}", key="require"
+                    f"{MOST_REFUSALS} draws in a row were refused, the last one because of {reason!r}", key="require"
                 )
             trial = f"{number:04d}"
             epochs = self.trainable.schedule(config).epochs
@@ -120,7 +133,22 @@ class SweepState:
             self._happen({**line, "sampler": self.study.notes(ask)})
             return self.live[trial]
 
-    def _build(self, params: Mapping[str, Any], seed: int) -> tuple[Any, str | None]:
+    def _draw(self) -> tuple[int, dict[str, Any]] | None:
+        """Ask index and parameters of the next draw; None once every configuration of the space has been run."""
+        if not self.draws.run_dry:
+            return self.study.ask()
+        if not self.draws.finite:
+            return self.study.ask(at_random=True)
+        left = self.draws.left(lambda params: self.build(params, 0)[1] is None, self.study.asked)
+        self.spent = left is None
+        return self.study.give(left) if left is not None else None
+
+    def warm_start(self, line: Line) -> None:
+        """Takes in what earlier sweeps teach (`sweep.warm_start`); before the first draw."""
+        with self._lock:
+            self._happen(line)
+
+    def build(self, params: Mapping[str, Any], seed: int) -> tuple[Any, str | None]:
         """The config of a draw, and why the draw is refused (None: it is not)."""
         try:
             config = self.spec.config(
@@ -246,6 +274,7 @@ class SweepState:
             for line in lines:
                 self._apply(line)
                 self._due = [due for due in self._due if not _same_event(due, line)]
+            self.tripped = None  # who resumes the sweep has read why it stopped
             self._settle()
             self.requeued = sorted(trial for trial in self.live)
             for trial in self.live.values():
@@ -261,7 +290,7 @@ class SweepState:
         """Writes the lines that must follow from those applied so far."""
         while self._due:
             line = self._due.pop(0)
-            if line["trial"] in self.live:
+            if line["trial"] is None or line["trial"] in self.live:
                 self._happen({**line, "time": time.time()})
 
     def _apply(self, line: Line) -> None:
@@ -273,11 +302,24 @@ class SweepState:
         if line["ask"] == self.study.asked:
             self.study.add(line["ask"], line["params"])
         self.study.refuse(line["ask"], line["reason"])
+        self.draws.refused(line.get("repeats"))
+
+    def _apply_warm(self, line: Line) -> None:
+        for entry in line["told"]:
+            ask, _ = self.study.give(entry["params"])
+            by_age = {int(age): value for age, value in entry["by_age"].items()}
+            self.study.tell(ask, told(entry, self.objectives, by_age))
+            self.warm.add(ask)
+
+    def _apply_breaker(self, line: Line) -> None:
+        self.tripped, self._tripped_once = line, True
 
     def _apply_trial(self, line: Line) -> None:
         if line["ask"] == self.study.asked:
             self.study.add(line["ask"], line["params"], line.get("sampler"))
         self.asks[line["ask"]] = line["trial"]
+        self.draws.add(line["trial"], line["params"])
+        self._due = [due for due in self._due if due["line"] != "breaker"]  # an older driver went on without one
         self.live[line["trial"]] = LiveTrial(
             id=line["trial"],
             ask=line["ask"],
@@ -317,9 +359,44 @@ class SweepState:
     def _apply_outcome(self, line: Line) -> None:
         live = self.live.pop(line["trial"])
         self.outcomes[line["trial"]] = line
+        if (tripped := self._overload(line["trial"])) is not None:
+            self._due.append(tripped)
         if self.rungs and line["outcome"] in ("collapsed", "diverged"):
             self.rungs.forget(line["trial"])
         self.study.tell(live.ask, told(line, self.objectives, live.judged.by_age))
+
+    # --- the circuit breaker ---------------------------------------------------------------------------------------
+
+    def _overload(self, trial: str) -> Line | None:
+        """The circuit breaker's line, if the collapse of `trial` is one too many among the first trials."""
+        breaker = self.spec.breaker
+        if breaker is None or self._tripped_once or int(trial) >= breaker.first:
+            return None
+        ended = {name: self._collapsed(name) for name in self.draws.params if int(name) < breaker.first}
+        dead = sum(end is True for end in ended.values())
+        if dead < breaker.limit or (self.exhausted and not self.live):
+            return None
+        found = regions(self._fates(), self.spec.to_dict()["search"])
+        known = sum(end is not None for end in ended.values())
+        return journal.breaker(
+            first=breaker.first, ended=known, collapsed=dead, regions=[region.to_dict() for region in found]
+        )
+
+    def _collapsed(self, trial: str) -> bool | None:
+        """Whether the trial has collapsed or diverged; None while nobody knows."""
+        outcome = self.outcomes.get(trial)
+        return outcome["outcome"] in ("collapsed", "diverged") if outcome is not None else None
+
+    def _fates(self) -> list[Fate]:
+        """How the trials have ended; one that runs and has had a valid epoch lives so far."""
+        fates = []
+        for trial, params in self.draws.params.items():
+            dead, live = self._collapsed(trial), self.live.get(trial)
+            if live is not None and dead is None and live.judged.best is not None:
+                fates.append(Fate(params, False, live.judged.margin))
+            elif dead is not None and (outcome := self.outcomes[trial])["outcome"] != "failed":
+                fates.append(Fate(params, dead, outcome["margin"] if outcome["outcome"] != "diverged" else None))
+        return fates
 
     # --- judging -------------------------------------------------------------------------------------------------
 

@@ -96,15 +96,21 @@ class Study:
         """How many parameter sets have been drawn so far, refused ones included."""
         return len(self.study.get_trials(deepcopy=False))
 
-    def ask(self) -> tuple[int, dict[str, Any]]:
+    def ask(self, at_random: bool = False) -> tuple[int, dict[str, Any]]:
         """The next ask index and the parameters drawn for it (path -> value), inactive parameters left out."""
         ask = self.asked
-        self.study.sampler = self._sampler(ask)
+        self.study.sampler = self._at_random(ask) if at_random else self._sampler(ask)
         trial = self.study.ask()
         params: dict[str, Any] = {}
         for path, parameter in self.spec.parameters(params, self._config):
             params[path] = trial._suggest(path, distribution(parameter))
         return ask, params
+
+    def give(self, params: Mapping[str, Any]) -> tuple[int, dict[str, Any]]:
+        """As `ask`, with parameters that somebody else chose."""
+        ask = self.asked
+        self.add(ask, params)
+        return ask, dict(params)
 
     def notes(self, ask: int) -> dict[str, Any]:
         """What the sampler noted about a running draw (TPE counts it as a liar while it runs); JSON-able."""
@@ -147,8 +153,14 @@ class Study:
     def _trial(self, ask: int) -> Trial:
         return Trial(self.study, self.study.get_trials(deepcopy=False)[ask]._trial_id)
 
+    def _at_random(self, ask: int) -> optuna.samplers.BaseSampler:
+        return optuna.samplers.RandomSampler(seed=self._seed(ask, 1))
+
+    def _seed(self, *key: int) -> int:
+        return int(np.random.SeedSequence([self.spec.seed, *key]).generate_state(1)[0])
+
     def _sampler(self, ask: int) -> optuna.samplers.BaseSampler:
-        seed = int(np.random.SeedSequence([self.spec.seed, ask]).generate_state(1)[0])
+        seed = self._seed(ask)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return optuna.samplers.TPESampler(seed=seed, multivariate=True, group=True, warn_independent_sampling=False)

@@ -34,10 +34,11 @@ TURNAROUND_S = 0.05
 
 
 class Drawn(NamedTuple):
-    """A trial to run: its name and its parameters."""
+    """A trial to run: its name, its parameters, and how many reports its checkpoint has behind it."""
 
     trial: str
     params: Mapping[str, Any]
+    begin: int = 0
 
 
 class Policy(Protocol):
@@ -49,7 +50,7 @@ class Policy(Protocol):
     def begun(self, trial: str, slot: str) -> None: ...
 
     def reported(self, trial: str, reported: Reported) -> bool:
-        """Takes a report; True: the trial is to stop."""
+        """Takes a report; True: the trial is to leave its slot."""
 
     def finished(self, trial: str) -> None:
         """The trial has run to its end."""
@@ -73,15 +74,19 @@ class Played:
     unfinished: tuple[str, ...]
 
 
-def report_of(curve: Curve, index: int) -> Reported:
-    """A recorded report as a trainer's."""
+def report_of(curve: Curve, index: int, begin: int = 0) -> Reported:
+    """A recorded report as a trainer's, of an attempt whose first report was number `begin`; each epoch ends with a
+    checkpoint."""
     line = curve.reports[index]
     assert curve.seconds is not None
+    ends = line["epoch"] > (curve.reports[index - 1]["epoch"] if index else 0)
     metrics = {name: math.nan if value is None else value for name, value in line["metrics"].items()}
     return Reported(
         epoch=line["epoch"], step=line["step"], full_beta_epochs=line["full_beta_epochs"],
         full_beta_steps=line["full_beta_steps"], phase=line["phase"], metrics=metrics,
-        nonfinite=tuple(line["nonfinite"]), closing=line["closing"], seconds=curve.seconds[index],
+        nonfinite=tuple(line["nonfinite"]), closing=line["closing"],
+        checkpoint=f"checkpoints/{line['epoch']:06d}.pt" if ends else None,
+        seconds=curve.seconds[index] - (curve.seconds[begin - 1] if begin else 0.0),
     )  # fmt: skip
 
 
@@ -96,42 +101,42 @@ def play(
     """Runs a policy's trials over a surrogate's curves until it draws no more or the clock reaches `seconds`.
 
     Reports of different slots come in the order of their times (slots in order at equal ones), so a run is a function
-    of policy and surrogate alone.
+    of policy and surrogate alone. A slot that got no trial asks again whenever another trial has ended.
     """
-    running: dict[int, tuple[str, Curve]] = {}
+    running: dict[int, tuple[Drawn, Curve]] = {}
     due: list[tuple[float, int, int]] = []  # (clock, slot, index of the report)
 
-    def begin(slot: int, clock: float) -> None:
-        drawn = policy.draw()
-        if drawn is None:
-            return
-        curve = surrogate.curve(drawn.params)
-        assert curve.seconds is not None and curve.reports
-        policy.begun(drawn.trial, f"slot-{slot}")
-        running[slot] = drawn.trial, curve
-        heapq.heappush(due, (clock + curve.seconds[0], slot, 0))
+    def begin(clock: float) -> None:
+        for slot in range(slots):
+            if slot in running or (drawn := policy.draw()) is None:
+                continue
+            curve = surrogate.curve(drawn.params)
+            assert curve.seconds is not None and curve.reports
+            policy.begun(drawn.trial, f"slot-{slot}")
+            running[slot] = drawn, curve
+            done = curve.seconds[drawn.begin - 1] if drawn.begin else 0.0
+            heapq.heappush(due, (clock + curve.seconds[drawn.begin] - done, slot, drawn.begin))
 
     clock = 0.0
-    for slot in range(slots):
-        begin(slot, clock)
+    begin(clock)
     while due:
         when, slot, index = heapq.heappop(due)
         if when > seconds:
             clock = seconds
             break
         clock = when
-        trial, curve = running[slot]
-        stop = policy.reported(trial, report_of(curve, index))
-        see(Event(clock, trial, curve, index, stop))
+        drawn, curve = running[slot]
+        stop = policy.reported(drawn.trial, report_of(curve, index, drawn.begin))
+        see(Event(clock, drawn.trial, curve, index, stop))
         if not stop and index + 1 < len(curve.reports):
             assert curve.seconds is not None
             heapq.heappush(due, (clock + curve.seconds[index + 1] - curve.seconds[index], slot, index + 1))
             continue
         if not stop:
-            policy.finished(trial)
+            policy.finished(drawn.trial)
         del running[slot]
-        begin(slot, clock + TURNAROUND_S)
-    return Played(clock, tuple(trial for trial, _ in running.values()))
+        begin(clock + TURNAROUND_S)
+    return Played(clock, tuple(drawn.trial for drawn, _ in running.values()))
 
 
 class StatePolicy:
@@ -142,7 +147,10 @@ class StatePolicy:
 
     def draw(self) -> Drawn | None:
         live = self.state.next_trial()
-        return None if live is None else Drawn(live.id, live.params)
+        if live is None:
+            return None
+        source = live.resume_point
+        return Drawn(live.id, live.params, source["seq"] + 1 if source else 0)
 
     def begun(self, trial: str, slot: str) -> None:
         self.state.started(trial, slot)
@@ -196,8 +204,8 @@ class Simulator:
         policy = StatePolicy(self.state)
         played = play(policy, self.surrogate, slots=self.slots, seconds=limit, see=self._see)
         counts = {**self.state.counts}
-        if played.unfinished:
-            counts["suspended"] = len(played.unfinished)
+        if self.state.live:
+            counts["suspended"] = len(self.state.live)
         reason = "time budget spent" if played.unfinished else "budget spent"
         return Finish(self.sweep, folder, str(folder), counts, played.seconds, reason)
 

@@ -193,3 +193,31 @@ def test_published_curves_are_small_and_complete(family: str) -> None:
     assert 0.2 <= dead / told["configurations"] <= 0.6
     assert told["truth"].get("ambiguous", 0) <= 0.05 * told["configurations"]
     assert told["median_cpu_s"] <= 20
+
+
+@pytest.mark.parametrize("family", judge.families(CURVES))
+def test_the_written_definitions_give_the_published_truth_again(family: str) -> None:
+    """From the reports as they lie in the files, rounded to float32, and what was measured of each model."""
+    bench, definitions = judge.curves_of(family, CURVES), load(family)
+    objective, direction = bench.about["objective"], bench.about["direction"]
+    assert bench.about["min_steps"] == definitions.min_steps
+    names = ("truth", "state", "blind", "onset", "late_bloomer", "recoverer", "looked_dead")
+    for curve in bench.curves:
+        assert curve.reports[-1]["closing"] or curve.about["error"]  # nobody was stopped
+        found = truth_of({**curve.about, "reports": curve.reports}, definitions, objective, direction)
+        assert {name: found[name] for name in names} == {name: curve.about[name] for name in names}, curve.name
+        for name in ("value", "last_value"):
+            assert found[name] == (None if curve.about[name] is None else pytest.approx(curve.about[name], rel=1e-6))
+
+
+@pytest.mark.parametrize("family", judge.families(CURVES))
+def test_published_trials_are_those_of_the_sequence(family: str) -> None:
+    """The space has not moved since: the same 300 points, and five further seeds of 20 of them."""
+    bench = judge.curves_of(family, CURVES)
+    sequence = make.planned(
+        load(family).spec(), trainables.load(family), make.CONFIGURATIONS, make.REPEATED, make.SEEDS
+    )
+    plan = list(sequence)
+    assert [curve.about["trial"] for curve in bench.curves] == [trial.trial for trial in plan]
+    for curve, trial in zip(bench.curves, plan, strict=True):
+        assert (curve.about["params"], curve.about["seed"]) == (trial.params, trial.seed), curve.name

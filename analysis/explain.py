@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from analysis.advice import place_sentence
 from analysis.journal import Condemned, Journal, Rung, TrialRecord
 from analysis.selection import best, best_of, pareto
 from analysis.table import budget_of, epochs_run, epochs_saved, searched
@@ -142,8 +143,8 @@ def _why(journal: Journal, record: TrialRecord) -> list[str]:
             lines.append(done.message)
     elif done.outcome != "completed":
         lines.append(reason(journal, record))
-    margin = margin_sentence(record)
-    return [*lines, margin] if margin else lines
+    beside = [margin_sentence(record), place_sentence(journal, record)]
+    return [*lines, *(sentence for sentence in beside if sentence)]
 
 
 def _audit(journal: Journal, record: TrialRecord) -> list[str]:

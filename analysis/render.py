@@ -14,6 +14,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from analysis.advice import breaker_sentence, collapse_sentence
 from analysis.audits import audits
 from analysis.explain import Explanation, reason
 from analysis.journal import Journal, owner
@@ -127,6 +128,10 @@ def summary(journal: Journal) -> Text:
         text.append(f"; {run:,} of {budget:,} budgeted epochs were run, {saved} saved")
     if (found := audits(journal)) is not None:
         text.append(f"\n{found.sentence()}")
+    if journal.breaker is not None and not any(resume > journal.breaker.time for resume in journal.resumes):
+        text.append(f"\n{breaker_sentence(journal.breaker)}", style="bold red")
+    elif (told := collapse_sentence(journal)) is not None:
+        text.append(f"\n{told}")
     spent = _time(journal)
     return text.append(f"\n{spent}") if spent else text
 

@@ -100,6 +100,11 @@ def run(
     out: Annotated[
         str, typer.Option("--out", "-o", help="The folder that holds sweeps, or a URL: s3://bucket/sweeps, gs://...")
     ] = "runs",
+    warm_start: Annotated[
+        list[str] | None,
+        typer.Option("--warm-start", metavar="SWEEP", help="Tell the sampler the trials of this earlier sweep first, "
+                     "collapsed ones included. May be given several times."),
+    ] = None,
     address: Address = None,
     quiet: Quiet = False,
     json_: Json = False,
@@ -108,6 +113,8 @@ def run(
     from sweep import driver
 
     loaded = _load(spec, profile, set_)
+    if warm_start:
+        loaded = loaded.model_copy(update={"warm_start": (*loaded.warm_start, *warm_start)})
     _execute(driver.start(loaded, out, address=address), quiet, json_)
 
 
@@ -351,6 +358,7 @@ def _found(found: Any) -> Any:
 
 def _execute(driver: Any, quiet: bool, json_: bool) -> None:
     """Runs a driver under its watchers and reports the end."""
+    from sweep.driver import TRIPPED
     from sweep.watching import watched
 
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
@@ -371,6 +379,10 @@ def _execute(driver: Any, quiet: bool, json_: bool) -> None:
         _print_json(told)
     if finish.interrupted:
         _exit(f"interrupted; go on with: buttress resume {finish.where}", 130)
+    if journal.breaker is not None and finish.reason == TRIPPED:
+        from analysis.advice import breaker_sentence
+
+        _exit(f"{breaker_sentence(journal.breaker)}; go on as it is with: buttress resume {finish.where}", 4)
     if best is None:
         _exit("no trial of this sweep is healthy; `buttress table` says why each was stopped", 1)
 

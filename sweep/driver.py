@@ -34,11 +34,14 @@ from sweep.keeping import Checkpoints, Files, LocalFiles
 from sweep.nodes import Nodes, free
 from sweep.opening import check, header, new_id, resolve_rules, versions
 from sweep.state import Line, LiveTrial, SweepState
+from sweep.warm_start import gathered, resolved, sentence
 from trainables.base import Reported
 
 log = logging.getLogger("buttress")
 notes = logging.getLogger("buttress.notes")  # what watchers are told, for those who have none
 
+#: Why a sweep ended whose first trials collapsed.
+TRIPPED = "circuit breaker"
 #: Trials that Tune may hold at once: more than there can be slots.
 MOST_AT_ONCE = 10_000
 
@@ -122,9 +125,12 @@ class Driver:
             self.checkpoints = Checkpoints(self.files, self.state.directions[0])
             self._open_journal()
             try:
-                with connected(self.address) as ray:
-                    self._began = time.monotonic()
-                    reason = self._execute(ray)
+                if self.state.tripped:  # the last line of an earlier driver was the one too many
+                    reason = TRIPPED
+                else:
+                    with connected(self.address) as ray:
+                        self._began = time.monotonic()
+                        reason = self._execute(ray)
             except KeyboardInterrupt:
                 reason, interrupted = "interrupted", True
             finally:
@@ -162,11 +168,20 @@ class Driver:
     def _open_journal(self) -> None:
         if not self._resumed:
             self._write(header(self.spec, self.trainable, self.rules, self.sweep))
+            self._warm_start()
             return
         self._write(journal.resume(versions=versions()))
         self.state.replay(self.earlier)
+        if not any(line["line"] == "warm" for line in self.earlier):
+            self._warm_start()
         for trial, outcome in self.state.outcomes.items():
             self._keep(trial, outcome)
+
+    def _warm_start(self) -> None:
+        if self.spec.warm_start:
+            line = gathered(self.spec, self.trainable, self.state.build)
+            self.state.warm_start(line)
+            self._note(f"warm start: {sentence(line)}")
 
     def _execute(self, ray: Any) -> str:
         from sweep import mailbox, slots
@@ -196,8 +211,12 @@ class Driver:
                 log.warning("slots that did not close in time: %s", ", ".join(late))
         if self._failure is not None:
             raise self._failure
+        if self.state.tripped:
+            return TRIPPED
         if self.state.live:
             return "time budget spent"
+        if self.state.spent:
+            return "space exhausted"
         healthy = self.spec.budget.healthy
         return "enough healthy trials" if healthy and self.state.counts["completed"] >= healthy else "budget spent"
 
@@ -223,7 +242,7 @@ class Driver:
             run_config=tune.RunConfig(
                 name="tune",
                 storage_path=str((self.folder / ".ray").absolute()),
-                stop=SweepStopper(lambda: self._failure is not None),
+                stop=SweepStopper(lambda: self._failure is not None or self.state.tripped is not None),
                 verbose=0,
                 callbacks=[],
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False, checkpoint_frequency=0),
@@ -300,7 +319,7 @@ class Driver:
                     getattr(self, f"_on_{event['event']}")(event)
                 if self._left.is_set() and not events:
                     return
-                if self._over.is_set():  # the mailbox is closed and does not wait
+                if self._over.is_set() or self.state.tripped:  # the mailbox is closed and does not wait
                     time.sleep(0.02)
                 else:
                     self._look_around()
@@ -451,6 +470,8 @@ class Driver:
     # --- around it -----------------------------------------------------------------------------------------------
 
     def _line(self, line: Line) -> None:
+        if line["line"] == "breaker":
+            self._halt()
         live = self.state.live.get(line.get("trial") or "")
         self._tell_watchers(lambda watcher: watcher.line(line, live))
 
@@ -467,6 +488,11 @@ class Driver:
                 log.exception("%s failed and is left out from here on", type(watcher).__name__)
                 self.watchers = tuple(other for other in self.watchers if other is not watcher)
 
+    def _halt(self) -> None:
+        """The circuit breaker: nothing is drawn any more, and running trials leave their slots to be resumed later."""
+        with contextlib.suppress(Exception):
+            self.mailbox.close.remote()
+
     def _fail(self, error: BaseException) -> None:
         """The sweep cannot go on; the first reason counts. Waiting trials are let go so that Tune returns."""
         if self._failure is None:
@@ -481,6 +507,8 @@ class Driver:
 
         for entry in self.state.study.trials():
             trial = self.state.asks.get(entry.number)
+            if entry.number in self.state.warm:
+                continue
             if entry.state == TrialState.COMPLETE and self.state.outcomes[str(trial)]["outcome"] != "completed":
                 raise RuntimeError(f"trial {trial} is COMPLETE in the study, but it did not complete")
 
@@ -493,6 +521,7 @@ def _reported(fields_: dict[str, Any]) -> Reported:
 
 def start(spec: SweepSpec, out: Path | str, *, sweep: str | None = None, **options: Any) -> Driver:
     """A new sweep in its own folder under `out`, a folder or a URL; raises BadInput where that cannot be written."""
+    spec = resolved(spec)
     sweep = sweep or new_id(spec.name)
     if is_url(out):
         from sweep.remote import spool

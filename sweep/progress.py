@@ -203,9 +203,12 @@ class Progress:
                         row.state = "lost"
                 self.note(f"{line['trial']} lost its workers ({line['reason']}) and goes on from its checkpoint")
             case "audit":
-                self.note(f"{line['trial']} looks collapsed ({line['rule']}) and runs on to its end, to check the rules")
+                self.note(f"{line['trial']} is condemned by {line['rule']} and runs on to its end, to check it")
             case "suspended":
                 self.trial_set_aside(line["trial"], line)
+            case "breaker":
+                collapsed, first = line["collapsed"], line["first"]
+                self.note(f"{collapsed} of the first {first} trials collapsed: the circuit breaker stops the sweep")
             case "outcome":
                 self.trial_ended(line["trial"], line)
 

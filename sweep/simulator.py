@@ -23,10 +23,11 @@ from analysis import journal
 from analysis.curves import Curve
 from collapse.rules import RuleSet
 from search_spaces.spec import SweepSpec
-from sweep.driver import Finish, Watcher
+from sweep.driver import TRIPPED, Finish, Watcher
 from sweep.opening import check, header, new_id, resolve_rules
 from sweep.state import Line, SweepState
 from sweep.surrogate import Surrogate
+from sweep.warm_start import gathered
 from trainables.base import Reported
 
 #: From the end of a trial to the start of the next in a warm slot, in seconds (benchmarks/slots.py measures it).
@@ -97,8 +98,10 @@ def play(
     slots: int,
     seconds: float = math.inf,
     see: Callable[[Event], object] = lambda event: None,
+    over: Callable[[], object] = lambda: False,
 ) -> Played:
-    """Runs a policy's trials over a surrogate's curves until it draws no more or the clock reaches `seconds`.
+    """Runs a policy's trials over a surrogate's curves until it draws no more, the clock reaches `seconds` or it is
+    `over` at a trial's end.
 
     Reports of different slots come in the order of their times (slots in order at equal ones), so a run is a function
     of policy and surrogate alone. A slot that got no trial asks again whenever another trial has ended.
@@ -135,6 +138,8 @@ def play(
         if not stop:
             policy.finished(drawn.trial)
         del running[slot]
+        if over():
+            break
         begin(clock + TURNAROUND_S)
     return Played(clock, tuple(drawn.trial for drawn, _ in running.values()))
 
@@ -202,11 +207,15 @@ class Simulator:
     def _run(self, folder: Path) -> Finish:
         limit = self.spec.budget.hours * 3600 if self.spec.budget.hours else math.inf
         policy = StatePolicy(self.state)
-        played = play(policy, self.surrogate, slots=self.slots, seconds=limit, see=self._see)
+        if self.spec.warm_start:
+            self.state.warm_start(gathered(self.spec, self.trainable, self.state.build))
+        tripped = lambda: self.state.tripped  # noqa: E731
+        played = play(policy, self.surrogate, slots=self.slots, seconds=limit, see=self._see, over=tripped)
         counts = {**self.state.counts}
         if self.state.live:
             counts["suspended"] = len(self.state.live)
-        reason = "time budget spent" if played.unfinished else "budget spent"
+        reason = "time budget spent" if played.unfinished else "space exhausted" if self.state.spent else "budget spent"
+        reason = TRIPPED if self.state.tripped else reason
         return Finish(self.sweep, folder, str(folder), counts, played.seconds, reason)
 
     def _write(self, line: Line) -> None:

@@ -21,11 +21,22 @@ from sweep.opening import check, resolve_rules
 from sweep.rungs import Rungs
 from sweep.state import unsettled
 from sweep.timing import Timing, measure
+from trainables.cache import cached
 
 #: From the start of Ray to the first step of a trial, measured on two cores; paid once per sweep.
 START_S = 15.0
 #: Draws from which the typical config and the distribution of epochs are taken.
 DRAWS = 200
+
+
+@dataclass(frozen=True)
+class Foreseen:
+    """Of random draws: the share expected to collapse, and one reason for and one against, as examples."""
+
+    share: float
+    draws: int
+    collapsing: str | None
+    living: str | None
 
 
 @dataclass(frozen=True)
@@ -36,6 +47,7 @@ class Plan:
     objectives: tuple[tuple[str, str], ...]
     searched: dict[str, str]
     refused: float  # share of draws that violate a requirement
+    forecast: Foreseen | None  # what draws are expected to end as; None where the family has no forecast
     rules: dict[str, str]  # name -> action
     epochs: tuple[int, int]  # smallest and largest budget of a trial
     workers: int
@@ -82,6 +94,7 @@ def make(spec: SweepSpec, *, address: str | None = None, timing: bool = True) ->
         objectives=tuple((objective.metric, str(objective.direction)) for objective in spec.objectives),
         searched={path: described(parameter) for path, parameter in spec.search.items()},
         refused=refused,
+        forecast=foreseen(trainable, configs),
         rules={name: rule.get("action", "kill") for name, rule in rules.to_dict()["rules"].items()},
         epochs=(min(each.epochs for each in schedules), max(each.epochs for each in schedules)),
         workers=spec.resources.workers,
@@ -115,6 +128,16 @@ def typical(spec: SweepSpec, trainable: Any) -> tuple[list[Any], float]:
     if not configs:
         raise BadInput(f"none of {DRAWS} draws can run: {reason}", where=spec.where, key="search")
     return configs, refused / DRAWS
+
+
+def foreseen(trainable: Any, configs: Sequence[Any]) -> Foreseen | None:
+    """What the family's `forecast` says of configs; None without one."""
+    if not hasattr(trainable, "forecast"):
+        return None
+    forecasts = [trainable.forecast(config, cached) for config in configs]
+    reasons = {each.collapses: each.why for each in forecasts}
+    share = sum(each.collapses for each in forecasts) / len(forecasts)
+    return Foreseen(share, len(forecasts), reasons.get(True), reasons.get(False))
 
 
 def epochs_of_sweep(spec: SweepSpec, schedules: Sequence[Any]) -> list[int]:
@@ -159,6 +182,10 @@ def show(plan: Plan) -> None:
         table.add_row("search" if number == 0 else "", f"{path}: {text}")
     if plan.refused:
         table.add_row("", f"{percent(plan.refused)} of random draws violate a requirement and are drawn again")
+    if plan.forecast is not None:
+        table.add_row("forecast", f"{percent(plan.forecast.share)} of random draws are expected to collapse")
+        for example in filter(None, (plan.forecast.collapsing, plan.forecast.living)):
+            table.add_row("", f"such as: {example}")
     low, high = plan.epochs
     table.add_row("epochs", f"{low}" if low == high else f"{low} to {high}")
     table.add_row("rules", ", ".join(f"{name} ({action})" for name, action in plan.rules.items()))

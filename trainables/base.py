@@ -131,7 +131,7 @@ class Trainable(Protocol, Generic[C]):
     #   conditional: ClassVar[bool] = False      given more than a latent code: `sees_target` metrics are refused
     #   epochs_path: ClassVar[str] = "train.epochs"
     #   evaluate(config, checkpoint: Path, world, split: "val" | "test") -> (dict[str, float], dict[str, Path])
-    #   forecast(config, data) -> dict
+    #   forecast(config, cache) -> Forecast      what is known before training (trainables/forecast.py)
     #   check_data(path: Path, config: C) -> list[tuple[str, str]]     rows of `buttress data check`
 
 

@@ -20,9 +20,11 @@ from collapse.monitors import AblationMonitor, LatentMonitor
 from search_spaces.errors import BadInput
 from trainables.adam import SmallAdam
 from trainables.base import Metric, Report, Schedule
+from trainables.forecast import Cache, Forecast
 from trainables.lithology import data as tables
 from trainables.lithology.config import LAYOUTS
 from trainables.lithology.config import Config as LithologyConfig
+from trainables.lithology.forecast import forecast
 from trainables.lithology.heldout import HeldOut, share_of
 from trainables.lithology.loss import Batch, Objective
 from trainables.lithology.model import Vae
@@ -105,6 +107,9 @@ class Lithology:
         """The VAE's own state dict (encoder, decoder, head) in a checkpoint of the loop: what `model.pt` holds."""
         own = {key: value for key, value in checkpoint["module.vae"].items() if key.startswith("model.")}
         return {key.removeprefix("model."): value for key, value in own.items()}
+
+    def forecast(self, config: LithologyConfig, cache: Cache) -> Forecast:
+        return forecast(config, cache)
 
     def check_data(self, path: Path, config: LithologyConfig) -> list[tuple[str, str]]:
         return tables.check(path, config)

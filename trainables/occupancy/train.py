@@ -68,7 +68,7 @@ class Occupancy:
 
     def train(self, config: OccupancyConfig, world: World, report: Report, resume: Path | None) -> None:
         run(
-            OccupancyTask(config, world),
+            self.task(config, world),
             self.schedule(config),
             world,
             report,
@@ -79,6 +79,9 @@ class Occupancy:
             accumulate=config.train.grad_accum,
             amp=config.train.amp,
         )
+
+    def task(self, config: OccupancyConfig, world: World) -> OccupancyTask:
+        return OccupancyTask(config, world)
 
     def evaluate(
         self, config: OccupancyConfig, checkpoint: Path, world: World, split: str = "val"

@@ -1,0 +1,78 @@
+"""What is said of a config before training: against closed forms, against sampled moments, against recorded trials."""
+
+from __future__ import annotations
+
+from math import log
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from analysis.curves import Curves
+from benchmarks.collapsebench.family import load
+from benchmarks.collapsebench.judge import curves_of
+from benchmarks.forecast import judged
+from trainables.forecast import gains, of_code
+from trainables.lithology.config import Loss
+from trainables.lithology.forecast import moments
+
+CURVES = Path(__file__).parents[1] / "benchmarks" / "collapsebench" / "curves"
+
+
+def covariance(features: int = 5, seed: int = 0) -> np.ndarray:
+    drawn = np.random.default_rng(seed).normal(size=(features, 3 * features))
+    return drawn @ drawn.T / (3 * features)
+
+
+def test_without_masks_the_gains_are_the_eigenvalues_and_the_code_is_that_of_probabilistic_pca() -> None:
+    sigma = covariance()
+    found = gains(*moments(sigma, Loss()))
+    spectrum = np.linalg.eigvalsh(sigma)[::-1]
+    np.testing.assert_allclose(found, spectrum, rtol=1e-9)
+    beta = 2 * float(spectrum[1:3].mean())  # two directions pay
+    forecast = of_code(found, beta, latent_dim=4)
+    assert not forecast.collapses
+    assert forecast.numbers["active"] == 2
+    # Tipping and Bishop: the code holds 1/2 ln(l / sigma^2) nats per direction, with sigma^2 = beta / 2
+    nats = sum(0.5 * log(eigenvalue / (beta / 2)) for eigenvalue in spectrum[:2])
+    assert forecast.numbers["nats"] == pytest.approx(nats, rel=1e-9)
+
+
+def test_the_critical_beta_is_twice_the_largest_gain() -> None:
+    assert of_code([3.0, 1.0], 6.001, 2).collapses
+    assert not of_code([3.0, 1.0], 5.999, 2).collapses
+    assert of_code([3.0, 1.0], 0.01, 1).numbers["active"] == 1  # no more directions than latents
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        {"mask_prob": 0.3},
+        {"mask_prob": 0.2, "mask_weight": 0.7},
+        {"mask_prob": 0.4, "masked_only": True},
+        {"mask_prob": 0.3, "mask_weight": 0.5, "feature_weights": (1.0, 2.0, 0.0, 1.0, 0.5)},
+    ],
+)
+def test_moments_under_masks_are_those_of_sampled_masks(loss: dict[str, object]) -> None:
+    sigma, settings, rows = covariance(), Loss.model_validate(loss), 400_000
+    rng = np.random.default_rng(1)
+    x = rng.multivariate_normal(np.zeros(5), sigma, size=rows)
+    shown = rng.random((rows, 5)) >= settings.mask_prob
+    # as the loss weighs entries: `weights` in trainables/lithology/loss.py
+    extra = (1.0 if settings.masked_only else settings.mask_weight) / (1 - shown).mean()
+    weight = (0.0 if settings.masked_only else 1.0) + extra * (1 - shown)
+    weight = weight * np.asarray(settings.feature_weights or np.ones(5))
+    kept = weight.sum(0) > 0
+    target, cross, seen = moments(sigma, settings)
+    np.testing.assert_allclose(target, weight.mean(0)[kept], rtol=0.02)
+    np.testing.assert_allclose(cross, ((weight * x).T @ (shown * x) / rows)[kept], atol=0.02)
+    np.testing.assert_allclose(seen, (shown * x).T @ (shown * x) / rows, atol=0.02)
+
+
+def test_recorded_trials_end_as_foreseen() -> None:
+    family = load("lithology")
+    curves: Curves = curves_of("lithology", CURVES)
+    found = judged(family, curves)
+    assert found["trials"] >= 290
+    assert found["right"] / found["trials"] >= 0.97
+    assert found["nats_rank_correlation"] >= 0.95

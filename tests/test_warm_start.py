@@ -105,7 +105,7 @@ def test_what_was_searched_may_be_fixed_now_and_the_other_way_round(tmp_path: Pa
     [
         ({"fixed": {"train.epochs": 9}}, "another train.epochs"),
         ({"objectives": [{"metric": "val/loss", "allow_weighted": True}]}, "objective val/score"),
-        ({"require": ["config.loss.beta < 0.011"]}, "refused by the present spec"),
+        ({"require": ["config.loss.beta < 0.0104"]}, "refused by the present spec"),
     ],
 )
 def test_a_warm_start_that_teaches_nothing_is_an_error_that_says_why(

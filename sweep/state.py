@@ -13,7 +13,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +24,7 @@ from collapse.rules import RuleSet, Verdict
 from search_spaces.errors import BadInput
 from search_spaces.spec import SweepSpec
 from sweep.draws import Draws
-from sweep.rungs import Rungs
+from sweep.rungs import Rungs, goes_on
 from sweep.study import MOST_REFUSALS, Study, told
 from trainables.base import Reported, Schedule
 
@@ -46,11 +46,14 @@ class LiveTrial:
     slot: str | None = None
     losses: int = 0
     lost: bool = False  # its workers are gone, or as good as: what a zombie still reports is void
+    audited: bool = False  # condemned, and runs on to its real end
+    suspended: Line | None = None  # condemned and set aside, waiting for a second chance or the end
+    told: bool = False  # that it collapsed; what is told of it later is told beside that
     started: float | None = None
     seconds: float = 0.0  # of earlier attempts, up to where the present one took over
 
     def runs(self, attempt: int) -> bool:
-        return attempt == self.attempt and not self.lost
+        return attempt == self.attempt and not self.lost and self.suspended is None
 
     @property
     def epochs(self) -> int:
@@ -90,6 +93,7 @@ class SweepState:
         self.outcomes: dict[str, Line] = {}
         self.asks: dict[int, str] = {}  # ask index -> trial, of every trial there ever was
         self.requeued: list[str] = []  # unfinished trials of an earlier driver, oldest first
+        self._reached: dict[tuple[int, int], dict[str, float]] = {}  # (phase, age) -> trial -> best valid value by then
         self.draws = Draws(spec, trainable.Config)
         self.spent = False  # every configuration of the space has been run
         self.warm: set[int] = set()  # ask indices that earlier sweeps' trials take
@@ -101,18 +105,21 @@ class SweepState:
 
     # --- what happens while the sweep runs -----------------------------------------------------------------------
 
-    def next_trial(self) -> LiveTrial | None:
-        """The next trial to run: one that an earlier driver left unfinished, else a new draw; None: budget spent."""
+    def next_trial(self, leaving: Collection[str] = ()) -> LiveTrial | None:
+        """The next trial to run: one that an earlier driver left unfinished, one that is back from probation, else a
+        new draw; None: budget spent. Trials that are still `leaving` their slot cannot be back yet."""
         with self._lock:
             if self.tripped:
                 return None
             if self.requeued:
                 return self.live[self.requeued.pop(0)]
+            if (back := self._back(leaving)) is not None:
+                return back
             if self.exhausted:
                 return None
             for _ in range(MOST_REFUSALS):
                 if (drawn := self._draw()) is None:
-                    return None
+                    return self._back(leaving)
                 ask, params = drawn
                 number = len(self.live) + len(self.outcomes)
                 seed = self.spec.seed_of(number)
@@ -162,15 +169,39 @@ class SweepState:
             return None, str(error)
         return config, self.spec.violated(config) or unsettled(self.trainable.schedule(config))
 
+    def _back(self, leaving: Collection[str]) -> LiveTrial | None:
+        """The oldest suspended trial that ranks. Without further draws those that do not are condemned for good.
+
+        A trial ranks if its newest value, valid or not, would pass a rung among what others had reached at that age.
+        """
+        for trial in sorted(name for name, live in self.live.items() if live.suspended is not None):
+            if trial in leaving:
+                continue
+            if not self.satisfied and self._ranks(self.live[trial]):
+                return self.live[trial]
+            if self.exhausted:
+                self._conclude(self.live[trial], "collapsed", verdict=self.live[trial].judged.verdict)
+        return None
+
+    def _ranks(self, live: LiveTrial) -> bool:
+        metric = self.objectives[0]
+        newest = next((line for line in reversed(live.judged.reports) if line["metrics"].get(metric) is not None), None)
+        if newest is None:
+            return False
+        peers = self._reached.get((newest["phase"], newest["full_beta_epochs"]), {})
+        return goes_on(newest["metrics"][metric], peers.values(), self.spec.scheduler.factor, self.directions[0])
+
+    @property
+    def satisfied(self) -> bool:
+        """There are as many healthy trials as the budget asks for."""
+        return self.spec.budget.healthy is not None and self.counts["completed"] >= self.spec.budget.healthy
+
     @property
     def exhausted(self) -> bool:
         """The budget allows no further draw (unfinished trials may still be running)."""
-        budget = self.spec.budget
         drawn = len(self.live) + len(self.outcomes)
-        return bool(
-            (budget.trials is not None and drawn >= budget.trials)
-            or (budget.healthy is not None and self.counts["completed"] >= budget.healthy)
-        )
+        budget = self.spec.budget.trials
+        return self.satisfied or self.spent or (budget is not None and drawn >= budget)
 
     @property
     def counts(self) -> Counter[str]:
@@ -206,7 +237,8 @@ class SweepState:
                         line["checkpoint"] = None
 
     def reported(self, trial: str, attempt: int, reported: Reported) -> Line | None:
-        """A report of a running trial; returns the outcome line if the report decided the trial's fate."""
+        """A report of a running trial; returns the line that takes the trial off its slot, if the report led to one:
+        its outcome, or that it is suspended."""
         with self._lock:
             live = self.live.get(trial)
             if live is None or not live.runs(attempt):
@@ -214,21 +246,26 @@ class SweepState:
             last = live.judged.last
             seq = last["seq"] + 1 if last else 0
             self._happen(journal.report(trial, attempt, seq, reported))
-            return self.outcomes.get(trial)
+            return self.outcomes.get(trial) or live.suspended
 
     def finished(self, trial: str, attempt: int) -> Line | None:
-        """The trainer returned by itself: `completed` with at least one valid epoch, else `failed`."""
+        """The trainer returned by itself: `completed` with at least one valid epoch, else `failed`.
+
+        A trial that ran on although it was condemned has collapsed if it still looks so.
+        """
         with self._lock:
             live = self.live.get(trial)
             if live is None or not live.runs(attempt):
                 return self.outcomes.get(trial)
-            last = live.judged.last
-            if live.judged.best is not None:
-                self._conclude(live, "completed")
+            last, verdict = live.judged.last, live.judged.verdict
+            if verdict is not None and verdict.final:
+                self._conclude(live, verdict.state, verdict=verdict, audited=live.audited)
+            elif live.judged.best is not None:
+                self._conclude(live, "completed", audited=live.audited)
             else:
                 suspects = ", ".join(last["suspects"]) if last else ""
                 why = f"no epoch was valid (still suspect of {suspects})" if suspects else "no epoch was valid"
-                self._conclude(live, "failed", kind="no valid epoch", message=why)
+                self._conclude(live, "failed", kind="no valid epoch", message=why, audited=live.audited)
             return self.outcomes[trial]
 
     def raised(self, trial: str, attempt: int, error: str, kind: str = "exception") -> Line | None:
@@ -260,10 +297,13 @@ class SweepState:
         """The trial's time limit has passed: what it reached counts as for a pruned trial; nothing valid: failed."""
         with self._lock:
             live = self.live.get(trial)
-            if live is None:
+            if live is None or live.suspended is not None:
                 return self.outcomes.get(trial)
-            message = f"over its time limit of {minutes:g} minutes"
-            self._conclude(live, "pruned" if live.judged.best else "failed", kind="time limit", message=message)
+            verdict, message = live.judged.verdict, f"over its time limit of {minutes:g} minutes"
+            if verdict is not None and verdict.final:
+                self._conclude(live, verdict.state, verdict=verdict)
+            else:
+                self._conclude(live, "pruned" if live.judged.best else "failed", kind="time limit", message=message)
             return self.outcomes[trial]
 
     # --- lines ---------------------------------------------------------------------------------------------------
@@ -276,7 +316,7 @@ class SweepState:
                 self._due = [due for due in self._due if not _same_event(due, line)]
             self.tripped = None  # who resumes the sweep has read why it stopped
             self._settle()
-            self.requeued = sorted(trial for trial in self.live)
+            self.requeued = sorted(trial for trial, live in self.live.items() if live.suspended is None)
             for trial in self.live.values():
                 trial.slot = None
 
@@ -332,6 +372,9 @@ class SweepState:
     def _apply_start(self, line: Line) -> None:
         live = self.live[line["trial"]]
         live.attempt, live.slot, live.started, live.lost = line["attempt"], line["slot"], line["time"], False
+        if live.suspended is not None:  # a second chance
+            live.judged.run_on(live.suspended["until"])
+            live.suspended = None
         # the reports after the checkpoint are void: watch and best are made anew from those that count
         upto = -1 if line["resumed_from"] is None else line["resumed_from"]
         kept = [report for report in live.judged.reports if report["seq"] <= upto]
@@ -343,13 +386,31 @@ class SweepState:
         if line["attempt"] != live.attempt:
             return
         verdict = live.judged.take_in(line)
-        if verdict.state in ("collapsed", "diverged"):
-            self._due.append(self._outcome(live, verdict.state, verdict=verdict))
+        if self.spec.probation.epochs and line["valid"]:
+            age = line["full_beta_epochs"]
+            self._reached.setdefault((line["phase"], age), {})[live.id] = live.judged.by_age[age]
+        if verdict.state == "diverged" or (verdict.state == "collapsed" and not live.judged.runs_on):
+            self._due.append(self._condemned(live, verdict, line))
         elif (decision := self._compare(live, line)) is not None:
             self._due.append(decision)
             if decision["decision"] == "stop":
                 kind = f"rung {decision['age']}"
                 self._due.append(self._outcome(live, "pruned", kind=kind, message=rung_sentence(decision)))
+
+    def _apply_audit(self, line: Line) -> None:
+        live = self.live[line["trial"]]
+        live.audited = True
+        live.judged.run_on()
+        self._forget(live.id)
+
+    def _apply_suspended(self, line: Line) -> None:
+        live = self.live[line["trial"]]
+        live.suspended, live.told = line, True
+        self._forget(live.id)
+        # at once, and not at its end: what a sampler is not told of it draws again
+        self.study.tell(live.ask, told({**line, "outcome": "collapsed"}, self.objectives))
+        if (tripped := self._overload(line["trial"])) is not None:
+            self._due.append(tripped)
 
     def _apply_lost(self, line: Line) -> None:
         live = self.live[line["trial"]]
@@ -361,9 +422,21 @@ class SweepState:
         self.outcomes[line["trial"]] = line
         if (tripped := self._overload(line["trial"])) is not None:
             self._due.append(tripped)
-        if self.rungs and line["outcome"] in ("collapsed", "diverged"):
-            self.rungs.forget(line["trial"])
-        self.study.tell(live.ask, told(line, self.objectives, live.judged.by_age))
+        collapsed = line["outcome"] in ("collapsed", "diverged")
+        if collapsed:
+            self._forget(line["trial"])
+        if not live.told:
+            self.study.tell(live.ask, told(line, self.objectives, live.judged.by_age))
+        elif not collapsed:
+            ask = self.study.tell_more(live.params, told(line, self.objectives, live.judged.by_age))
+            self.asks[ask] = live.id
+
+    def _forget(self, trial: str) -> None:
+        """Nothing that a collapsed trial reached counts in a comparison."""
+        if self.rungs:
+            self.rungs.forget(trial)
+        for values in self._reached.values():
+            values.pop(trial, None)
 
     # --- the circuit breaker ---------------------------------------------------------------------------------------
 
@@ -384,6 +457,8 @@ class SweepState:
 
     def _collapsed(self, trial: str) -> bool | None:
         """Whether the trial has collapsed or diverged; None while nobody knows."""
+        if trial in self.live and self.live[trial].suspended is not None:
+            return True
         outcome = self.outcomes.get(trial)
         return outcome["outcome"] in ("collapsed", "diverged") if outcome is not None else None
 
@@ -392,7 +467,9 @@ class SweepState:
         fates = []
         for trial, params in self.draws.params.items():
             dead, live = self._collapsed(trial), self.live.get(trial)
-            if live is not None and dead is None and live.judged.best is not None:
+            if live is not None and live.suspended is not None:
+                fates.append(Fate(params, True, live.suspended["margin"]))
+            elif live is not None and dead is None and live.judged.best is not None and not live.judged.runs_on:
                 fates.append(Fate(params, False, live.judged.margin))
             elif dead is not None and (outcome := self.outcomes[trial])["outcome"] != "failed":
                 fates.append(Fate(params, dead, outcome["margin"] if outcome["outcome"] != "diverged" else None))
@@ -404,8 +481,11 @@ class SweepState:
         """The rung's decision about an epoch's report, as a line that is due; None where there is none to make.
 
         The last epoch's value enters its rung, for others to be compared with, but stops nobody: the trial is over.
+        A condemned trial that runs on is neither compared nor compared with: a rung would cut off what is to be seen.
         """
         if self.rungs is None or self.objectives[0] not in report["metrics"]:
+            return None
+        if live.audited or live.judged.runs_on:
             return None
         if live.judged.value is None and live.judged.watch.holding:
             return None  # it looks collapsed, and whether it is one is for the rules to say
@@ -423,6 +503,23 @@ class SweepState:
             decision="stop" if decision.stop and report["epoch"] < live.epochs else "continue",
         )
 
+    def _condemned(self, live: LiveTrial, verdict: Verdict, report: Line) -> Line:
+        """The line that is due for a condemned trial: its end, unless it is to run on or to be set aside."""
+        fresh = verdict.state == "collapsed" and not report["closing"] and not live.audited and not live.told
+        if not fresh or not (self.spec.audits(int(live.id)) or self.spec.probation.epochs):
+            return self._outcome(live, verdict.state, verdict=verdict, audited=live.audited)
+        details = journal.condemned(
+            verdict.to_dict(),
+            epochs=report["epoch"],
+            step=report["step"],
+            epochs_budget=live.epochs,
+            seconds=live.seconds + report["seconds"],
+        )
+        if self.spec.audits(int(live.id)):
+            return journal.audit(live.id, live.attempt, **details)
+        until = report["epoch"] + (self.spec.probation.epochs or 0)
+        return journal.suspended(live.id, live.attempt, until=until, **details)
+
     def _conclude(self, live: LiveTrial, outcome: str, **details: Any) -> None:
         self._happen(self._outcome(live, outcome, **details))
 
@@ -435,6 +532,7 @@ class SweepState:
         kind: str | None = None,
         message: str | None = None,
         error: str | None = None,
+        audited: bool = False,
     ) -> Line:
         last, best = live.judged.last, live.judged.best
         margin = live.judged.margin
@@ -458,6 +556,7 @@ class SweepState:
             step=last["step"] if last else 0,
             seconds=live.seconds + (last["seconds"] if last else 0.0),
             error=error,
+            audited=audited,
         )
 
 

@@ -147,6 +147,17 @@ class Study:
                 trial.report(float(value), int(age))
         self.study.tell(ask, values=list(told.values) if told.values is not None else None, state=told.state)
 
+    def tell_more(self, params: Mapping[str, Any], told: Told) -> int:
+        """A second word on parameters whose trial was told already, as an entry of its own; its index, like a draw's.
+
+        Optuna does not take back what it was told: of a trial that comes back from probation and does not collapse both
+        stands there.
+        """
+        ask = self.asked
+        self.add(ask, params)
+        self.tell(ask, told)
+        return ask
+
     def trials(self) -> list[FrozenTrial]:
         return self.study.get_trials(deepcopy=False)
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import trainables
 from search_spaces.errors import BadInput
 from search_spaces.spec import SweepSpec
 
@@ -28,7 +29,8 @@ class Family:
     `measure` looks at the trained model once, after the full budget (config, checkpoint, folder -> numbers); `blind`
     says from these numbers and the closing report's metrics whether the model is no better than its blind reference.
     `validation_loss` is what a user of a stock tuner would watch: the training loss on validation data, with the
-    trial's own weights; None for a report that does not hold it.
+    trial's own weights; None for a report that does not hold it. `watched`: the trainable to run where the family's own
+    does not report that loss.
     """
 
     name: str
@@ -38,9 +40,13 @@ class Family:
     measure: Callable[[Any, Path, Path], dict[str, float]] | None = None
     validation_loss: Callable[[Metrics], float | None] | None = None
     profile: str = "bench"
+    watched: Callable[[], Any] | None = None
 
     def spec(self) -> SweepSpec:
         return SweepSpec.load(ROOT / "search_spaces" / f"{self.name}.yaml", profile=self.profile)
+
+    def trainable(self) -> Any:
+        return trainables.load(self.name) if self.watched is None else self.watched()
 
 
 def load(name: str) -> Family:

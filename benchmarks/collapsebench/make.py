@@ -22,7 +22,6 @@ from typing import Any, NamedTuple
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import trainables
 from analysis.journal import plain
 from benchmarks.collapsebench.family import ROOT, Family, load
 from benchmarks.collapsebench.pack import overview, pack
@@ -142,7 +141,7 @@ def run(family: Family, spec: SweepSpec, trainable: Any, trial: Planned) -> dict
 
 
 def run_missing(family: Family, folder: Path, given: argparse.Namespace) -> None:
-    spec, trainable = family.spec(), trainables.load(family.name)
+    spec, trainable = family.spec(), family.trainable()
     trials = list(planned(spec, trainable, given.configurations, given.repeated, given.seeds))
     missing = [trial for trial in trials if not (folder / f"{trial.trial:04d}.json").exists()]
     for done, trial in enumerate(missing, 1):

@@ -365,7 +365,7 @@ class SweepSpec(Section):
         return int.from_bytes(digest, "big") & 0x7FFFFFFF
 
     def audits(self, trial_number: int) -> bool:
-        """Whether the trial, should it collapse, runs on to its real end: a draw of its own, whatever goes on around."""
+        """Whether the trial, should it collapse, runs on to its real end: a draw of its own, whatever else goes on."""
         digest = hashlib.blake2b(f"audit/{self.seed}/{trial_number}".encode(), digest_size=8).digest()
         return int.from_bytes(digest, "big") < self.audit.share * 2**64
 

@@ -6,6 +6,7 @@ import io
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -24,7 +25,9 @@ from analysis.table import rows, where
 from search_spaces.errors import BadInput
 from search_spaces.spec import SweepSpec
 from sweep.opening import header
+from sweep.progress import Heading, Progress
 from sweep.state import Line
+from sweep.wandb import WandbRuns
 from trainables.base import Reported
 
 
@@ -241,3 +244,25 @@ def test_a_simulated_sweep_audits_too(tmp_path: Path) -> None:
     assert chosen and all(line["epochs"] == 8 and line["outcome"] == "collapsed" for line in chosen)
     stopped = {event.trial for event in seen if event.stopped}
     assert not stopped & {line["trial"] for line in chosen}
+
+
+def test_who_watches_is_told(tmp_path: Path) -> None:
+    from test_wandb import FakeWandb
+
+    _, lines, _ = played(audited())
+    told = io.StringIO()
+    progress = Progress(Heading("toy", "val/score", "max"), Console(file=told, width=200))
+    wandb = FakeWandb()
+    runs = WandbRuns("toy-000000", tmp_path, client=wandb)
+    progress.start()
+    for line in lines:
+        live = SimpleNamespace(params={}, config={}, epochs=8) if line["line"] != "outcome" else None
+        progress.line(line, live)
+        runs.line(line, live)
+    progress.stop()
+    runs.close()
+    chosen = {line["trial"] for line in lines if line["line"] == "audit"}
+    for trial in chosen:
+        assert f"{trial} is condemned by posterior_collapse and runs on to its end" in told.getvalue()
+    tagged = {run.given["name"] for run in wandb.runs if "audited" in run.tags}
+    assert tagged == chosen and len(wandb.runs) > len(chosen)

@@ -32,7 +32,7 @@ def seen(on: float, off: float, spread: float = 0.0, *, rate: float = 0.01) -> d
     logit = torch.where(future, torch.tensor(on).logit(), torch.tensor(off).logit())
     logits = logit + spread * torch.from_numpy(random.standard_normal(20_000)).float()
     monitor = OccupancyMonitor()
-    merged = monitor.merge(statistics(logits, future, 0.3)[None])
+    merged = {name: float(value) for name, value in monitor.merge(statistics(logits, future, 0.3)[None]).items()}  # type: ignore[arg-type]
     p = torch.sigmoid(logits.double())
     means = [float(p[future].mean()), float(p[~future].mean())]
     odds = [mean / (1 - mean) for mean in means]

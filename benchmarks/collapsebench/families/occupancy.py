@@ -11,7 +11,7 @@ from typing import Any
 from benchmarks.collapsebench.family import Family, Metrics
 
 LOSS = "val/loss"
-STANDS_OUT = 1.5  # odds on occupied voxels over those on empty ones
+STANDS_OUT = 1.25  # odds on occupied voxels over those on empty ones
 SURE = 0.999  # a mean probability beyond it says as much as this one
 WORTH = 1.5  # times the occupied share
 

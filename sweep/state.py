@@ -401,16 +401,21 @@ class SweepState:
         live = self.live[line["trial"]]
         live.audited = True
         live.judged.run_on()
-        self._forget(live.id)
+        self._tell_condemned(live, line)
 
     def _apply_suspended(self, line: Line) -> None:
         live = self.live[line["trial"]]
-        live.suspended, live.told = line, True
-        self._forget(live.id)
-        # at once, and not at its end: what a sampler is not told of it draws again
-        self.study.tell(live.ask, told({**line, "outcome": "collapsed"}, self.objectives))
+        live.suspended = line
+        self._tell_condemned(live, line)
         if (tripped := self._overload(line["trial"])) is not None:
             self._due.append(tripped)
+
+    def _tell_condemned(self, live: LiveTrial, line: Line) -> None:
+        """At once, and not at its real end: what a sampler is not told of it draws again. The end, should it be another
+        one, is told when it is there."""
+        live.told = True
+        self._forget(live.id)
+        self.study.tell(live.ask, told({**line, "outcome": "collapsed"}, self.objectives))
 
     def _apply_lost(self, line: Line) -> None:
         live = self.live[line["trial"]]

@@ -114,8 +114,10 @@ def test_one_that_recovers_completes_is_told_so_and_can_win() -> None:
         outcome = sweep.outcomes[trial]
         assert outcome["audited"] and outcome["margin"] < 0
         assert outcome["best"]["epoch"] == 8  # and none of those that looked collapsed
-        told = sweep.study.trials()[sweep.live[trial].ask if trial in sweep.live else journal.trials[trial].ask]
-        assert told.state == TrialState.COMPLETE and told.value == pytest.approx(10.0)
+        first, last = (t for t in sweep.study.trials() if sweep.asks.get(t.number) == trial)
+        assert first.number == journal.trials[trial].ask and first.params == last.params
+        assert first.state == TrialState.PRUNED and first.constraints["collapse"] > 0  # told when it was condemned
+        assert last.state == TrialState.COMPLETE and last.value == pytest.approx(10.0)  # and what became of it
     winner = best(journal)
     assert winner is not None and winner.id in saved
 

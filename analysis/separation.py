@@ -43,7 +43,8 @@ class Fate:
 
 @dataclass(frozen=True)
 class Region:
-    """`dead` of the `trials` inside it collapsed, `dead_elsewhere` of `trials_elsewhere`.
+    """`dead` of the `trials` inside it collapsed, `dead_elsewhere` of `trials_elsewhere`, leaving out those that lie in
+    a region that was found before it.
 
     `side` is `above` or `below` (of `value`, which itself lies on neither side of any trial) or `is`. `by` says what
     told it apart: `ends`, or `margins` with the median margin inside and elsewhere.

@@ -158,7 +158,7 @@ class Family:
         own: Value = lambda metrics: metrics.get(self.objective)  # noqa: E731
         median_, hyperband = {"pruner": "median"}, {"pruner": "hyperband"}
         found: dict[str, Callable[[Surrogate, int], Run]] = {
-            name: lambda surrogate, seed, how=how: self._ours(surrogate, seed, **how) for name, how in OURS.items()
+            name: lambda surrogate, seed, how=how: self.ours(surrogate, seed, **how) for name, how in OURS.items()
         }
         if self.validation_loss is not None:
             found[LOSS] = self._stock(StockTune, self.validation_loss, "min")
@@ -168,7 +168,7 @@ class Family:
         found["(d) random search"] = self._stock(RandomSearch, own, self.direction)
         return found
 
-    def _ours(
+    def ours(
         self,
         surrogate: Surrogate,
         seed: int,
@@ -176,7 +176,8 @@ class Family:
         rules: RuleSet | None = None,
         study: type[Study] | None = None,
     ) -> Run:
-        tree = self.space.to_dict() | {"seed": seed, "budget": {"hours": self.seconds / 3600}} | (spec or {})
+        alone = {"breaker": False}  # nobody is there to read what it says and go on
+        tree = self.space.to_dict() | {"seed": seed, "budget": {"hours": self.seconds / 3600}} | alone | (spec or {})
         watch = Watch(self.objective, self.direction, self.target)
         made = SweepSpec.from_dict(tree)
         simulator = Simulator(made, surrogate, slots=SLOTS, rules=rules or self.rules, see=watch)

@@ -62,6 +62,7 @@ def sweep_spec(kind: str, workers: int, trials: int, **changes: Any) -> SweepSpe
         "scheduler": {"kind": "fifo"},
         "budget": {"trials": trials},
         "resources": {"workers": workers, "concurrency": 1},
+        "breaker": False,  # every trial of a part collapses
     }
     if kind == "lithology":
         tree["rules"] = {"extends": "lithology"}

@@ -38,6 +38,7 @@ KILLS: dict[str, Any] = {  # every draw collapses, and is killed by the rules at
     "fixed": {"pause": 0.02},
     "rules": {"posterior_collapse": {"grace": {"epochs": 1, "steps": 100}, "patience": 2}},
     "budget": {"trials": 54},
+    "breaker": False,
 }
 
 

@@ -12,7 +12,7 @@ from benchmarks.collapsebench.family import Family, Metrics
 
 DEAD_NATS = 0.05
 WORTH = 0.02  # of the error without the code
-STANDARD_ERRORS = 3.0
+STANDARD_ERRORS = 2.0  # of 120 days
 MODES, UNITS = ("posterior", "prior"), ("z", "mm")
 DRAWS = 8  # of a day's code, from the posterior and from the prior
 NOISE_SEED = 7  # the same in every trial

@@ -116,7 +116,7 @@ class Driver:
         self.folder.mkdir(parents=True, exist_ok=True)
         reason, interrupted = "error", False
         with JournalWriter(self.folder / journal.FILE) as self._writer, self._uploading():
-            self.state = SweepState(self.spec, self.trainable, self.rules, self._write, self._line)
+            self.state = self._state()
             self.files: Files = LocalFiles(self.folder / "trials")
             if self.store is not None:
                 from sweep.remote import RemoteFiles
@@ -143,6 +143,10 @@ class Driver:
                 shutil.rmtree(self.folder / ".ray", ignore_errors=True)
         self._verify()
         return Finish(self.sweep, self.folder, self.where, counts, seconds, reason, interrupted)
+
+    def _state(self) -> SweepState:
+        """What decides in this sweep, before its first line."""
+        return SweepState(self.spec, self.trainable, self.rules, self._write, self._line)
 
     @contextlib.contextmanager
     def _uploading(self) -> Iterator[None]:

@@ -107,6 +107,8 @@ class Driver:
         self._reports = 0
         self._released: set[str] = set()  # trials whose last result Tune has been given
         self._with_tune: set[str] = set()  # trials that Tune holds
+        self._leaving: set[str] = set()  # trials that were set aside and whose workers have not left them yet
+        self._aside: set[str] = set()  # trials that were set aside and have no outcome yet
         self._answers: list[tuple[Any, ...]] = []  # for the mailbox, at the drain thread's next exchange
 
     # --- the whole of it -----------------------------------------------------------------------------------------
@@ -176,6 +178,7 @@ class Driver:
             return
         self._write(journal.resume(versions=versions()))
         self.state.replay(self.earlier)
+        self._aside |= {trial for trial, live in self.state.live.items() if live.suspended is not None}
         if not any(line["line"] == "warm" for line in self.earlier):
             self._warm_start()
         for trial, outcome in self.state.outcomes.items():
@@ -268,13 +271,16 @@ class Driver:
                 return Searcher.FINISHED
             if len(self._with_tune) >= self.pool.working():
                 return None
-            live = self.state.next_trial()
+            live = self.state.next_trial(leaving=self._with_tune | self._leaving)
+            self._close_files()
         except BaseException as error:
             self._fail(error)
             return Searcher.FINISHED
-        if live is None:
-            return Searcher.FINISHED
+        if live is None:  # on probation a trial that still runs may be set aside and come back
+            waits = self.spec.probation.epochs and (self._with_tune or self._leaving)
+            return None if waits else Searcher.FINISHED
         self._with_tune.add(live.id)
+        self._aside.discard(live.id)
         # as one string: of every number in a trial's config and results Tune keeps statistics for good
         return {"trial": live.id, "work": json.dumps(self._work(live)), "mailbox": self._name, "namespace": NAMESPACE}
 
@@ -308,7 +314,9 @@ class Driver:
         if error and self._failure is None and trial in self.state.live:
             outcome = self.state.raised(trial, self.state.live[trial].attempt, "its Tune actor died", "infrastructure")
             self.mailbox.stop.remote(trial, str(outcome))
-        self.mailbox.drop.remote(trial)
+        live = self.state.live.get(trial)
+        aside = live is not None and live.suspended is not None
+        self.mailbox.drop.remote(trial, live.attempt if live is not None and aside else None)
 
     # --- the mailbox tells ---------------------------------------------------------------------------------------
 
@@ -350,10 +358,12 @@ class Driver:
         reported = _reported(event["reported"])
         if reported.note:
             self._note(f"trial {trial}: {reported.note}")
-        outcome = self.state.reported(trial, attempt, reported)
+        decided = self.state.reported(trial, attempt, reported)
         live = self.state.live.get(trial)
-        if outcome is not None:
-            self._conclude(trial, outcome, running=True)
+        if decided is not None and decided["line"] == "suspended":
+            self._set_aside(trial)
+        elif decided is not None:
+            self._conclude(trial, decided, running=True)
         elif live is not None and live.runs(attempt):
             if reported.checkpoint:
                 self.checkpoints.reported(trial, live.judged.reports, live.judged.best)
@@ -365,8 +375,13 @@ class Driver:
     def _on_end(self, event: dict[str, Any]) -> None:
         trial, attempt, detail = event["trial"], event["attempt"], event["detail"]
         self._heard.pop(trial, None)
+        live = self.state.live.get(trial)
+        if live is not None and live.suspended is not None:
+            self._has_left(trial)
+            if event["drained"]:
+                self.pool.kill(event["slot"])
+            return
         if event["how"] == "unresumable":
-            live = self.state.live.get(trial)
             if live is not None and (source := live.resume_point):
                 damaged = source["checkpoint"]
                 self.state.forget_checkpoint(trial, damaged)
@@ -394,6 +409,10 @@ class Driver:
     def _on_lost(self, event: dict[str, Any]) -> None:
         trial, attempt = event["trial"], event["attempt"]
         self._heard.pop(trial, None)
+        live = self.state.live.get(trial)
+        if live is not None and live.suspended is not None:
+            self._has_left(trial)
+            return
         known = trial in self.state.outcomes
         outcome = self.state.lost(trial, attempt, event["reason"])
         if outcome is None:
@@ -418,6 +437,25 @@ class Driver:
         if running:
             self._answers.append(("stop", trial, f"{outcome['outcome']} {outcome['kind'] or ''}".strip()))
         self._answers.append(("release", trial, result))
+
+    def _set_aside(self, trial: str) -> None:
+        """A condemned trial leaves its slot, and may come back. Its workers stop as for a verdict; it goes on from its
+        last checkpoint, so that what follows does not depend on when they heard of it."""
+        self._leaving.add(trial)
+        self._aside.add(trial)
+        self._answers.append(("stop", trial, "set aside"))
+        self._answers.append(("release", trial, {"outcome": "suspended", "done": True}))
+
+    def _has_left(self, trial: str) -> None:
+        """The workers of a trial that was set aside are out of it; if it comes back its time begins anew."""
+        self._since.pop(trial, None)
+        self._leaving.discard(trial)
+
+    def _close_files(self) -> None:
+        """Of trials that were set aside and have been condemned for good."""
+        for trial in self._aside & self.state.outcomes.keys():
+            self._aside.discard(trial)
+            self._keep(trial, self.state.outcomes[trial])
 
     def _keep(self, trial: str, outcome: Line) -> None:
         best = outcome.get("best")

@@ -58,7 +58,8 @@ class Mailbox:
 
     def __init__(self) -> None:
         self._trials: dict[str, _Trial] = {}
-        self._past: set[str] = set()  # trials that are over: a Tune actor that comes too late does not bring them back
+        #: Trials that have left and their last attempt: a Tune actor that comes too late does not bring them back.
+        self._past: dict[str, int] = {}
         self._slots: dict[str, _Slot] = {}
         self._queue: deque[str] = deque()  # submitted trials without a slot
         self._events: list[dict[str, Any]] = []  # for the driver
@@ -70,10 +71,13 @@ class Mailbox:
     async def submit(self, work: dict[str, Any]) -> None:
         """A trial wants a slot. Submitting a trial that is already here, or over, changes nothing.
 
-        Its Tune actor died, or Tune started a second one and placed the trial on the first after all.
+        Its Tune actor died, or Tune started a second one and placed the trial on the first after all. A trial that was
+        set aside comes back with a later attempt.
         """
         trial = work["trial"]
-        if trial in self._trials or trial in self._past:
+        here = self._trials.get(trial)
+        last = here.work["attempt"] if here is not None else self._past.get(trial, 0)
+        if work["attempt"] <= last or (here is not None and not here.ended):
             return
         self._trials[trial] = _Trial(work)
         self._queue.append(trial)
@@ -186,9 +190,10 @@ class Mailbox:
             self._queue.appendleft(work["trial"])
             self._assign()
 
-    async def drop(self, trial: str) -> None:
-        """Tune is done with the trial; it is forgotten once the workers are, too."""
-        if entry := self._trials.get(trial):
+    async def drop(self, trial: str, attempt: int | None = None) -> None:
+        """Tune is done with the trial (or with this attempt of it); it is forgotten once the workers are, too."""
+        entry = self._trials.get(trial)
+        if entry is not None and (attempt is None or entry.work["attempt"] <= attempt):
             entry.dropped = True
             if entry.ended:
                 self._forget(trial)
@@ -227,8 +232,7 @@ class Mailbox:
     # --- inside --------------------------------------------------------------------------------------------------
 
     def _forget(self, trial: str) -> None:
-        del self._trials[trial]
-        self._past.add(trial)
+        self._past[trial] = self._trials.pop(trial).work["attempt"]
 
     def _event(self, kind: str, **fields: Any) -> None:
         self._events.append({"event": kind, "time": time.time(), **fields})

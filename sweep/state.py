@@ -48,6 +48,7 @@ class LiveTrial:
     lost: bool = False  # its workers are gone, or as good as: what a zombie still reports is void
     audited: bool = False  # condemned, and runs on to its real end
     suspended: Line | None = None  # condemned and set aside, waiting for a second chance or the end
+    rested: bool = False  # since it was set aside another trial has begun
     told: bool = False  # that it collapsed; what is told of it later is told beside that
     started: float | None = None
     seconds: float = 0.0  # of earlier attempts, up to where the present one took over
@@ -172,13 +173,16 @@ class SweepState:
     def _back(self, leaving: Collection[str]) -> LiveTrial | None:
         """The oldest suspended trial that ranks. Without further draws those that do not are condemned for good.
 
-        A trial ranks if its newest value, valid or not, would pass a rung among what others had reached at that age.
+        A trial ranks if its newest value, valid or not, would pass a rung among what others had reached at that age. It
+        comes back after another trial's beginning at the earliest: so what is next does not depend on how soon its
+        workers have left.
         """
         for trial in sorted(name for name, live in self.live.items() if live.suspended is not None):
             if trial in leaving:
                 continue
-            if not self.satisfied and self._ranks(self.live[trial]):
-                return self.live[trial]
+            live = self.live[trial]
+            if not self.satisfied and (live.rested or self.exhausted) and self._ranks(live):
+                return live
             if self.exhausted:
                 self._conclude(self.live[trial], "collapsed", verdict=self.live[trial].judged.verdict)
         return None
@@ -371,6 +375,8 @@ class SweepState:
 
     def _apply_start(self, line: Line) -> None:
         live = self.live[line["trial"]]
+        for other in self.live.values():
+            other.rested = other is not live and other.suspended is not None
         live.attempt, live.slot, live.started, live.lost = line["attempt"], line["slot"], line["time"], False
         if live.suspended is not None:  # a second chance
             live.judged.run_on(live.suspended["until"])

@@ -241,6 +241,17 @@ def test_without_an_occupied_voxel_in_the_window_no_rule_speaks() -> None:
     assert watched(nothing, nothing)[0].verdict.state == "healthy"
 
 
+@pytest.mark.parametrize("alone", [{"occ/fill": 0.0}, {"occ/sep": 1.3}, {"occ/sep": 2.0}])
+def test_curves_that_hold_one_metric_alone_are_not_called_empty(alone: dict[str, float]) -> None:
+    """A network that fills nothing may be uncalibrated, and one with a sep of 1.3 may fill what it likes."""
+    path = rules_file("occupancy")
+    assert path is not None
+    watch = RuleSet.load(path).watch(budget_epochs=5)
+    for step in range(25, 500, 25):
+        watch.update(alone, epoch=0, step=step, full_beta_epochs=0, full_beta_steps=step)
+    assert watch.verdict.state == "healthy" and not watch.warnings
+
+
 def test_a_falling_loss_is_no_evidence() -> None:
     """The rules hold no loss but to see that it is finite."""
     path = rules_file("occupancy")

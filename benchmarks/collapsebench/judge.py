@@ -109,11 +109,12 @@ def spread(curves: Sequence[Curve], rules: RuleSet, direction: str) -> dict[str,
     }
 
 
-def judge(family: str, folder: Path, tell: Callable[[str], None]) -> dict[str, Any]:
+def judge(family: str, folder: Path, tell: Callable[[str], None], rules: RuleSet | None = None) -> dict[str, Any]:
+    """`rules`: to begin with, instead of those that `untuned` finds."""
     bench = curves_of(family, folder)
     direction = str(bench.about["direction"])
     first, second = halves(once(bench.curves))
-    start = untuned(family)
+    start = rules or untuned(family)
     results: dict[str, Any] = {}
     crossed: list[tuple[Curve, Replayed]] = []
     for name, tuning, judging in (("halves", first, second), ("swapped", second, first)):
@@ -158,10 +159,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("families", nargs="*", metavar="FAMILY", help="default: all that have curves")
     parser.add_argument("--curves", type=Path, default=HERE / "curves", help="the folder of the files")
+    parser.add_argument("--rules", type=Path, help="begin with this rules file (of one family)")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
     try:
-        found = {family: judge(family, given.curves, print) for family in given.families or families(given.curves)}
+        rules = RuleSet.load(given.rules) if given.rules else None
+        found = {name: judge(name, given.curves, print, rules) for name in given.families or families(given.curves)}
     except BadInput as error:
         sys.exit(f"error: {error}")
     if given.json:

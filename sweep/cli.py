@@ -361,7 +361,8 @@ def _execute(driver: Any, quiet: bool, json_: bool) -> None:
     from sweep.driver import TRIPPED
     from sweep.watching import watched
 
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    # as Ctrl-C does, also where Ctrl-C itself is ignored: in a shell script's background
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     finish = watched(driver, quiet=quiet)
     from analysis.audits import audits
     from analysis.journal import read

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +26,10 @@ os.environ.update(
 # Whatever the shell says, a test talks to no cluster and no account of the user.
 for _name in ("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "WANDB_API_KEY", "WANDB_BASE_URL", "WANDB_RUN_ID"):
     os.environ.pop(_name, None)
+
+# A shell script's background processes are deaf to Ctrl-C, and all that they start; tests that press it are not.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).parents[1]
 

@@ -54,9 +54,12 @@ def cluster() -> Iterator[Cluster]:
 
 
 class Run:
-    """`buttress run` (in a folder that holds a sweep: `buttress resume`) in a process group, as a shell starts it."""
+    """`buttress run` (in a folder that holds a sweep: `buttress resume`) in a process group, as a shell starts it; in the
+    `background` as a shell script does, deaf to Ctrl-C."""
 
-    def __init__(self, cluster: Cluster, folder: Path, error: str = "none", **changes: Any) -> None:
+    def __init__(
+        self, cluster: Cluster, folder: Path, error: str = "none", *, background: bool = False, **changes: Any
+    ) -> None:
         self.cluster, self.folder = cluster, folder
         shutil.copy(HERE / "resumable.py", folder)
         (folder / "sweep.yaml").write_text(json.dumps({**SPEC, **changes}))
@@ -72,6 +75,7 @@ class Run:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
+                preexec_fn=(lambda: signal.signal(signal.SIGINT, signal.SIG_IGN)) if background else None,
             )
 
     def count(self, kind: str) -> int:
@@ -171,8 +175,9 @@ def test_nothing_is_left_after_an_impatient_ctrl_c(cluster: Cluster, tmp_path: P
 
 
 @pytest.mark.long
-def test_nothing_is_left_after_sigterm(cluster: Cluster, tmp_path: Path) -> None:
-    run = Run(cluster, tmp_path).until("report", 8)
+@pytest.mark.parametrize("background", [False, True], ids=["in front", "in the background"])
+def test_nothing_is_left_after_sigterm(cluster: Cluster, tmp_path: Path, background: bool) -> None:
+    run = Run(cluster, tmp_path, background=background).until("report", 8)
     asked = time.monotonic()
     assert run.signal(signal.SIGTERM).end() == 130, run.log()
     assert time.monotonic() - asked < 20

@@ -116,7 +116,7 @@ def _clearest(fates: Sequence[Fate], search: Mapping[str, Any]) -> Region | None
     tried = [entry for path, parameter in search.items() for entry in _tried(path, parameter, fates)]
     if not tried:
         return None
-    inside = np.array([[_holds(path, side, value, fate) for fate in fates] for path, side, value in tried])
+    inside = _inside(tried, fates)
     enough = (inside.sum(axis=1) >= INSIDE) & (inside.sum(axis=1) < len(fates))
     tried = [entry for entry, held in zip(tried, enough, strict=True) if held]
     inside = inside[enough]
@@ -173,11 +173,19 @@ def between(low: float, high: float) -> float:
     return middle
 
 
-def _holds(path: str, side: str, value: Any, fate: Fate) -> bool:
-    here = fate.params.get(path, ABSENT)
-    if here is ABSENT:
-        return False
-    return _same(here, value) if side == "is" else here > value if side == "above" else here < value
+def _inside(tried: Sequence[Tried], fates: Sequence[Fate]) -> np.ndarray:
+    """Which trials lie in which region: [regions, trials]."""
+    given = {path: [fate.params.get(path, ABSENT) for fate in fates] for path in {path for path, _, _ in tried}}
+    numbers: dict[str, np.ndarray] = {}  # NaN, in no region, where the parameter is not in play
+    for path in {path for path, side, _ in tried if side != "is"}:
+        numbers[path] = np.array([np.nan if value is ABSENT else value for value in given[path]], dtype=float)
+    rows = [
+        np.array([other is not ABSENT and _same(other, value) for other in given[path]])
+        if side == "is"
+        else numbers[path] > value if side == "above" else numbers[path] < value
+        for path, side, value in tried
+    ]  # fmt: skip
+    return np.stack(rows)
 
 
 def _same(one: Any, other: Any) -> bool:

@@ -27,16 +27,18 @@ from trainables.cache import cached
 START_S = 15.0
 #: Draws from which the typical config and the distribution of epochs are taken.
 DRAWS = 200
+#: Of which so many are looked at by a family's forecast.
+FORECASTS = 100
 
 
 @dataclass(frozen=True)
 class Foreseen:
-    """Of random draws: the share expected to collapse, and one reason for and one against, as examples."""
+    """Of random draws: the share expected to collapse (None: the family gives no verdict), and what was said of some,
+    at least of one that collapses and of one that does not."""
 
-    share: float
+    share: float | None
     draws: int
-    collapsing: str | None
-    living: str | None
+    examples: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,7 @@ def make(spec: SweepSpec, *, address: str | None = None, timing: bool = True) ->
         objectives=tuple((objective.metric, str(objective.direction)) for objective in spec.objectives),
         searched={path: described(parameter) for path, parameter in spec.search.items()},
         refused=refused,
-        forecast=foreseen(trainable, configs),
+        forecast=foreseen(trainable, configs[:FORECASTS]),
         rules={name: rule.get("action", "kill") for name, rule in rules.to_dict()["rules"].items()},
         epochs=(min(each.epochs for each in schedules), max(each.epochs for each in schedules)),
         workers=spec.resources.workers,
@@ -135,9 +137,10 @@ def foreseen(trainable: Any, configs: Sequence[Any]) -> Foreseen | None:
     if not hasattr(trainable, "forecast"):
         return None
     forecasts = [trainable.forecast(config, cached) for config in configs]
-    reasons = {each.collapses: each.why for each in forecasts}
-    share = sum(each.collapses for each in forecasts) / len(forecasts)
-    return Foreseen(share, len(forecasts), reasons.get(True), reasons.get(False))
+    known = [each.collapses for each in forecasts if each.collapses is not None]
+    by_verdict = {each.collapses: each.why for each in forecasts}
+    examples = by_verdict.values() if known else (forecasts[0].why, forecasts[-1].why)
+    return Foreseen(sum(known) / len(known) if known else None, len(forecasts), tuple(examples))
 
 
 def epochs_of_sweep(spec: SweepSpec, schedules: Sequence[Any]) -> list[int]:
@@ -183,8 +186,10 @@ def show(plan: Plan) -> None:
     if plan.refused:
         table.add_row("", f"{percent(plan.refused)} of random draws violate a requirement and are drawn again")
     if plan.forecast is not None:
-        table.add_row("forecast", f"{percent(plan.forecast.share)} of random draws are expected to collapse")
-        for example in filter(None, (plan.forecast.collapsing, plan.forecast.living)):
+        share = plan.forecast.share
+        said = "of random draws" if share is None else f"{percent(share)} of random draws are expected to collapse"
+        table.add_row("forecast", said)
+        for example in plan.forecast.examples:
             table.add_row("", f"such as: {example}")
     low, high = plan.epochs
     table.add_row("epochs", f"{low}" if low == high else f"{low} to {high}")

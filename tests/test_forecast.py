@@ -15,6 +15,8 @@ from benchmarks.forecast import judged
 from trainables.forecast import gains, of_code
 from trainables.lithology.config import Loss
 from trainables.lithology.forecast import moments
+from trainables.occupancy.config import Loss as OccupancyLoss
+from trainables.occupancy.forecast import blind_constant
 
 CURVES = Path(__file__).parents[1] / "benchmarks" / "collapsebench" / "curves"
 
@@ -67,6 +69,31 @@ def test_moments_under_masks_are_those_of_sampled_masks(loss: dict[str, object])
     np.testing.assert_allclose(target, weight.mean(0)[kept], rtol=0.02)
     np.testing.assert_allclose(cross, ((weight * x).T @ (shown * x) / rows)[kept], atol=0.02)
     np.testing.assert_allclose(seen, (shown * x).T @ (shown * x) / rows, atol=0.02)
+
+
+def alone(**terms: float) -> OccupancyLoss:
+    """A loss of these terms only."""
+    names = ("focal_weight", "dice_weight", "mean_weight", "lovasz_weight", "recall_weight", "bce_weight")
+    return OccupancyLoss.model_validate(dict.fromkeys(names, 0.0) | terms)
+
+
+@pytest.mark.parametrize("share", [0.0083, 0.05])
+def test_the_best_blind_constant_of_a_cross_entropy_is_known_in_closed_form(share: float) -> None:
+    def logit(p: float) -> float:
+        return log(p / (1 - p))
+
+    plain = blind_constant(alone(bce_weight=1.0, pos_weight=1.0), share)
+    assert logit(plain) == pytest.approx(logit(share), abs=0.13)  # the grid's spacing, and the rounding of the share
+    # minimum of -w r ln p - (1 - r) ln(1 - p)
+    weighted = blind_constant(alone(bce_weight=1.0, pos_weight=10.0), share)
+    assert logit(weighted) == pytest.approx(logit(10 * share / (10 * share + 1 - share)), abs=0.13)
+    matched = blind_constant(alone(mean_weight=1.0), share)
+    assert logit(matched) == pytest.approx(logit(share), abs=0.13)
+
+
+def test_a_loss_that_pays_for_calling_everything_occupied_is_seen() -> None:
+    assert blind_constant(alone(recall_weight=2.0, bce_weight=0.1, pos_weight=1.0), 0.0083) > 0.1
+    assert blind_constant(alone(dice_weight=1.0), 0.0083) > 0.99
 
 
 def test_recorded_trials_end_as_foreseen() -> None:

@@ -54,8 +54,8 @@ def cluster() -> Iterator[Cluster]:
 
 
 class Run:
-    """`buttress run` (in a folder that holds a sweep: `buttress resume`) in a process group, as a shell starts it; in the
-    `background` as a shell script does, deaf to Ctrl-C."""
+    """`buttress run` (in a folder that holds a sweep: `buttress resume`) in a process group, as a shell starts it;
+    or in the `background`, deaf to Ctrl-C, as a shell's script does."""
 
     def __init__(
         self, cluster: Cluster, folder: Path, error: str = "none", *, background: bool = False, **changes: Any

@@ -28,10 +28,10 @@ Cache = Callable[[Any, Callable[[], Mapping[str, np.ndarray]]], dict[str, np.nda
 
 @dataclass(frozen=True)
 class Forecast:
-    """`collapses`: the config's trial is expected to end collapsed. `why`: one sentence with the numbers that say so;
-    `numbers`: named ones, for tables."""
+    """`collapses`: the config's trial is expected to end collapsed; None: no verdict. `why`: one sentence with the
+    numbers that say so; `numbers`: named ones, for tables."""
 
-    collapses: bool
+    collapses: bool | None
     why: str
     numbers: dict[str, float] = field(default_factory=dict)
 

@@ -17,9 +17,11 @@ from torch.optim import AdamW
 
 from search_spaces.errors import BadInput
 from trainables.base import Metric, Report, Schedule
+from trainables.forecast import Cache, Forecast
 from trainables.loop import Pass, StepState, Task, run
 from trainables.occupancy import data as windows
 from trainables.occupancy.config import Config as OccupancyConfig
+from trainables.occupancy.forecast import forecast
 from trainables.occupancy.heldout import HeldOut
 from trainables.occupancy.loss import Batch, Objective
 from trainables.occupancy.mirrors import mirrored
@@ -101,6 +103,9 @@ class Occupancy:
         """The network's own state dict in a checkpoint of the loop: what `model.pt` holds."""
         own = {key: value for key, value in checkpoint["module.occupancy"].items() if key.startswith("model.")}
         return {key.removeprefix("model."): value for key, value in own.items()}
+
+    def forecast(self, config: OccupancyConfig, cache: Cache) -> Forecast:
+        return forecast(config, cache)
 
     def check_data(self, path: Path, config: OccupancyConfig) -> list[tuple[str, str]]:
         return windows.check(path, config)

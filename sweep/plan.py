@@ -8,9 +8,10 @@ collapse is not known beforehand (they make it shorter).
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from math import ceil
+from math import ceil, inf
 from typing import Any
 
 import trainables
@@ -27,8 +28,8 @@ from trainables.cache import cached
 START_S = 15.0
 #: Draws from which the typical config and the distribution of epochs are taken.
 DRAWS = 200
-#: Of which so many are looked at by a family's forecast.
-FORECASTS = 100
+#: How long a family's forecast may look at them, in seconds.
+FORECAST_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ def make(spec: SweepSpec, *, address: str | None = None, timing: bool = True) ->
         objectives=tuple((objective.metric, str(objective.direction)) for objective in spec.objectives),
         searched={path: described(parameter) for path, parameter in spec.search.items()},
         refused=refused,
-        forecast=foreseen(trainable, configs[:FORECASTS]),
+        forecast=foreseen(trainable, configs),
         rules={name: rule.get("action", "kill") for name, rule in rules.to_dict()["rules"].items()},
         epochs=(min(each.epochs for each in schedules), max(each.epochs for each in schedules)),
         workers=spec.resources.workers,
@@ -133,10 +134,15 @@ def typical(spec: SweepSpec, trainable: Any) -> tuple[list[Any], float]:
 
 
 def foreseen(trainable: Any, configs: Sequence[Any]) -> Foreseen | None:
-    """What the family's `forecast` says of configs; None without one."""
+    """What the family's `forecast` says of configs, as many as `FORECAST_S` allows; None without one."""
     if not hasattr(trainable, "forecast"):
         return None
-    forecasts = [trainable.forecast(config, cached) for config in configs]
+    forecasts, until = [], inf
+    for config in configs:
+        forecasts.append(trainable.forecast(config, cached))
+        until = min(until, time.monotonic() + FORECAST_S)  # from the second on: the first may have to read the data
+        if time.monotonic() > until:
+            break
     known = [each.collapses for each in forecasts if each.collapses is not None]
     by_verdict = {each.collapses: each.why for each in forecasts}
     examples = by_verdict.values() if known else (forecasts[0].why, forecasts[-1].why)
@@ -187,7 +193,8 @@ def show(plan: Plan) -> None:
         table.add_row("", f"{percent(plan.refused)} of random draws violate a requirement and are drawn again")
     if plan.forecast is not None:
         share = plan.forecast.share
-        said = "of random draws" if share is None else f"{percent(share)} of random draws are expected to collapse"
+        draws = f"{plan.forecast.draws} random draws"
+        said = draws if share is None else f"{percent(share)} of {draws} are expected to collapse"
         table.add_row("forecast", said)
         for example in plan.forecast.examples:
             table.add_row("", f"such as: {example}")

@@ -19,7 +19,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean, median
@@ -52,13 +52,23 @@ TOP = 0.95  # quantile of the healthy values that is the target
 
 @dataclass(frozen=True)
 class Run:
-    """One arm, one seed. `reached`: core-seconds of the sweep until the target, None if never."""
+    """One arm, one seed. `reached`: core-seconds of the sweep until the target, None if never. Of our arms also
+    `healthy`: trials that are healthy in truth and have ended or been set aside; `killed`: those of them that a rule
+    stopped, or set aside without their coming back. `audited`: condemned trials that ran on to their end; `acquitted`:
+    those of them that the sweep itself says ended healthy, `wronged`: those that are healthy in truth; `audit_s`: the
+    core-seconds that they ran after their verdicts."""
 
     reached: float | None
     best_healthy: float | None
     trials: int
     dead: int
     winner_dead: bool
+    healthy: int = 0
+    killed: int = 0
+    audited: int = 0
+    acquitted: int = 0
+    wronged: int = 0
+    audit_s: float = 0.0
 
 
 class Watch:
@@ -69,11 +79,12 @@ class Watch:
         self.reached: float | None = None
         self.best: float | None = None
         self.dead: dict[str, bool] = {}
+        self.healthy: dict[str, bool] = {}
 
     def __call__(self, event: Event) -> None:
         truth, report = event.curve.truth, event.curve.reports[event.number]
         assert truth is not None
-        self.dead[event.trial] = truth.dead
+        self.dead[event.trial], self.healthy[event.trial] = truth.dead, truth.is_ == "healthy"
         value = report["metrics"].get(self.objective)
         if value is None or truth.is_ != "healthy" or report["full_beta_epochs"] < 1:
             return
@@ -84,6 +95,27 @@ class Watch:
 
     def run(self, winner: str | None) -> Run:
         return Run(self.reached, self.best, len(self.dead), sum(self.dead.values()), bool(winner and self.dead[winner]))
+
+
+class Condemned:
+    """A watcher that adds up what audited trials ran after their verdicts."""
+
+    def __init__(self) -> None:
+        self._since: dict[str, float] = {}
+        self._now: dict[str, float] = {}
+
+    def line(self, line: Mapping[str, Any], live: Any = None) -> None:
+        if line["line"] == "audit":
+            self._since[line["trial"]] = line["seconds"]
+        elif line["line"] == "report" and line["trial"] in self._since:
+            self._now[line["trial"]] = line["seconds"]
+
+    def note(self, text: str) -> None:
+        """A simulated sweep makes none."""
+
+    @property
+    def seconds(self) -> float:
+        return sum(now - self._since[trial] for trial, now in self._now.items())
 
 
 # --- our arms -------------------------------------------------------------------------------------------------------
@@ -127,6 +159,10 @@ OURS: dict[str, dict[str, Any]] = {
     "ours with every third draw random": {"study": MixedStudy},
     "ours with a 0-1 constraint": {"study": FlatStudy},
     "ours with PRUNED only": {"study": PrunedStudy},
+    "ours with 10 % audited": {"spec": {"audit": {"share": 0.1}}},
+    "ours with 25 % audited": {"spec": {"audit": {"share": 0.25}}},
+    "ours with all audited": {"spec": {"audit": {"share": 1.0}}},
+    "ours with probation": {"spec": {"probation": {"epochs": 3}}},
 }
 
 
@@ -180,7 +216,10 @@ class Family:
         tree = self.space.to_dict() | {"seed": seed, "budget": {"hours": self.seconds / 3600}} | alone | (spec or {})
         watch = Watch(self.objective, self.direction, self.target)
         made = SweepSpec.from_dict(tree)
-        simulator = Simulator(made, surrogate, slots=SLOTS, rules=rules or self.rules, see=watch)
+        condemned = Condemned()
+        simulator = Simulator(
+            made, surrogate, slots=SLOTS, rules=rules or self.rules, see=watch, watchers=(condemned,)
+        )
         if study is not None:
             simulator.state.study = study(made, simulator.state.directions, simulator.trainable.Config)
         simulator.run()
@@ -190,7 +229,20 @@ class Family:
             if line["outcome"] == "completed"
         }
         better = max if self.direction == "max" else min
-        return watch.run(better(done, key=lambda trial: done[trial]) if done else None)
+        run = watch.run(better(done, key=lambda trial: done[trial]) if done else None)
+        ends = {trial: line["outcome"] for trial, line in simulator.state.outcomes.items()}
+        ends |= {trial: "collapsed" for trial, live in simulator.state.live.items() if live.suspended is not None}
+        healthy = [trial for trial in ends if watch.healthy[trial]]
+        audited = [trial for trial, line in simulator.state.outcomes.items() if line["audited"]]
+        return replace(
+            run,
+            healthy=len(healthy),
+            killed=sum(ends[trial] in ("collapsed", "diverged") for trial in healthy),
+            audited=len(audited),
+            acquitted=sum(ends[trial] == "completed" for trial in audited),
+            wronged=sum(watch.healthy[trial] for trial in audited),
+            audit_s=condemned.seconds,
+        )
 
     def _stock(self, kind: type[Stock], value: Value, direction: str, **more: Any) -> Callable[[Surrogate, int], Run]:
         def run(surrogate: Surrogate, seed: int) -> Run:
@@ -215,6 +267,12 @@ def summed(runs: Sequence[Run], budget: float) -> dict[str, Any]:
         "best_healthy": median(bests) if bests else None,
         "collapsed_share": sum(run.dead for run in runs) / max(1, sum(run.trials for run in runs)),
         "collapsed_winners": Share(sum(run.winner_dead for run in runs), len(runs)).to_dict(),
+        "false_kills": Share(sum(run.killed for run in runs), sum(run.healthy for run in runs)).to_dict(),
+        "audit": {
+            "told": Share(sum(run.acquitted for run in runs), sum(run.audited for run in runs)).to_dict(),
+            "true": Share(sum(run.wronged for run in runs), sum(run.audited for run in runs)).to_dict(),
+            "compute_share": fmean(run.audit_s for run in runs) / budget,
+        },
         "trials": fmean(run.trials for run in runs),
         "costs": costs,
     }
@@ -239,8 +297,9 @@ def compare(
     tell(f"\n{family.name}, stand-ins by `{surrogate.name}`: over curves left out, rank correlation")
     tell(f"{trust.rank_correlation:.2f} ({trust.pairs} healthy pairs), same end {trust.same_end:.0%}; target")
     tell(f"{family.target:.4g}, budget {family.budget:.0f} core-s in {SLOTS} slots, {seeds} seeds\n")
-    tell("| arm | compute to target (s) | never | best healthy | collapsed | collapsed winners | ours saves |")
-    tell("| --- | --: | --: | --: | --: | --: | --: |")
+    titles = "never | best healthy | collapsed | collapsed winners | false kills | ours saves |"
+    tell(f"| arm | compute to target (s) | {titles}")
+    tell("| --- | --: | --: | --: | --: | --: | --: | --: |")
     arms: dict[str, dict[str, Any]] = {}
     for name, run in family.arms().items():
         if only and name != "ours" and not any(word in name for word in only):
@@ -250,9 +309,12 @@ def compare(
         arm["ratio"] = against
         best = "-" if arm["best_healthy"] is None else f"{arm['best_healthy']:.3f}"
         low, high = against["interval"]
+        kills = arm["false_kills"]
+        wrong = f"{kills['count']} of {kills['of']}" if kills["of"] else "-"
+        saves = f"{against['ratio']:.2f} ({low:.2f} to {high:.2f})"
         tell(
             f"| {name} | {arm['median_compute_s']:.0f} | {arm['never']:.0%} | {best} | {arm['collapsed_share']:.0%} "
-            f"| {arm['collapsed_winners']['count']} of {seeds} | {against['ratio']:.2f} ({low:.2f} to {high:.2f}) |"
+            f"| {arm['collapsed_winners']['count']} of {seeds} | {wrong} | {saves} |"
         )
     stock = {name: arm for name, arm in arms.items() if name.startswith("(")}
     best_stock = min(stock, key=lambda name: float(stock[name]["median_compute_s"]), default=None)

@@ -28,7 +28,7 @@ from benchmarks.real_arms import (
     trials_of,
 )
 from benchmarks.real_figures import Ran, Run, Seen, compare, figures, last_told
-from benchmarks.real_stock import LINES, REPORTS, Recorder
+from benchmarks.real_stock import LINES, REPORTS, Recorder, loop
 from benchmarks.real_stock import space as stock_space
 from benchmarks.real_sweeps import kept, planned, table
 from benchmarks.real_target import CURVES, bench_target, could_draw, fallback
@@ -265,6 +265,30 @@ def test_a_worker_notes_every_report_and_tells_an_epochs_value_once(tmp_path: Pa
     assert [(line["trial"], line["seq"], line["epoch"]) for line in lines] == [
         ("0003", seq, each.epoch) for seq, each in enumerate(made)
     ]
+
+
+def test_a_stock_trial_trains_the_family_and_tells_tune_its_validation_loss(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the worker of a fresh TorchTrainer does, with `train.report` caught."""
+    import ray.train
+
+    told: list[dict[str, Any]] = []
+    monkeypatch.setattr(ray.train, "report", told.append)
+    tree = space("lithology").to_dict()
+    tree["fixed"] |= {"train.epochs": 2, "buttress.ari_rows": 300, "buttress.report_every": 40}
+    params = {"loss.beta": 0.5, "loss.anneal": "constant", "loss.mask_prob": 0.0, "model.semi_supervised": False,
+              "model.hidden_dims": "32-16", "model.latent_dim": 4, "train.lr": 1e-3}  # fmt: skip
+    common = {"family": "lithology", "here": str(Path.cwd()), "reports": str(tmp_path), "number": 4}
+    loop({"spec": tree, "watch": "loss", "params": json.dumps(params), **common})
+    lines = [json.loads(line) for line in (tmp_path / "0004.jsonl").read_text().splitlines()]
+    ends = [line for line in lines if "val/kl" in line["metrics"]]
+    assert len(lines) > 4 and [line["epoch"] for line in ends] == [1, 2] and ends[1]["closing"]
+    losses = [line["metrics"]["val/recon"] + 0.5 * line["metrics"]["val/kl"] for line in ends]
+    assert told == [{"epoch": index, "value": pytest.approx(loss, rel=1e-6)} for index, loss in enumerate(losses, 1)]
+    with pytest.raises(BadInput, match="does not hold"):
+        refused = {**params, "loss.anneal": "linear", "loss.anneal_epochs": 2}
+        loop({"spec": tree, "watch": "loss", "params": json.dumps(refused), **common})
 
 
 # --- arms -----------------------------------------------------------------------------------------------------------

@@ -223,6 +223,7 @@ class Driver:
         if self.state.live:
             return "time budget spent"
         if self.state.spent:
+            self._note("space exhausted: every configuration that the spec allows has been run")
             return "space exhausted"
         healthy = self.spec.budget.healthy
         return "enough healthy trials" if healthy and self.state.counts["completed"] >= healthy else "budget spent"

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from statistics import median
+from statistics import geometric_mean, median
 from typing import Any
 
 
@@ -151,26 +151,28 @@ def compare(runs: Sequence[Run], target: float | None, ours: str = "ours") -> di
     A run that never gets there counts the whole time: where that is the arm's, the ratio is at least what it says.
     """
     arms: dict[str, dict[str, Any]] = {}
+    found = {(run.arm, run.seed): figures(run, target) for run in runs}
+    spent = {(run.arm, run.seed): found[run.arm, run.seed]["to_target_s"] or run.limit for run in runs}
     for arm in dict.fromkeys(run.arm for run in runs):
-        seeds = [figures(run, target) for run in runs if run.arm == arm]
-        arms[arm] = {"seeds": seeds, **_summary(seeds)}
-    limit = {(run.arm, run.seed): run.limit for run in runs}
-    for arm, entry in arms.items():
-        own = {each["seed"]: each for each in arms.get(ours, {}).get("seeds", ())}
+        seeds = [seed for each, seed in found if each == arm]
+        others = [seed for seed in seeds if arm != ours and target is not None and (ours, seed) in found]
         pairs = [
             {
-                "seed": each["seed"],
-                "ratio": (each["to_target_s"] or limit[arm, each["seed"]])
-                / (own[each["seed"]]["to_target_s"] or limit[ours, each["seed"]]),
-                "they_never": each["to_target_s"] is None,
-                "we_never": own[each["seed"]]["to_target_s"] is None,
+                "seed": seed,
+                "ratio": spent[arm, seed] / spent[ours, seed],
+                "they_never": found[arm, seed]["to_target_s"] is None,
+                "we_never": found[ours, seed]["to_target_s"] is None,
             }
-            for each in entry["seeds"]
-            if each["seed"] in own and arm != ours and target is not None
+            for seed in others
         ]
-        ratios = [pair["ratio"] for pair in pairs]
-        entry["paired"] = pairs
-        entry["ratio"] = math.exp(sum(map(math.log, ratios)) / len(ratios)) if ratios else None
+        ratios = [spent[arm, seed] / spent[ours, seed] for seed in others]
+        arms[arm] = {
+            "seeds": [found[arm, seed] for seed in seeds],
+            **_summary([found[arm, seed] for seed in seeds]),
+            "median_to_target_s": None if target is None else median(spent[arm, seed] for seed in seeds),
+            "paired": pairs,
+            "ratio": geometric_mean(ratios) if ratios else None,
+        }
     return arms
 
 
@@ -186,5 +188,4 @@ def _summary(seeds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "never": sum(each["to_target_s"] is None for each in seeds),
         **{key: sum(each[key] for each in seeds) for key in ("begun", "finished", "dead", "too_young")},
         "median_dead_time_share": middle("dead_time_share"),
-        "median_to_target_s": middle("to_target_s"),
     }

@@ -137,6 +137,7 @@ def test_arms_are_paired_by_seed_and_who_never_gets_there_counts_the_whole_time(
     assert found["a"]["ratio"] == pytest.approx((4 * 1.25 * 0.8) ** (1 / 3))
     assert found["ours"]["ratio"] is None and found["ours"]["paired"] == []
     assert (found["a"]["never"], found["a"]["median_to_target_s"]) == (1, 8)
+    assert found["ours"]["median_to_target_s"] == 8  # of 2, 8 and the whole 10
     entry = {"objective": "val/score", "direction": "max", "minutes": 5.0, "target": 0.5, "target_from": "here"}
     rows = table("toy", {**entry, "arms": found}).splitlines()
     assert rows[-1].endswith("| 8 · - · 8 | at least 1.59 times |")

@@ -9,7 +9,6 @@ no checkpoints are written, and a draw that violates `require` fails at once ins
 
 from __future__ import annotations
 
-import itertools
 import json
 import logging
 import math
@@ -56,7 +55,7 @@ def run(
         tuner = tune.Tuner(
             tune.with_resources(tune_function(given), {"cpu": 0.1}),
             tune_config=tune.TuneConfig(
-                search_alg=OptunaSearch(space=space(spec, trainable.Config), seed=spec.seed, **common),
+                search_alg=OptunaSearch(space=Space(spec, trainable.Config), seed=spec.seed, **common),
                 scheduler=ASHAScheduler(time_attr="epoch", max_t=epochs, **common),
                 num_samples=-1,
                 max_concurrent_trials=concurrency,
@@ -80,19 +79,21 @@ def name_of(number: int) -> str:
     return f"{number:04d}"
 
 
-def space(spec: SweepSpec, Config: type[Any]) -> Callable[[Any], dict[str, Any]]:
-    """The search space as OptunaSearch's define-by-run function, the trials numbered as they are drawn."""
-    from sweep.study import distribution
+class Space:
+    """The search space as OptunaSearch's define-by-run function, the trials numbered as they are drawn. (An object,
+    because OptunaSearch pickles what it is given.)"""
 
-    numbers = itertools.count()
+    def __init__(self, spec: SweepSpec, Config: type[Any]) -> None:
+        self.spec, self.Config, self.drawn = spec, Config, 0
 
-    def define(trial: Any) -> dict[str, Any]:
+    def __call__(self, trial: Any) -> dict[str, Any]:
+        from sweep.study import distribution
+
         params: dict[str, Any] = {}
-        for path, parameter in spec.parameters(params, Config):
+        for path, parameter in self.spec.parameters(params, self.Config):
             params[path] = trial._suggest(path, distribution(parameter))
-        return {"number": next(numbers), "params": json.dumps(params)}
-
-    return define
+        self.drawn += 1
+        return {"number": self.drawn - 1, "params": json.dumps(params)}
 
 
 def tune_function(given: dict[str, Any]) -> Callable[[dict[str, Any]], None]:

@@ -28,8 +28,7 @@ from benchmarks.real_arms import (
     trials_of,
 )
 from benchmarks.real_figures import Ran, Run, Seen, compare, figures, last_told
-from benchmarks.real_stock import LINES, REPORTS, Recorder, loop
-from benchmarks.real_stock import space as stock_space
+from benchmarks.real_stock import LINES, REPORTS, Recorder, Space, loop
 from benchmarks.real_sweeps import kept, planned, table
 from benchmarks.real_target import CURVES, bench_target, could_draw, fallback
 from benchmarks.stock_policies import StockTune
@@ -330,15 +329,16 @@ def test_in_our_slots_a_stock_tuner_draws_and_stops_as_it_does_by_itself() -> No
     assert state.tuner.search._completed_trials == alone.search._completed_trials
 
 
-def test_stock_tune_draws_the_same_configurations_with_its_define_by_run_function() -> None:
+def test_stock_tune_draws_the_same_configurations_with_its_define_by_run_function(tmp_path: Path) -> None:
     from ray.tune.search.optuna import OptunaSearch
 
     made, policy = spec(), tuner(seed=5)
-    search = OptunaSearch(space=stock_space(made, ToyConfig), metric="value", mode="max", seed=5)
+    search = OptunaSearch(space=Space(made, ToyConfig), metric="value", mode="max", seed=5)
     for number in range(6):
         drawn = search.suggest(f"trial-{number}")
         assert drawn is not None and drawn["number"] == number
         assert json.loads(drawn["params"]) == policy.suggest(f"{number:04d}")
+    search.save(str(tmp_path / "search"))  # as Tune does all the time
 
 
 @pytest.mark.parametrize("family", ["lithology", "rainfall", "occupancy"])

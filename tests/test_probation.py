@@ -501,6 +501,7 @@ def test_meanwhile_its_slot_ran_others_and_what_was_condemned_for_good_leaves_no
         assert trial.state == "completed" or not kept, trial.id
 
 
+@pytest.mark.long
 def test_it_is_the_sweep_that_the_journal_gives_again_from_any_of_its_decisions(
     swept: Journal, ray_cluster: Any, tmp_path: Path
 ) -> None:

@@ -1,8 +1,9 @@
 """A cluster of several nodes on this machine whose nodes come and go, in a process of its own.
 
 `moving_nodes.py CPUS...` starts a head without CPUs and one node per number, prints `{"address": ...}`, and then does
-what every line on its standard input says: `add CPUS`, `kill NAME` (kill -9 of the raylet), `drain NAME`; each answer
-is one line of JSON. Nodes are called `node-0`, `node-1`, ... and offer a resource of that name.
+what every line on its standard input says: `add CPUS`, `kill NAME` (kill -9 of the raylet), `drain NAME`, and
+`where groups` (the nodes of every placement group); each answer is one line of JSON. Nodes are called `node-0`,
+`node-1`, ... and offer a resource of that name.
 """
 
 from __future__ import annotations
@@ -38,12 +39,23 @@ def main() -> None:
         accepted, why = GcsClient(address=cluster.address).drain_node(nodes[name].node_id, reason, "spot", deadline)
         return {"accepted": accepted, "why": why, "time": time.time()}
 
+    def where(_: str) -> dict[str, Any]:
+        import ray
+        from ray.util import placement_group_table
+
+        ray.init(address=cluster.address, log_to_driver=False, ignore_reinit_error=True)
+        names = {node.node_id: name for name, node in nodes.items()}
+        groups = [group for group in placement_group_table().values() if group["state"] == "CREATED"]
+        placed = [[names.get(node, "head") for node in group["bundles_to_node_id"].values()] for group in groups]
+        return {"groups": sorted(sorted(group) for group in placed)}
+
+    verbs = {"add": add, "kill": kill, "drain": drain, "where": where}
     for cpus in sys.argv[1:]:
         add(cpus)
     print(json.dumps({"address": cluster.address}), flush=True)
     for line in sys.stdin:
         verb, argument = line.split()
-        print(json.dumps({"add": add, "kill": kill, "drain": drain}[verb](argument)), flush=True)
+        print(json.dumps(verbs[verb](argument)), flush=True)
     cluster.shutdown()
 
 

@@ -20,11 +20,11 @@ import os
 import random
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean, median
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 ROOT = Path(__file__).resolve().parents[1]
@@ -50,6 +50,7 @@ from trainables.base import Reported  # noqa: E402
 SLOTS = 4
 TRIALS = 60
 SWEEPS = 200
+PILOT = 20  # sweeps from which rungs on epochs of equal cost are chosen
 
 
 @dataclass(frozen=True)
@@ -145,6 +146,7 @@ class Halving:
 @dataclass(frozen=True)
 class Sweep:
     best_stopped: bool
+    best_is_late: bool  # its warm-up is longer than the median of the healthy trials'
     regret: float  # how much better the best trial was than the best that ran to its end, in the objective's unit
     cost: float  # core-seconds
     stopped: dict[str, tuple[int, int]]  # by a rung, of the trials with a short and with a long warm-up
@@ -169,7 +171,9 @@ def one(policy: Halving, curves: Sequence[Curve], sign: float, surrogate: Any) -
     middle = median(warm.values())
     groups = {"short": [t for t in warm if warm[t] <= middle], "long": [t for t in warm if warm[t] > middle]}
     rung = {trial for trial, why in policy.stopped.items() if why == "rung"}
-    return Sweep(stopped, regret, cost, {name: (len(rung & {*group}), len(group)) for name, group in groups.items()})
+    late = any(warm[trial] > middle for trial, value in values.items() if value == top)
+    stops = {name: (len(rung & {*group}), len(group)) for name, group in groups.items()}
+    return Sweep(stopped, late, regret, cost, stops)
 
 
 def warm_up(curve: Curve) -> int:
@@ -219,9 +223,10 @@ class StandIns:
 
 
 def summed(sweeps: Sequence[Sweep], full: float) -> dict[str, Any]:
-    stopped = Share(sum(sweep.best_stopped for sweep in sweeps), len(sweeps))
+    late = [sweep for sweep in sweeps if sweep.best_is_late]
     return {
-        "best_stopped": stopped.to_dict(),
+        "best_stopped": Share(sum(sweep.best_stopped for sweep in sweeps), len(sweeps)).to_dict(),
+        "late_best_stopped": Share(sum(sweep.best_stopped for sweep in late), len(late)).to_dict(),
         "regret": {"mean": fmean(s.regret for s in sweeps), "p90": float(np.quantile([s.regret for s in sweeps], 0.9))},
         "cost": fmean(sweep.cost for sweep in sweeps) / full,
         "healthy_stopped": {
@@ -231,51 +236,69 @@ def summed(sweeps: Sequence[Sweep], full: float) -> dict[str, Any]:
     }
 
 
+class Arm(NamedTuple):
+    """What rungs count (`none`: there are no rungs), and at what number they begin."""
+
+    count: Literal["none", "age", "epochs"]
+    first: int
+
+
+def _run(
+    source: Any, judge: Judge, arms: Sequence[Arm], factor: float, direction: str, seeds: Iterable[int]
+) -> dict[Arm, list[Sweep]]:
+    """Each arm's sweeps, on the same draws; draws of which none is healthy have no best trial and are left out."""
+    sign: Literal[1, -1] = 1 if direction == "max" else -1
+    ran: dict[Arm, list[Sweep]] = {arm: [] for arm in arms}
+    for seed in seeds:
+        draws = source.draws(random.Random(seed))
+        drawn = [source.curve(params) for params in draws]
+        if not any(map(_healthy, drawn)):
+            continue
+        for arm in arms:
+            rungs = Rungs(arm.first, factor, "max" if sign > 0 else "min") if arm.count != "none" else None
+            policy = Halving(draws, source.curve, judge, rungs, arm.count == "epochs")
+            ran[arm].append(one(policy, drawn, sign, source))
+    return ran
+
+
 def study(family: str, curves: Curves, sweeps: int, tell: Callable[[str], None]) -> dict[str, Any]:
     space, direction = bench_space(curves), str(curves.about["direction"])
     Config = trainables.load(family).Config
     judge = Judge(family_rules(family), str(curves.about["objective"]), direction)
-    sign = 1.0 if direction == "max" else -1.0
+    budget = max(curve.budget_epochs for curve in curves.curves)
     first, factor = space.scheduler.first, space.scheduler.factor
     found: dict[str, Any] = {"trials": TRIALS, "sweeps": sweeps, "first": first, "factor": factor}
     sources: list[Any] = [Recorded(curves), *(StandIns(name, curves, space, Config) for name in SURROGATES)]
     for source in sources:
-        ran: dict[str, list[Sweep]] = {}
-        arms: dict[str, tuple[Rungs | None, bool]] = {}
-        for seed in range(sweeps):
-            draws = source.draws(random.Random(seed))
-            drawn = [source.curve(params) for params in draws]
-            if not any(map(_healthy, drawn)):
-                continue
-            arms = {"no rungs": (None, False), f"age, first {first}": (Rungs(first, factor, direction), False)}  # type: ignore[arg-type]
-            for later in range(1, max(curve.budget_epochs for curve in drawn) // 2 + 1):
-                arms[f"epochs, first {later}"] = (Rungs(later, factor, direction), True)  # type: ignore[arg-type]
-            for name, (rungs, by_epoch) in arms.items():
-                policy = Halving(draws, source.curve, judge, rungs, by_epoch)
-                ran.setdefault(name, []).append(one(policy, drawn, sign, source))
-        full = fmean(sweep.cost for sweep in ran["no rungs"])
-        rows = {name: summed(each, full) for name, each in ran.items()}
-        ours = rows[f"age, first {first}"]
-        matched = min((n for n in rows if n.startswith("epochs")), key=lambda n: abs(rows[n]["cost"] - ours["cost"]))
+        ours, same = Arm("age", first), Arm("epochs", first)
+        others = [Arm("epochs", begin) for begin in range(1, budget // 2 + 1)]
+        pilot = _run(source, judge, [ours, *others], factor, direction, range(min(PILOT, sweeps)))
+        cost = {arm: fmean(sweep.cost for sweep in each) for arm, each in pilot.items()}
+        matched = min(others, key=lambda arm: abs(cost[arm] - cost[ours]))
+        arms = list(dict.fromkeys([Arm("none", 0), ours, same, matched]))
+        ran = _run(source, judge, arms, factor, direction, range(sweeps))
+        full = fmean(sweep.cost for sweep in ran[arms[0]])
+        rows = {arm: summed(each, full) for arm, each in ran.items()}
         found[source.name] = {
-            "age": ours, "epochs": rows[f"epochs, first {first}"],
-            "epochs_at_equal_cost": {"first": int(matched.rsplit(" ", 1)[1]), **rows[matched]}, "all": rows,
+            "age": rows[ours], "epochs": rows[same],
+            "epochs_at_equal_cost": {"first": matched.first, **rows[matched]},
         }  # fmt: skip
         tell(f"\n{family}, curves: {source.name}; {sweeps} sweeps of {TRIALS} random trials, factor {factor}\n")
-        tell("| rungs on | best trial stopped | regret, mean (90 %) | compute | healthy stopped: short, long warm-up |")
-        tell("| --- | --: | --: | --: | --: |")
-        for name in (f"age, first {first}", f"epochs, first {first}", matched):
-            tell(_row(name, rows[name]))
+        tell("| rungs on | best trial stopped | where its warm-up is long | regret, mean (90 %) | compute "
+             "| healthy stopped: short, long warm-up |")
+        tell("| --- | --: | --: | --: | --: | --: |")
+        for arm in arms[1:]:
+            tell(_row(f"{arm.count}, first {arm.first}", rows[arm]))
     found["warm_up"] = _warm_up(curves)
     return found
 
 
 def _row(name: str, row: Mapping[str, Any]) -> str:
-    share = row["best_stopped"]
-    low, high = share["interval"]
-    regret = row["regret"]
+    (low, high), (below, above) = (row[key]["interval"] for key in ("best_stopped", "late_best_stopped"))
+    late, regret = row["late_best_stopped"], row["regret"]
     return (
-        f"| {name} | {share['share']:.0%} ({low:.0%} to {high:.0%}) | {regret['mean']:.3f} ({regret['p90']:.3f}) "
+        f"| {name} | {row['best_stopped']['share']:.0%} ({low:.0%} to {high:.0%}) "
+        f"| {late['count']} of {late['of']} ({below:.0%} to {above:.0%}) | {regret['mean']:.3f} ({regret['p90']:.3f}) "
         f"| {row['cost']:.0%} | {row['healthy_stopped']['short']:.0%}, {row['healthy_stopped']['long']:.0%} |"
     )
 

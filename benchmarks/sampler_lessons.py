@@ -3,11 +3,13 @@
     python benchmarks/sampler_lessons.py                       # every family with CollapseBench curves; tables
     python benchmarks/sampler_lessons.py lithology --json      # the same, and one JSON object as the last line
 
-Sweeps are simulated as in versus_stock.py (same slots, budget and target), on the bench's space and on a part of it
-in which nearly everything dies: the clearest range that `analysis.separation` finds on the bench's own trials,
-widened until at most `DEADLY` of the configurations in it are dead. Arms differ in what Optuna is told of a trial
-that collapsed or diverged: its margin as a constraint (as a sweep does), whether it collapsed (1 or nothing), PRUNED
-alone, FAIL, or COMPLETE with the worst value that any trial has had. The circuit breaker is off.
+Sweeps are simulated as in versus_stock.py (same slots, budget and target), on the bench's space and on two parts of
+it, in which nearly everything dies: the end of the clearest range that `analysis.separation` finds on the bench's own
+trials, cut so that of the configurations in it at most nine in ten are dead (`deadly`), or only a few live
+(`deadliest`; the target there is any healthy value). Arms differ in what Optuna is told of a trial that collapsed or
+diverged: its margin as a constraint, whether it collapsed (1 or nothing), PRUNED alone, FAIL, or COMPLETE with the
+worst value that any trial has had; further, the margin with random draws for as long as nothing lives (half of the
+draws, as a sweep does, or all). The circuit breaker is off; how often it would stop such sweeps is counted apart.
 """
 
 from __future__ import annotations
@@ -17,31 +19,44 @@ import json
 import os
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 import numpy as np  # noqa: E402
+import optuna  # noqa: E402
 from optuna.trial import TrialState  # noqa: E402
 
 from analysis.curves import Curve, Curves  # noqa: E402
+from analysis.intervals import Share  # noqa: E402
 from analysis.separation import Fate, Region, regions  # noqa: E402
 from benchmarks.collapsebench.judge import HERE, curves_of, families, once  # noqa: E402
-from benchmarks.versus_stock import SLOTS, Family, FlatStudy, PrunedStudy, Run, ratio, summed  # noqa: E402
+from benchmarks.versus_stock import SLOTS, Family, FlatStudy, PrunedStudy, Run, summed  # noqa: E402
 from search_spaces.errors import BadInput  # noqa: E402
-from search_spaces.spec import SweepSpec  # noqa: E402
-from sweep.study import Study, Told  # noqa: E402
+from search_spaces.spec import Breaker, SweepSpec  # noqa: E402
+from sweep.simulator import Simulator  # noqa: E402
+from sweep.study import STARTUP, Study, Told  # noqa: E402
 from sweep.surrogate import SURROGATES, Surrogate  # noqa: E402
 
 TRIALS = 100  # at most, as in the toy
-DEADLY = 0.9
-LIVING = 6  # configurations that the deadly part keeps at least, for a target to be taken from
-TOP = 0.8  # quantile of their values that is the target there: they are few
+
+
+class Part(NamedTuple):
+    """`dead`: at most this share of its configurations; `living`: at least so many; `top`: the quantile of their values
+    that is the target (they are few)."""
+
+    dead: float
+    living: int
+    top: float
+
+
+PARTS = {"deadly": Part(0.9, 6, 0.8), "deadliest": Part(0.97, 2, 0.0)}
 
 
 class FailStudy(Study):
@@ -49,6 +64,13 @@ class FailStudy(Study):
 
     def tell(self, ask: int, told: Told) -> None:
         super().tell(ask, Told(TrialState.FAIL, note=told.note) if _dead(told) else told)
+
+
+class UntilOneLives(Study):
+    """As a sweep is told, and random until a trial lives, instead of every second draw."""
+
+    def _sampler(self, ask: int) -> optuna.samplers.BaseSampler:
+        return self._at_random(ask) if ask >= STARTUP and self.stranded else super()._sampler(ask)
 
 
 class WorstStudy(Study):
@@ -67,16 +89,23 @@ def _dead(told: Told) -> bool:
     return told.constraints.get("collapse", 0.0) > 0
 
 
+def alone(study: type[Study]) -> type[Study]:
+    """Without the random draws that a sweep makes as long as no trial lives."""
+    return type(f"{study.__name__}Alone", (study,), {"stranded": False})
+
+
 ARMS: dict[str, type[Study]] = {
-    "margin as a constraint": Study,
-    "0-1 constraint": FlatStudy,
-    "PRUNED": PrunedStudy,
-    "FAIL": FailStudy,
-    "COMPLETE, worst value": WorstStudy,
+    "margin as a constraint": alone(Study),
+    "0-1 constraint": alone(FlatStudy),
+    "PRUNED": alone(PrunedStudy),
+    "FAIL": alone(FailStudy),
+    "COMPLETE, worst value": alone(WorstStudy),
+    "margin, random until one lives": UntilOneLives,
+    "margin, half random until one lives (as a sweep does)": Study,
 }
 
 
-def deadly(family: Family) -> tuple[SweepSpec, Region, list[Curve]]:
+def deadly(family: Family, part: Part = PARTS["deadly"]) -> tuple[SweepSpec, Region, list[Curve]]:
     """The part of the bench's space in which nearly everything dies, the range that it is cut by, and its trials."""
     trials = [curve for curve in once(family.curves.curves) if curve.truth and curve.truth.is_ != "ambiguous"]
     tree = family.space.to_dict()
@@ -90,7 +119,7 @@ def deadly(family: Family) -> tuple[SweepSpec, Region, list[Curve]]:
     for threshold, _ in sorted(held, key=lambda entry: -entry[0]):
         inside = [curve for place, curve in held if place >= threshold]
         living = [curve for curve in inside if not _is_dead(curve)]
-        if len(living) >= LIVING and 1 - len(living) / len(inside) <= DEADLY:
+        if len(living) >= part.living and 1 - len(living) / len(inside) <= part.dead:
             break
     edge = sign * threshold
     (kind, (low, high)), *_ = [entry for entry in tree["search"][path].items() if isinstance(entry[1], list)]
@@ -103,19 +132,18 @@ def _is_dead(curve: Curve) -> bool:
 
 
 def spaces(name: str, curves: Curves) -> dict[str, tuple[Family, dict[str, Any]]]:
-    """The bench's space and its deadly part, each with what is told of it."""
-    whole, part = Family(name, curves, None), Family(name, curves, None)
+    """The bench's space and its deadly parts, each with what is told of it."""
+    whole = Family(name, curves, None)
     trials = [curve for curve in once(curves.curves) if curve.truth and curve.truth.is_ != "ambiguous"]
-    part.space, region, inside = deadly(part)
-    living = [curve.truth.value for curve in inside if curve.truth and not curve.truth.dead and curve.truth.value]
-    part.target = float(np.quantile(living, TOP if part.direction == "max" else 1 - TOP))
-    return {
-        "whole": (whole, {"dead": sum(map(_is_dead, trials)) / len(trials), "target": whole.target}),
-        "deadly": (
-            part,
-            {"dead": sum(map(_is_dead, inside)) / len(inside), "target": part.target, "range": region.range},
-        ),
-    }
+    found = {"whole": (whole, {"dead": sum(map(_is_dead, trials)) / len(trials), "target": whole.target})}
+    for called, part in PARTS.items():
+        family = Family(name, curves, None)
+        family.space, region, inside = deadly(family, part)
+        living = [curve.truth.value for curve in inside if curve.truth and not curve.truth.dead and curve.truth.value]
+        family.target = float(np.quantile(living, part.top if family.direction == "max" else 1 - part.top))
+        dead = sum(map(_is_dead, inside)) / len(inside)
+        found[called] = family, {"dead": dead, "target": family.target, "range": region.range}
+    return found
 
 
 def compare(
@@ -132,15 +160,31 @@ def compare(
         arms[name] = arm = summed(runs, family.budget)
         arm["no_healthy"] = sum(run.best_healthy is None for run in runs) / seeds
         arm["shares"] = [run.dead / run.trials for run in runs]
-        first = next(iter(arms.values()))
-        arm["ratio"] = ratio(first["costs"], arm["costs"])
         best = "-" if arm["best_healthy"] is None else f"{arm['best_healthy']:.3f}"
         low, high = np.quantile(arm["shares"], [0.25, 0.75])
         tell(
             f"| {name} | {arm['collapsed_share']:.0%} ({low:.0%} to {high:.0%}) | {arm['no_healthy']:.0%} "
             f"| {arm['median_compute_s']:.0f} | {arm['never']:.0%} | {best} |"
         )
-    return {name: {key: value for key, value in arm.items() if key != "costs"} for name, arm in arms.items()}
+    found = {name: {key: value for key, value in arm.items() if key != "costs"} for name, arm in arms.items()}
+    if not only or any(word in "breaker" for word in only):
+        found["breaker"] = breaker(family, surrogate, seeds)
+        named = ", ".join(f"{path} in {count}" for path, count in found["breaker"]["named"].items()) or "nothing"
+        tell(f"\nthe circuit breaker stops {found['breaker']['tripped']['count']} of {seeds} sweeps, naming {named}")
+    return found
+
+
+def breaker(family: Family, surrogate: Surrogate, seeds: int) -> dict[str, Any]:
+    """In how many sweeps the breaker (at its default) trips, and which parameters it names."""
+    tripped, named = 0, Counter[str]()
+    for seed in range(seeds):
+        tree = family.space.to_dict() | {"seed": seed, "budget": {"trials": Breaker().first + SLOTS}}
+        simulator = Simulator(SweepSpec.from_dict(tree), surrogate, slots=SLOTS)
+        simulator.run()
+        if (line := simulator.state.tripped) is not None:
+            tripped += 1
+            named.update({region["path"] for region in line["regions"]})
+    return {"tripped": Share(tripped, seeds).to_dict(), "named": dict(named)}
 
 
 def main() -> None:
@@ -149,6 +193,7 @@ def main() -> None:
     parser.add_argument("--curves", type=Path, default=HERE / "curves", help="the folder of CollapseBench files")
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--surrogate", choices=sorted(SURROGATES), help="default: both")
+    parser.add_argument("--space", action="append", choices=("whole", *PARTS), help="default: all")
     parser.add_argument("--only", action="append", default=[], metavar="WORD", help="arms with this word")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
@@ -160,6 +205,8 @@ def main() -> None:
             made = [SURROGATES[which](curves) for which in wanted]
             found[name] = {"seeds": given.seeds, "slots": SLOTS, "trials": TRIALS, "spaces": {}}
             for space, (family, about) in spaces(name, curves).items():
+                if given.space and space not in given.space:
+                    continue
                 found[name]["spaces"][space] = {**about, "surrogates": {}}
                 for surrogate in made:
                     cut = f" ({about['range']})" if "range" in about else ""

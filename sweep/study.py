@@ -12,6 +12,9 @@ of 58-99 %):
     collapsed, diverged  constraint `collapse` = the margin (> 0), PRUNED
     pruned               PRUNED, with one objective its values by full-beta age, `collapse` = the negative margin
     failed               constraint `failed` = 1, PRUNED;   lost three times to the infrastructure: FAIL
+
+As long as no trial lives every second draw is random: on recorded curves with 96 % of the space dead the margins alone
+led 17 of 20 sweeps to no healthy trial at all (docs/sampler.md).
 """
 
 from __future__ import annotations
@@ -35,6 +38,8 @@ warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning
 
 #: Draws that violate `require`, in a row, before the sweep gives up.
 MOST_REFUSALS = 1000
+#: Trials before TPE begins; the first draws are random.
+STARTUP = 10
 
 
 @dataclass(frozen=True)
@@ -164,6 +169,16 @@ class Study:
     def _trial(self, ask: int) -> Trial:
         return Trial(self.study, self.study.get_trials(deepcopy=False)[ask]._trial_id)
 
+    @property
+    def stranded(self) -> bool:
+        """No trial has lived yet: all that the sampler could learn from is how dead the others are."""
+        return not any(
+            trial.state == TrialState.COMPLETE
+            or trial.intermediate_values
+            or trial.constraints.get("collapse", 1.0) <= 0
+            for trial in self.trials()
+        )
+
     def _at_random(self, ask: int) -> optuna.samplers.BaseSampler:
         return optuna.samplers.RandomSampler(seed=self._seed(ask, 1))
 
@@ -171,10 +186,14 @@ class Study:
         return int(np.random.SeedSequence([self.spec.seed, *key]).generate_state(1)[0])
 
     def _sampler(self, ask: int) -> optuna.samplers.BaseSampler:
+        if ask >= STARTUP and ask % 2 == 0 and self.stranded:  # real margins may point away from what lives
+            return self._at_random(ask)
         seed = self._seed(ask)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return optuna.samplers.TPESampler(seed=seed, multivariate=True, group=True, warn_independent_sampling=False)
+            return optuna.samplers.TPESampler(
+                seed=seed, n_startup_trials=STARTUP, multivariate=True, group=True, warn_independent_sampling=False
+            )
 
 
 def distribution(parameter: Parameter) -> BaseDistribution:

@@ -58,7 +58,7 @@ def test_the_best_trial_is_stopped_on_epochs_and_not_on_age() -> None:
     by_age, aged = halved(CURVES, Rungs(4, 2, "max"), by_epoch=False)
     by_epoch, counted = halved(CURVES, Rungs(4, 2, "max"), by_epoch=True)
     assert "0002" not in by_age.stopped and not aged.best_stopped and aged.regret == 0
-    assert by_epoch.stopped["0002"] == "rung" and counted.best_stopped
+    assert by_epoch.stopped["0002"] == "rung" and counted.best_stopped and counted.best_is_late
     assert counted.regret == pytest.approx(0.3 * 6 - 0.12 * 12)
     assert counted.stopped["long"] == (1, 1) and warm_up(CURVES[2]) == 6
 

@@ -143,3 +143,37 @@ def test_inactive_parameters_are_not_drawn() -> None:
     seen = [study.ask()[1] for _ in range(20)]
     assert all(("loss.free_bits" in params) == params["loss.use_free_bits"] for params in seen)
     assert {params["loss.use_free_bits"] for params in seen} == {False, True}
+
+
+def test_as_long_as_nothing_lives_every_second_draw_is_random() -> None:
+    """Margins that point to the wrong end of the range hold only half of the draws there."""
+    study = Study(spec(), ["min"], Config)
+    drawn = []
+    for _ in range(60):
+        ask, params = study.ask()
+        drawn.append(params["loss.beta"])
+        line = {"outcome": "collapsed", "kind": "posterior", "margin": 3 - log10(params["loss.beta"])}
+        study.tell(ask, told(line, ["m0"]))
+    guided, random_ = ([beta > 1 for beta in drawn[start::2]] for start in (11, 10))
+    assert sum(guided) > 0.6 * len(guided) and sum(random_) < 0.55 * len(random_)
+    assert study.stranded
+    ask, params = study.ask()
+    study.tell(ask, told({"outcome": "pruned", "kind": "rung 4", "margin": -0.5}, ["m0"]))
+    assert not study.stranded
+
+
+@pytest.mark.parametrize(
+    "line, lives",
+    [
+        ({"outcome": "completed", "margin": 0.4, "best": {"metrics": {"m0": 1.0}}}, True),
+        ({"outcome": "pruned", "margin": None}, True),
+        ({"outcome": "collapsed", "margin": 1.0}, False),
+        ({"outcome": "diverged", "margin": 12.5}, False),
+        ({"outcome": "failed", "kind": "exception"}, False),
+        ({"outcome": "failed", "kind": "infrastructure"}, False),
+    ],
+)
+def test_what_counts_as_living(line: dict[str, Any], lives: bool) -> None:
+    study = Study(spec(), ["min"], Config)
+    study.tell(study.ask()[0], told({"kind": None, **line}, ["m0"]))
+    assert study.stranded != lives

@@ -110,6 +110,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         began = time.monotonic()
         until(lambda: len(found.nodes()) == 3, "both workers joined", 120, lambda: _monitor(head))
         found.seconds["workers join"] = time.monotonic() - began
+        assert "Active" in found.timed("ray exec", "ray exec ~/onprem.yaml 'ray status'")
         yield found
 
 
@@ -156,17 +157,11 @@ def sweep(cluster: Cluster, tunnel: None) -> Path:
     seen = cluster.laptop.run(f"cd {ROOT} && buttress status /mnt/runs/{journal.parent.name} --json").stdout
     assert json.loads(seen.splitlines()[-1])["sweep"] == journal.parent.name
 
-    said: str = until(lambda: _over(cluster.laptop), "the job ended", 90)
+    follow = "RAY_AUTH_MODE=token ray job logs --address http://127.0.0.1:8265 --follow quick"  # until the job's end
+    said = cluster.laptop.run(follow, timeout=120)
     cluster.seconds["sweep"] = time.monotonic() - began
-    assert "succeeded" in said, said
+    assert "succeeded" in (said.stdout + said.stderr).lower(), said.stdout + said.stderr
     return journal.parent
-
-
-def _over(laptop: Host) -> str:
-    """What Ray says of the job once it has ended; an empty text before."""
-    asked = laptop.run("RAY_AUTH_MODE=token ray job status --address http://127.0.0.1:8265 quick")
-    said = (asked.stdout + asked.stderr).lower()
-    return said if any(word in said for word in ("succeeded", "failed", "stopped")) else ""
 
 
 @pytest.mark.parametrize(
@@ -205,6 +200,13 @@ def test_the_nodes_run_the_code_that_was_mounted_and_the_head_trains_nothing(clu
     assert offered[cluster.head.address] == 0 and all(offered[worker.address] >= 1 for worker in cluster.workers)
 
 
+def test_a_script_of_ones_own_is_submitted_and_files_come_back(cluster: Cluster) -> None:
+    cluster.laptop.write("/root/mine.py", "import socket; print('I ran on', socket.gethostname())")
+    assert "I ran on head" in cluster.timed("ray submit", "ray submit ~/onprem.yaml ~/mine.py")
+    cluster.timed("rsync-down", "ray rsync-down ~/onprem.yaml ~/buttress/pyproject.toml ~/fetched.toml")
+    assert cluster.laptop.run("cat ~/fetched.toml").stdout == (ROOT / "pyproject.toml").read_text()
+
+
 def test_without_the_token_nobody_gets_in(cluster: Cluster, tunnel: None) -> None:
     laptop, address = cluster.laptop, f"{cluster.head.address}:6379"
     for settings in ("RAY_AUTH_MODE=token RAY_AUTH_TOKEN=0123", "RAY_AUTH_MODE=disabled"):
@@ -232,6 +234,18 @@ def test_the_sweep_is_read_and_exported_on_the_laptop(cluster: Cluster, sweep: P
     assert done.stdout.count("wrote") == 2
     config = yaml.safe_load(cluster.laptop.run("cat ~/best.yaml").stdout)
     assert config["train"]["lr"] == best["config.train.lr"] and config["loss"]["beta"] == 0.3
+
+
+def test_data_are_staged_once_on_each_node_that_trains(cluster: Cluster, sweep: Path) -> None:
+    """Both trials' data come from one cache on each node, and its entries were written before the second began."""
+    rows = [json.loads(line) for line in (sweep / "journal.jsonl").read_text().splitlines()]
+    second = [row["time"] for row in rows if row["line"] == "start"][-1]
+    look = "find ~/buttress /tmp/ray -path '*/.cache/buttress/*' -name manifest.json -printf '%T@ %h\\n'"
+    for worker in cluster.workers:
+        made = [line.split() for line in worker.run(look).stdout.splitlines()]
+        assert made and len({Path(entry).parent for _, entry in made}) == 1, made
+        assert all(float(written) < second for written, _ in made), made
+    assert not cluster.head.run(look).stdout  # it trains nothing
 
 
 def test_ray_down_leaves_nothing_and_the_sweep_can_still_be_read(

@@ -8,6 +8,7 @@ started again here. Nothing outlives `close`: waits end, fits return, threads ar
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import threading
@@ -60,6 +61,7 @@ class SlotTrainer(TorchTrainer):
         env = {"RAY_WARN_BLOCKING_GET_INSIDE_ASYNC": "0", **get_env_vars_to_propagate()}
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         options: dict[str, Any] = {"num_cpus": 0, "scheduling_strategy": here, "runtime_env": {"env_vars": env}}
+        self.run_id = settings["train_run_context"].run_id
         self._controller = ray.remote(**options)(TrainController).remote(**settings)
         if self._unwanted:
             self.kill()
@@ -67,6 +69,7 @@ class SlotTrainer(TorchTrainer):
         return ray.get(self._controller.get_result.remote())
 
     _controller: Any = None
+    run_id = ""  # Ray Train's id of it
     _unwanted = False
 
     def kill(self) -> None:
@@ -74,6 +77,16 @@ class SlotTrainer(TorchTrainer):
         self._unwanted = True
         if self._controller is not None:
             ray.kill(self._controller)
+
+
+def _ask_for_nothing(trainers: Sequence[SlotTrainer]) -> None:
+    """Takes back what killed controllers asked the autoscaler for: it would hold nodes for three minutes more."""
+    with contextlib.suppress(Exception):  # nothing has been asked for yet, or Ray is going down
+        coordinator = ray.get_actor("AutoscalingCoordinator", namespace="AutoscalingCoordinator")
+        asked: list[Any] = [
+            coordinator.cancel_request.remote(requester_id=f"train-{trainer.run_id}") for trainer in trainers
+        ]
+        ray.wait(asked, num_returns=len(asked), timeout=5.0)
 
 
 def fitting(resources: Resources, nodes: Iterable[Mapping[str, float]]) -> int:
@@ -239,6 +252,8 @@ class SlotPool:
                 slot.trainer.kill()
         for slot in late:
             slot.thread.join(deadline_s)
+        if late:
+            _ask_for_nothing([slot.trainer for slot in late if slot.trainer is not None])
         return [slot.name for slot in late if slot.thread.is_alive()]
 
     def _keep(self, name: str) -> None:

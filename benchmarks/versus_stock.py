@@ -43,7 +43,7 @@ from search_spaces.errors import BadInput  # noqa: E402
 from search_spaces.spec import SweepSpec  # noqa: E402
 from sweep.simulator import Event, Simulator, play  # noqa: E402
 from sweep.study import Study, Told  # noqa: E402
-from sweep.surrogate import SURROGATES, Surrogate, bench_space  # noqa: E402
+from sweep.surrogate import SURROGATES, Once, Surrogate, bench_space  # noqa: E402
 
 SLOTS = 4
 TRIALS = 60  # the budget is what so many full trials cost
@@ -290,7 +290,12 @@ def ratio(ours: Sequence[float], theirs: Sequence[float], seed: int = 0) -> dict
 
 
 def compare(
-    family: Family, surrogate: Surrogate, seeds: int, only: Sequence[str], tell: Callable[[str], None]
+    family: Family,
+    surrogate: Surrogate,
+    seeds: int,
+    only: Sequence[str],
+    tell: Callable[[str], None],
+    once_each: bool = False,
 ) -> dict[str, Any]:
     """Every arm on one kind of stand-in; tells its line of the table as soon as it is known."""
     trust = surrogate.trust
@@ -304,7 +309,8 @@ def compare(
     for name, run in family.arms().items():
         if only and name != "ours" and not any(word in name for word in only):
             continue
-        arms[name] = summed([run(surrogate, seed) for seed in range(seeds)], family.budget)
+        stand_in = Once if once_each else lambda surrogate: surrogate
+        arms[name] = summed([run(stand_in(surrogate), seed) for seed in range(seeds)], family.budget)
         arm, against = arms[name], ratio(arms["ours"]["costs"], arms[name]["costs"])
         arm["ratio"] = against
         best = "-" if arm["best_healthy"] is None else f"{arm['best_healthy']:.3f}"
@@ -338,6 +344,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--surrogate", choices=sorted(SURROGATES), help="default: both, the more trusted first")
     parser.add_argument("--only", action="append", default=[], metavar="WORD", help="arms with this word, beside ours")
+    parser.add_argument("--once", action="store_true", help="a recorded curve stands in once per sweep at most")
     parser.add_argument("--rules", type=Path, help="this rules file instead of the family's")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
@@ -349,7 +356,7 @@ def main() -> None:
             wanted = [given.surrogate] if given.surrogate else list(SURROGATES)
             made = [SURROGATES[which](family.curves) for which in wanted]
             made.sort(key=lambda surrogate: -surrogate.trust.rank_correlation)
-            results = {each.name: compare(family, each, given.seeds, given.only, print) for each in made}
+            results = {each.name: compare(family, each, given.seeds, given.only, print, given.once) for each in made}
             first = results[made[0].name]
             found[name] = {
                 **{key: value for key, value in first.items() if key not in ("arms", "trust")},

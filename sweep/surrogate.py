@@ -45,6 +45,9 @@ class Surrogate(Protocol):
 
     def curve(self, params: Mapping[str, Any]) -> Curve: ...
 
+    def ranked(self, params: Mapping[str, Any]) -> Iterator[Curve]:
+        """All curves, `curve(params)` first."""
+
     @property
     def trust(self) -> Trust: ...
 
@@ -155,8 +158,11 @@ class Nearest:
         self._weights = self._encoded.relevance(np.arange(len(self._encoded.curves)))
 
     def curve(self, params: Mapping[str, Any]) -> Curve:
+        return next(self.ranked(params))
+
+    def ranked(self, params: Mapping[str, Any]) -> Iterator[Curve]:
         distances = self._encoded.distances(self._encoded.coordinates(params), self._weights)
-        return self._encoded.curves[int(distances.argmin())]
+        return (self._encoded.curves[index] for index in distances.argsort(kind="stable"))
 
     @cached_property
     def trust(self) -> Trust:
@@ -205,16 +211,20 @@ class Forest:
         return np.stack([tree.tree_.apply(inputs) for tree in forest.estimators_], axis=1)
 
     def curve(self, params: Mapping[str, Any]) -> Curve:
-        row = np.array([self._encoded.coordinates(params)])
-        return self._encoded.curves[self._like(self._forest, self._leaves, row, np.arange(len(self._leaves)))[0]]
+        return next(self.ranked(params))
 
-    def _like(self, forest: Any, leaves: np.ndarray, rows: np.ndarray, among: np.ndarray) -> list[int]:
-        """For each row the index of the curve, of those in `among`, that shares most leaves; the nearest of equals."""
+    def ranked(self, params: Mapping[str, Any]) -> Iterator[Curve]:
+        row = np.array([self._encoded.coordinates(params)])
+        (order,) = self._like(self._forest, self._leaves, row, np.arange(len(self._leaves)))
+        return (self._encoded.curves[index] for index in order)
+
+    def _like(self, forest: Any, leaves: np.ndarray, rows: np.ndarray, among: np.ndarray) -> list[np.ndarray]:
+        """For each row the indices of the curves in `among`: who shares most leaves first, of equals the nearest."""
         found = []
         for row, own in zip(rows, self._leaves_of(forest, rows), strict=True):
             shared = (leaves == own).mean(axis=1)
             distance = self._encoded.distances(row)[among]
-            found.append(int(among[np.lexsort((distance, -shared))[0]]))
+            found.append(among[np.lexsort((distance, -shared))])
         return found
 
     @cached_property
@@ -223,8 +233,37 @@ class Forest:
         stand_in = np.zeros(len(self._encoded.curves), dtype=int)
         for seen, unseen in self._encoded.folds():
             forest, leaves = self._fitted(seen)
-            stand_in[unseen] = self._like(forest, leaves, self._encoded.numbers[unseen], seen)
+            stand_in[unseen] = [order[0] for order in self._like(forest, leaves, self._encoded.numbers[unseen], seen)]
         return self._encoded.trust(stand_in.tolist())
+
+
+class Once:
+    """Another stand-in of which every curve stands in for one configuration of a sweep at most; of one sweep alone.
+
+    Else a second trial near a good one repeats its very curve, chance included, and a sampler that looks for the better
+    neighbour can never find it. When all curves have stood in they may again.
+    """
+
+    def __init__(self, surrogate: Surrogate) -> None:
+        self._surrogate, self.name = surrogate, surrogate.name
+        self._given: dict[str, Curve] = {}
+        self._used: set[int] = set()
+
+    def curve(self, params: Mapping[str, Any]) -> Curve:
+        asked = repr(sorted(params.items()))
+        if asked not in self._given:
+            ranked = list(self._surrogate.ranked(params))
+            curve = next((curve for curve in ranked if id(curve) not in self._used), ranked[0])
+            self._given[asked] = curve
+            self._used.add(id(curve))
+        return self._given[asked]
+
+    def ranked(self, params: Mapping[str, Any]) -> Iterator[Curve]:
+        return self._surrogate.ranked(params)
+
+    @property
+    def trust(self) -> Trust:
+        return self._surrogate.trust
 
 
 SURROGATES: dict[str, type[Nearest] | type[Forest]] = {"nearest": Nearest, "forest": Forest}

@@ -18,7 +18,7 @@ from analysis import journal
 from analysis.curves import Curve, Curves, Truth
 from search_spaces.spec import SweepSpec
 from sweep.simulator import TURNAROUND_S, Drawn, Event, Simulator, play
-from sweep.surrogate import SURROGATES, Forest, Nearest
+from sweep.surrogate import SURROGATES, Forest, Nearest, Once
 from trainables.base import Reported
 
 
@@ -214,3 +214,18 @@ def test_spearman_is_numpys() -> None:
     assert spearman(one, other) == pytest.approx(np.corrcoef(*ranks)[0, 1], abs=1e-12)
 
 
+
+
+@pytest.mark.parametrize("name", SURROGATES)
+def test_a_curve_stands_in_once_per_sweep_and_always_for_the_same_parameters(name: str) -> None:
+    curves = bench(30)
+    surrogate = SURROGATES[name](curves)
+    rng, made = random.Random(2), spec()
+    asked = [made.sample(rng, ToyConfig) for _ in range(30)]
+    once = Once(surrogate)
+    given = [once.curve(params) for params in asked]
+    assert given[0] is surrogate.curve(asked[0]) and len({id(curve) for curve in given}) == 30
+    assert [once.curve(params) for params in reversed(asked)] == given[::-1]
+    assert once.curve(made.sample(rng, ToyConfig)) in curves.curves  # all have stood in: they may again
+    assert next(surrogate.ranked(asked[3])) is surrogate.curve(asked[3])
+    assert Once(surrogate).curve(asked[7]) is surrogate.curve(asked[7])  # of another sweep

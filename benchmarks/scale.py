@@ -1,19 +1,21 @@
 """What a sweep's driver costs at scale: many simulated slots, every report through the real mailbox, driver thread,
 journal, rules, rungs and study.
 
-    python -m benchmarks.scale [--json] [--slots 100] [--trials 1000]    # about 6 minutes on two cores
-    python -m benchmarks.scale --slots 400 --every 0.5                   # what breaks first beyond that
+    python -m benchmarks.scale [--json] [--slots 100] [--trials 1000]    # about 10 minutes
+    python -m benchmarks.scale --slots 1000 --trials 1500                # what breaks first beyond that
+    python -m benchmarks.scale --gather 0                                # if the driver came for every single report
 
 The slots' workers are played by coroutines in one other process: they say hello, take work, post one health report
-every `--every` seconds (20 a trial, an epoch every 4th) and leave when they are told to. What they report is a pure
-function of the trial's parameters, with the lithology family's metric names: a third of the trials collapses. Tune is
-left out (its trial actors are a process each); instead of it a loop asks for a trial whenever a slot is free.
+every `--every` seconds (80 a trial, an epoch every 4th) and leave when they are told to. What they report is a pure
+function of the trial's parameters, with the lithology family's metric names. Tune is left out (its trial actors are a
+process each); instead of it a loop asks for a trial whenever a slot is free.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import math
 import os
@@ -31,7 +33,7 @@ import psutil
 from search_spaces.spec import SweepSpec
 from sweep import driver
 
-EPOCHS, PER_EPOCH = 5, 4
+EPOCHS, PER_EPOCH = 20, 4
 PARAMETERS = 8
 STAGES = (0.1, 0.5, 1.0)  # shares of the trials at which the driver is read
 
@@ -53,7 +55,7 @@ def spec(trials: int) -> SweepSpec:
             "name": "scale", "trainable": "lithology", "search": search, "objectives": ["val/ari"],
             "fixed": {"train.epochs": EPOCHS, "loss.units": "canonical", "loss.reduction": "sample",
                       "loss.anneal": "constant", "model.semi_supervised": True},
-            "scheduler": {"kind": "asha", "first": 1, "factor": 2}, "budget": {"trials": trials},
+            "scheduler": {"kind": "asha", "first": 4, "factor": 2}, "budget": {"trials": trials},
             "rules": {"extends": "lithology", "posterior_collapse": {"grace": {"epochs": 0, "steps": 200}}},
             "resources": {"concurrency": 1}, "wandb": {"mode": "disabled"}, "seed": 1,
         }
@@ -181,7 +183,7 @@ class Scaled(driver.Driver):
                 drawn += 1
                 ray.get(self.mailbox.submit.remote(json.loads(found["work"])))
             elif found is None:
-                time.sleep(0.02)
+                time.sleep(0.05)
             elif not self.state.live:
                 break
             else:
@@ -192,6 +194,7 @@ class Scaled(driver.Driver):
     def _reading(self, trials: int) -> None:
         times = self.process.cpu_times()
         threads = {thread.id: thread.user_time + thread.system_time for thread in self.process.threads()}
+        mailbox, head = self._of("ray::Mailbox"), self._of("gcs_server")
         drain = next((thread.native_id for thread in threading.enumerate() if thread.name == "drain"), None)
         self.read.append(
             {
@@ -199,9 +202,18 @@ class Scaled(driver.Driver):
                 "cpu_s": times.user + times.system,
                 "drain_s": threads.get(drain or 0, 0.0), "rss_mb": self.process.memory_info().rss / 1e6,
                 "journal_mb": (self.folder / "journal.jsonl").stat().st_size / 1e6, "asks": len(self.draws),
-                "ask_s": sum(self.draws),
+                "ask_s": sum(self.draws), "mailbox_s": mailbox[0], "mailbox_mb": mailbox[1], "gcs_mb": head[1],
             }
         )  # fmt: skip
+
+    def _of(self, title: str) -> tuple[float, float]:
+        """CPU seconds and RSS (MB) of the process below this one that is called so."""
+        for process in self.process.children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                if title in (process.cmdline() or [""])[0]:
+                    times = process.cpu_times()
+                    return times.user + times.system, process.memory_info().rss / 1e6
+        return 0.0, 0.0
 
 
 def measure(slots: int, trials: int, every: float) -> dict[str, Any]:
@@ -214,7 +226,8 @@ def measure(slots: int, trials: int, every: float) -> dict[str, Any]:
     last = stages[-1]
     tenth = max(1, len(asks) // 10)
     return {
-        "command": f"python -m benchmarks.scale --slots {slots} --trials {trials} --every {every:g} --json",
+        "command": f"python -m benchmarks.scale --slots {slots} --trials {trials} --every {every:g} "
+        f"--gather {driver.GATHER_S:g} --json",
         "slots": slots, "trials": trials, "report_every_s": every, "counts": finish.counts,
         "seconds": round(finish.seconds, 1), "stages": stages,
         "reports_per_s": last["reports_per_s"], "driver_share_of_a_core": last["driver_share_of_a_core"],
@@ -235,7 +248,10 @@ def between(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
         "drain_share_of_a_core": round((b["drain_s"] - a["drain_s"]) / wall, 4),
         "drain_ms_per_report": round(1e3 * (b["drain_s"] - a["drain_s"]) / count, 3),
         "ask_ms_per_trial": round(1e3 * (b["ask_s"] - a["ask_s"]) / max(1, b["asks"] - a["asks"]), 2),
-        "rss_mb": round(b["rss_mb"], 1),
+        "mailbox_share_of_a_core": round((b["mailbox_s"] - a["mailbox_s"]) / wall, 4),
+        "driver_mb": round(b["rss_mb"], 1),
+        "mailbox_mb": round(b["mailbox_mb"], 1),
+        "gcs_mb": round(b["gcs_mb"], 1),
         "journal_mb": round(b["journal_mb"], 2),
     }
 
@@ -245,8 +261,10 @@ def main() -> None:
     parser.add_argument("--slots", type=int, default=100)
     parser.add_argument("--trials", type=int, default=1000)
     parser.add_argument("--every", type=float, default=1.0, help="seconds between two reports of a slot")
+    parser.add_argument("--gather", type=float, default=driver.GATHER_S, help="seconds a slot, see sweep/driver.py")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
+    driver.GATHER_S = given.gather
     found = measure(given.slots, given.trials, given.every)
     for stage in found["stages"]:
         print("  ".join(f"{key} {value}" for key, value in stage.items()))

@@ -44,6 +44,9 @@ notes = logging.getLogger("buttress.notes")  # what watchers are told, for those
 TRIPPED = "circuit breaker"
 #: Trials that Tune may hold at once: more than there can be slots.
 MOST_AT_ONCE = 10_000
+#: Seconds for each slot that the mailbox may gather what happens before the driver comes for it again, and the most of
+#: them: an exchange costs the driver a millisecond, whatever it brings, and a verdict waits for it.
+GATHER_S, GATHER_AT_MOST_S = 0.001, 0.1
 
 
 @dataclass(frozen=True)
@@ -336,6 +339,7 @@ class Driver:
                     time.sleep(0.02)
                 else:
                     self._look_around()
+                    time.sleep(min(GATHER_S * self.pool.working(), GATHER_AT_MOST_S))
         except ray.exceptions.RayError as error:
             if not self._over.is_set():
                 self._fail(error)

@@ -45,7 +45,7 @@ class View:
 VIEWS = {
     "lithology": View("latent/kl_total", "total KL (nats)", 1e-4, (0.05,), "loss.beta"),
     "rainfall": View("latent/kl_total", "total KL (nats)", 1e-4, (0.05,), "loss.beta_kl"),
-    "occupancy": View("occ/sep", "probability of occupied voxels over that of empty ones", 0.5, (1.1,), "train.lr"),
+    "occupancy": View("occ/sep", "mean probability: occupied over empty voxels", 0.5, (1.1,), "train.lr"),
 }
 
 
@@ -118,7 +118,7 @@ def _objective(axes: Axes, view: View, judged: list[tuple[Curve, Replayed]], obj
         colour = LOOKS[truth.is_][0]
         axes.scatter(where, value, color=colour, marker="X" if found.killed is not None else "o", s=34 if wrong else 16,
                      edgecolors="black" if wrong else "none", linewidths=0.8, zorder=4 if wrong else 3)  # fmt: skip
-    title = f"what was at stake: {wrongly} healthy ones killed (framed)"
+    title = f"framed: {wrongly} healthy ones killed"
     axes.set(xscale="log", xlabel=view.decides, ylabel=objective, title=title)
 
 

@@ -5,21 +5,23 @@
 
 `right`: trials that end as foreseen, of those that are collapsed or healthy (one seed of each configuration);
 `foreseen`: of the collapsed ones, those that were expected to be; `false_alarms`: of the healthy ones, those that were
-not; `nats_rank_correlation`: of the code's expected nats and those of the closing report, healthy trials. Intervals are
-Wilson's, 95 %. No curve is used to make a forecast: it takes the config and the training data.
+not. `..._rank_correlation`, `..._median_ratio` (came / foreseen): of a number that was foreseen (a code's nats, a blind
+network's fill) and the closing report's, healthy trials. Intervals are Wilson's, 95 %. No curve is used to make a forecast:
+it takes the config and the training data.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
 import sys
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
+
+import numpy as np  # noqa: E402
 
 from analysis.curves import Curves  # noqa: E402
 from analysis.intervals import Share  # noqa: E402
@@ -28,33 +30,47 @@ from benchmarks.collapsebench.judge import HERE, curves_of, families, once  # no
 from sweep.surrogate import spearman  # noqa: E402
 from trainables.cache import cached  # noqa: E402
 
+#: Numbers of forecasts, and the metric that shows what became of them.
+SHOWN = {"nats": "latent/kl_total", "blind_fill": "occ/fill"}
+
 
 def judged(family: Family, curves: Curves) -> dict[str, Any]:
-    import numpy as np
-
     spec, trainable = family.spec(), family.trainable()
-    ended, nats = [], []
+    ended: list[tuple[bool, bool]] = []
+    numbers: dict[str, list[tuple[float, float]]] = {}
     for curve in once(curves.curves):
         if curve.truth is None or curve.truth.is_ not in ("collapsed", "healthy"):
             continue
-        about = curve.about
+        about, dead = curve.about, curve.truth.is_ == "collapsed"
         config = spec.config(about["params"], trainable.Config, seed=about["seed"], schedule=trainable.schedule)
         forecast = trainable.forecast(config, cached)
-        ended.append((forecast.collapses, curve.truth.is_ == "collapsed"))
-        held = curve.reports[-1]["metrics"].get("latent/kl_total")
-        if not ended[-1][1] and held is not None and "nats" in forecast.numbers:
-            nats.append((forecast.numbers["nats"], held))
+        if forecast.collapses is not None:
+            ended.append((forecast.collapses, dead))
+        for name, metric in SHOWN.items():
+            came = curve.reports[-1]["metrics"].get(metric)
+            if not dead and came is not None and name in forecast.numbers:
+                numbers.setdefault(name, []).append((forecast.numbers[name], came))
+    found: dict[str, Any] = {}
+    if ended:
+        found |= _verdicts(ended)
+    for name, pairs in numbers.items():
+        expected, came = np.array(pairs).T
+        found[f"{name}_rank_correlation"] = spearman(expected, came)
+        found[f"{name}_median_ratio"] = float(np.median(came / np.maximum(expected, 1e-6)))
+    return found
+
+
+def _verdicts(ended: list[tuple[bool, bool]]) -> dict[str, Any]:
+    """ended: (said, is) of every trial."""
     dead = [said for said, is_ in ended if is_]
     alive = [said for said, is_ in ended if not is_]
-    pairs = np.array(nats).reshape(-1, 2)
+    right = Share(sum(said == is_ for said, is_ in ended), len(ended))
     return {
-        "trials": len(ended),
-        "right": sum(said == is_ for said, is_ in ended),
+        "trials": right.of,
+        "right": right.count,
+        "right_interval": list(right.interval),
         "foreseen": Share(sum(dead), len(dead)).to_dict(),
         "false_alarms": Share(sum(alive), len(alive)).to_dict(),
-        "right_interval": list(Share(sum(said == is_ for said, is_ in ended), len(ended)).interval),
-        "nats_rank_correlation": spearman(pairs[:, 0], pairs[:, 1]) if nats else None,
-        "nats_median_ratio": float(np.median(pairs[:, 1] / np.maximum(pairs[:, 0], 1e-6))) if nats else None,
     }
 
 
@@ -70,13 +86,15 @@ def main() -> None:
         if not hasattr(family.trainable(), "forecast"):
             continue
         found[name] = one = judged(family, curves_of(name, folder))
-        print(f"{name}: {one['right']} of {one['trials']} ended as foreseen")
+        print(f"{name}:")
+        if "right" in one:
+            print(f"  {one['right']} of {one['trials']} ended as foreseen")
         for key in ("foreseen", "false_alarms"):
-            share = Share(one[key]["count"], one[key]["of"])
-            print(f"  {key.replace('_', ' ')}: {share}")
-        if one["nats_rank_correlation"] is not None and math.isfinite(one["nats_rank_correlation"]):
-            print(f"  nats: rank correlation {one['nats_rank_correlation']:.3f}, median held / expected "
-                  f"{one['nats_median_ratio']:.2f}")  # fmt: skip
+            if key in one:
+                print(f"  {key.replace('_', ' ')}: {Share(one[key]['count'], one[key]['of'])}")
+        for key, value in one.items():
+            if key.endswith(("_correlation", "_ratio")):
+                print(f"  {key.replace('_', ' ')}: {value:.3f}")
     if given.json:
         print(json.dumps(found))
 

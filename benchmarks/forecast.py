@@ -6,8 +6,8 @@
 `right`: trials that end as foreseen, of those that are collapsed or healthy (one seed of each configuration);
 `foreseen`: of the collapsed ones, those that were expected to be; `false_alarms`: of the healthy ones, those that were
 not. `..._rank_correlation`, `..._median_ratio` (came / foreseen): of a number that was foreseen (a code's nats, a blind
-network's fill) and the closing report's, healthy trials. Intervals are Wilson's, 95 %. No curve is used to make a forecast:
-it takes the config and the training data.
+network's fill) and the closing report's, healthy trials. Intervals are Wilson's, 95 %. No curve is used to make a
+forecast: it takes the config and the training data.
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ from benchmarks.real_target import target_of  # noqa: E402
 from search_spaces.errors import BadInput  # noqa: E402
 
 NAMES = tuple(sorted(path.stem for path in FAMILIES.glob("[a-z]*.py")))
-GRACE_S = 300.0  # beyond its clock, for a Ray to start and stop and for the trials that a sweep of ours lets end
+GRACE_S = 600.0  # beyond its clock, for a Ray to start and stop and for the trials that a sweep of ours lets end
 
 
 class Planned(NamedTuple):

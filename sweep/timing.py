@@ -176,7 +176,10 @@ def _steps(reports: Sequence[Reported]) -> tuple[float, float]:
     inside = [reported for reported in reports if reported.epoch == 0]
     pairs = [(b.step - a.step, b.seconds - a.seconds) for a, b in pairwise(inside)]
     step_s = statistics.median(seconds / count for count, seconds in pairs) if pairs else 0.0
-    return step_s, max(0.0, inside[0].seconds - inside[0].step * step_s) if inside else 0.0
+    if inside:
+        return step_s, max(0.0, inside[0].seconds - inside[0].step * step_s)
+    ends = [reported.seconds for reported in reports]  # the first epoch is taken to be as long as the second
+    return step_s, max(0.0, 2 * ends[0] - ends[1]) if len(ends) > 1 else 0.0
 
 
 def _unended(reports: Sequence[Reported], step_s: float, data_s: float) -> Timing:

@@ -46,6 +46,11 @@ def test_an_objective_in_every_epoch_is_part_of_the_epoch() -> None:
     assert found.trial(10, 9) == pytest.approx(20.0)
 
 
+def test_reading_the_data_is_no_part_of_an_epoch_that_has_no_reports_inside() -> None:
+    found = timing.read([reported(epoch, 100 * epoch, 7.0 + 0.5 * epoch) for epoch in (1, 2, 3)], ["val/score"])
+    assert (found.data_s, found.epoch_s) == (pytest.approx(7.0), pytest.approx(0.5))
+
+
 def test_the_length_of_an_epoch_that_did_not_end_comes_from_its_progress() -> None:
     reports = [reported(0, step, 5 + 4.0 * step, train__progress=step / 40) for step in (1, 2, 3, 4)]
     found = timing.read(reports, ["val/score"])
@@ -74,4 +79,5 @@ def test_trials_are_timed_together_until_their_objective_is_known() -> None:
     found = timing.measure(small, configs, slots=2)
     assert found.at_once == min(2, timing.os.cpu_count() or 1)
     assert found.objective_every == configs[0].buttress.ari_every
-    assert found.step_s > 0 and found.objective_s > 0 and found.epoch_s > found.step_s * found.steps_per_epoch / 2
+    assert found.step_s > 0 and found.objective_s >= 0  # of a table this small the mixture costs next to nothing
+    assert found.epoch_s > found.step_s * found.steps_per_epoch / 2

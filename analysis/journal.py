@@ -285,23 +285,45 @@ def end(*, reason: str, counts: Mapping[str, int], seconds: float) -> Line:
 # ------------------------------------------------------------------------------------------------------------- writer
 
 
-def plain(value: Any, at: str = "") -> Any:
-    """`value` as JSON can hold it: NaN and infinities are None, tuples are lists, numpy scalars are numbers."""
-    if value is None or isinstance(value, (str, bool, int)):
+#: Types whose values JSON holds as they are: most of a line's leaves, so they are looked for first.
+_AS_THEY_ARE = frozenset({str, int, bool, type(None)})
+
+
+def plain(value: Any) -> Any:
+    """`value` as JSON can hold it: NaN and infinities are None, tuples are lists, numpy scalars are numbers.
+
+    Raises TypeError, with the keys that lead there, for what JSON has no word for.
+    """
+    kind = type(value)
+    if kind in _AS_THEY_ARE:
         return value
-    if isinstance(value, float):
+    if kind is float or isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {str(key): plain(item, f"{at}.{key}") for key, item in value.items()}
+        made = {}
+        for key, item in value.items():
+            try:
+                made[str(key)] = plain(item)
+            except TypeError as error:
+                raise _unwritable(error, str(key)) from None
+        return made
     if isinstance(value, (list, tuple)):
-        return [plain(item, at) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, (set, frozenset)):
-        return sorted(plain(item, at) for item in value)
+        return sorted(plain(item) for item in value)
     if isinstance(value, os.PathLike):
         return os.fspath(value)
+    if isinstance(value, (str, int)):  # of a class of its own
+        return value
     if hasattr(value, "tolist"):  # a numpy scalar or array, a tensor
-        return plain(value.tolist(), at)
-    raise TypeError(f"a journal line cannot hold {type(value).__name__} (at {at.lstrip('.') or 'its top'})")
+        return plain(value.tolist())
+    raise TypeError(f"a journal line cannot hold {kind.__name__}")
+
+
+def _unwritable(error: TypeError, key: str) -> TypeError:
+    """The same error, one key further out."""
+    what, _, path = str(error).partition(" at ")
+    return TypeError(f"{what} at {key}.{path}" if path else f"{what} at {key}")
 
 
 class Owner(NamedTuple):
@@ -384,11 +406,10 @@ class JournalWriter:
             raise BadInput(problem, where=self.path, accepted="a folder that can be written to") from error
         self.fresh = self._end == 0
 
-    def write(self, line: Mapping[str, Any]) -> Line:
-        """Appends `line` and returns it as a reader will see it. Raises JournalUnwritable when it could not."""
+    def write(self, line: Line) -> None:
+        """Appends `line`, made by one of the functions above. Raises JournalUnwritable when it could not."""
         kind = line["line"]
-        entry: Line = plain(line)
-        text = json.dumps(entry, allow_nan=False, separators=(",", ":")).encode() + b"\n"
+        text = json.dumps(line, allow_nan=False, separators=(",", ":")).encode() + b"\n"
         with self._mutex:
             if self._file < 0:
                 raise JournalUnwritable(errno.EBADF, "the journal is closed", str(self.path))
@@ -409,7 +430,6 @@ class JournalWriter:
                 raise JournalUnwritable(error.errno or errno.EIO, problem, str(self.path)) from error
             self._end += len(text)
             self.fresh = False
-        return entry
 
     def close(self) -> None:
         """Gives the lock back; lines written before are safe either way."""

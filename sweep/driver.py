@@ -168,11 +168,10 @@ class Driver:
         finally:
             self._upload.close()
 
-    def _write(self, line: Line) -> Line:
-        written = self._writer.write(line)
+    def _write(self, line: Line) -> None:
+        self._writer.write(line)
         if self._upload is not None and line["line"] in DURABLE:
             self._upload.wake()
-        return written
 
     def _open_journal(self) -> None:
         if not self._resumed:

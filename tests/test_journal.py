@@ -381,7 +381,7 @@ def test_a_journal_begins_with_one_header(tmp_path: Path) -> None:
 def test_a_line_that_json_cannot_hold_is_refused_and_not_written(tmp_path: Path) -> None:
     with opened(tmp_path / "j") as writer:
         size = (tmp_path / "j").stat().st_size
-        with pytest.raises(TypeError, match=r"object \(at params\.x\)"):
+        with pytest.raises(TypeError, match=r"object at params\.x$"):
             writer.write(journal.refused(ask=1, params={"x": object()}, reason=""))
         assert (tmp_path / "j").stat().st_size == size
 

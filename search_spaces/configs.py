@@ -9,6 +9,7 @@ as it is. So `loss.beta.end: 2` keeps a default `loss.beta = Linear(start=0, end
 from __future__ import annotations
 
 import difflib
+import functools
 import typing
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
@@ -119,13 +120,18 @@ def _chosen(groups: list[type[BaseModel]], value: dict[str, Any], preferred: Any
     """The member of a union of groups that `value` is meant for: by its tags, else by its keys."""
 
     def fits(group: type[BaseModel]) -> bool:
-        tags = {name: tag for name, info in group.model_fields.items() if len(tag := _literal(info.annotation)) == 1}
-        return all(value[name] in tag for name, tag in tags.items() if name in value)
+        return all(value[name] == tag for name, tag in _tags(group).items() if name in value)
 
     candidates = [group for group in groups if fits(group)] or groups
     if preferred in candidates:
         return preferred
     return next((group for group in candidates if set(value) <= set(group.model_fields)), candidates[0])
+
+
+@functools.cache  # a draw asks for them hundreds of times
+def _tags(group: type[BaseModel]) -> dict[str, Any]:
+    """The fields of a group that allow one value alone, and that value."""
+    return {name: tag[0] for name, info in group.model_fields.items() if len(tag := _literal(info.annotation)) == 1}
 
 
 def _literal(annotation: Any) -> tuple[Any, ...]:

@@ -23,6 +23,7 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from analysis.journal import FILE, ORIGIN, Owner
+from search_spaces.cache_folder import cache_folder
 from search_spaces.errors import BadInput
 
 T = TypeVar("T")
@@ -214,7 +215,13 @@ def mirror(url: str) -> Path:
             accepted=f"the URL of a sweep's folder, the one that holds {SEGMENTS}/",
         )  # fmt: skip
     folder = cache_folder() / "mirrors" / hashlib.sha256(store.url.encode()).hexdigest()[:12] / store.name
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadInput(
+            f"the journal cannot be kept here ({error.strerror})", where=folder, key="$BUTTRESS_CACHE",
+            accepted="a folder that can be written to",
+        ) from None  # fmt: skip
     for name, content in ((ORIGIN, store.url.encode()), (FILE, text)):
         draft = folder / f"{name}.{os.getpid()}.part"
         draft.write_bytes(content)
@@ -254,11 +261,6 @@ def leased(store: Storage) -> Owner | None:
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return None
     return owner if time.time() - owner.time < LEASE_S else None
-
-
-def cache_folder() -> Path:
-    """`$BUTTRESS_CACHE`, by default `.cache/buttress`."""
-    return Path(os.environ.get("BUTTRESS_CACHE", ".cache/buttress"))
 
 
 def first_line(error: BaseException) -> str:

@@ -9,8 +9,9 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
+
+from search_spaces.cache_folder import cache_folder
 
 NAMESPACE = "buttress"
 #: Environment of the driver, and so of every Ray process it starts; read when Ray is imported or started.
@@ -32,7 +33,7 @@ RAY_ENVIRONMENT = {
 
 def prepare_environment() -> None:
     """Sets what Ray reads when it is imported or started; what the user has set stays."""
-    os.environ.setdefault("BUTTRESS_CACHE", str(Path(".cache/buttress").absolute()))
+    os.environ.setdefault("BUTTRESS_CACHE", str(cache_folder()))
     for name, value in RAY_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
 

@@ -30,12 +30,12 @@ from analysis.storage import (
     SEGMENTS,
     LeaseLost,
     Storage,
-    cache_folder,
     first_line,
     leased,
     segments,
     unreachable,
 )
+from search_spaces.cache_folder import cache_folder
 from search_spaces.errors import BadInput
 
 log = logging.getLogger("buttress.remote")
@@ -52,7 +52,7 @@ LAST_WORDS_S = 120.0
 
 def spool(store: Storage) -> Path:
     """The local folder in which this machine keeps what belongs to the sweep in `store`."""
-    folder = cache_folder().absolute() / "spool" / hashlib.sha256(store.url.encode()).hexdigest()[:12] / store.name
+    folder = cache_folder() / "spool" / hashlib.sha256(store.url.encode()).hexdigest()[:12] / store.name
     folder.mkdir(parents=True, exist_ok=True)
     (folder / ORIGIN).write_text(store.url)
     return folder

@@ -105,7 +105,7 @@ def imports(source: str, package: str) -> Iterator[Import]:
 OPEN_DOORS: dict[str, tuple[str, ...]] = {
     "search_spaces": (),
     "collapse": ("search_spaces.errors",),
-    "trainables": ("collapse.monitors", "search_spaces.errors"),
+    "trainables": ("collapse.monitors", "search_spaces.cache_folder", "search_spaces.errors"),
     "analysis": ("search_spaces", "collapse.rules"),
     "sweep": ROOMS,
 }

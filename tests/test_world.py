@@ -16,6 +16,7 @@ import torch
 from ranks import Ranks, pair  # noqa: F401
 from scipy import stats
 
+from search_spaces.cache_folder import cache_folder
 from search_spaces.errors import BadInput
 from trainables.randomness import generators, keyed_normal, part_ranks, prepare, restore_generators, steady
 from trainables.world import World
@@ -262,3 +263,17 @@ def test_cache_that_cannot_be_written_is_one_sentence(tmp_path: Path, monkeypatc
     monkeypatch.setenv("BUTTRESS_CACHE", str(tmp_path / "file" / "cache"))
     with pytest.raises(BadInput, match="BUTTRESS_CACHE: the cache folder is not writable"):
         World().cache("k", lambda: {"x": np.zeros(1)})
+
+
+def test_the_cache_is_in_the_home_folder_where_the_working_folder_cannot_be_written_to(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("BUTTRESS_CACHE", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    assert cache_folder() == tmp_path / ".cache" / "buttress"
+    refused, access = {tmp_path}, os.access  # a superuser may write anywhere but on a read-only file system
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) not in refused and access(path, mode))
+    assert cache_folder() == tmp_path / "home" / "buttress"
+    (tmp_path / ".cache" / "buttress").mkdir(parents=True)  # there already, and it can be written to
+    assert cache_folder() == tmp_path / ".cache" / "buttress"

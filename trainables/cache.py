@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import shutil
 import zlib
@@ -20,6 +19,7 @@ from typing import Any
 import numpy as np
 from filelock import FileLock
 
+from search_spaces.cache_folder import cache_folder
 from search_spaces.errors import BadInput
 
 MEBIBYTE = 2**20
@@ -29,7 +29,7 @@ def cached(key: Any, build: Callable[[], Mapping[str, np.ndarray]]) -> dict[str,
     """The arrays of `build()`, memory-mapped copy on write from the cache; see `World.cache`."""
     text = key if isinstance(key, str) else json.dumps(key, sort_keys=True, default=str)
     name = re.sub(r"[^A-Za-z0-9]+", "-", text)[:40].strip("-") + "-" + hashlib.sha256(text.encode()).hexdigest()[:16]
-    root = Path(os.environ.get("BUTTRESS_CACHE") or ".cache/buttress").absolute()
+    root = cache_folder()
     arrays = _open(root / name)
     if arrays is not None:
         return arrays

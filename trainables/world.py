@@ -142,7 +142,7 @@ class World:
         """Arrays that `build()` makes, built once per node and memory-mapped by every process (copy on write).
 
         `key` is a string or anything JSON can write; put into it all that `build` depends on (file sizes and times,
-        transforms, seed). The folder is `$BUTTRESS_CACHE`, by default `.cache/buttress`.
+        transforms, seed). The folder is `search_spaces.cache_folder`.
         """
         return cached(key, build)
 

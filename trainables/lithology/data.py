@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from search_spaces.cache_folder import cache_folder
 from search_spaces.errors import BadInput
 from trainables.lithology import synthetic
 from trainables.lithology.config import LAYOUTS, Config, Data, Feature, Layout
@@ -283,8 +283,7 @@ def _file(data: Data) -> Path:
     """The file to read; the synthetic one is written when it is not there."""
     if data.kind == "files":
         return Path(str(data.path)).expanduser()
-    folder = Path(os.environ.get("BUTTRESS_CACHE") or ".cache/buttress") / "lithology"
-    path = folder / f"synthetic-{data.size}-{data.seed}-v{_VERSION}.csv"
+    path = cache_folder() / "lithology" / f"synthetic-{data.size}-{data.seed}-v{_VERSION}.csv"
     return path if path.is_file() else synthetic.write(path, data.size, data.seed)
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Many
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from search_spaces.cache_folder import cache_folder
 from search_spaces.errors import BadInput
 from trainables.occupancy import scenes, sessions, synthetic
 from trainables.occupancy.config import Config, Data
@@ -111,8 +111,7 @@ def _root(data: Data) -> Path:
         if not root.is_dir():
             raise BadInput("is no folder", key="data.path", value=data.path, accepted="a folder of sessions or scenes")
         return root
-    folder = Path(os.environ.get("BUTTRESS_CACHE") or ".cache/buttress") / "occupancy"
-    return synthetic.written(folder, data)
+    return synthetic.written(cache_folder() / "occupancy", data)
 
 
 def read(root: Path, data: Data) -> Dataset:

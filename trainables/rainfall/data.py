@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from search_spaces.cache_folder import cache_folder
 from search_spaces.errors import BadInput
 from trainables.rainfall import store, synthetic
 from trainables.rainfall.config import Config, Data
@@ -189,7 +190,7 @@ def folder_of(data: Data) -> Path:
     """The folder to read; the synthetic one is written when it is not there."""
     if data.kind == "files":
         return Path(str(data.root)).expanduser()
-    cache = Path(os.environ.get("BUTTRESS_CACHE") or ".cache/buttress") / "rainfall"
+    cache = cache_folder() / "rainfall"
     folder = cache / f"synthetic-{data.size}-{data.seed}-v{_VERSION}"
     if folder.is_dir():
         return folder

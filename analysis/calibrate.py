@@ -1,14 +1,17 @@
 """Thresholds, graces and patience for rules, found on curves whose end is known: `buttress calibrate`.
 
-In come rules to begin with and curves with a ground truth; out comes a rule set that differs in numbers alone: of each
-rule that kills, the scale of its thresholds, the steps of grace and the first step at which it may speak, its patience.
-(What a rule looks at is for a person to choose; divergence has no numbers to tune.) The numbers are moved one at a
-time, each to the best of its candidates, until nothing improves. A proposal is allowed when it kills at most the stated
-share of the healthy curves and none of the winners, also with every threshold `SLACK` further out and every patience
-one report shorter: what only just holds on these curves would not hold on the next ones. Of the allowed ones the best
-catches most dead trials, then catches them soon enough after their onset (what a mean delay has beyond `delay` of the
-budget counts), then kills fewest healthy ones, then leaves the most room (the longer patience, the later start): a kill
-that comes sooner than it has to is bought with false kills on the next curves.
+In come rules to begin with and curves with a ground truth; out comes a rule set that differs in numbers alone: of
+each rule that kills, the scale of its thresholds, the steps of grace and the first step at which it may speak, its
+patience. (What a rule looks at is for a person to choose; divergence has no numbers to tune; a rule that kills none
+of these curves, neither as it is nor with a lower threshold sooner, is left as it is, since they say nothing about
+it.) The numbers are moved one at a time, each to the best of its candidates, until nothing improves. A proposal is
+allowed when it kills at most the stated share of the healthy curves and none of the winners, also with every
+threshold `SLACK` further out and every patience one report shorter: what only just holds on these curves would not
+hold on the next ones. Of the allowed ones the best catches most dead trials, then catches them soon enough after
+their onset (what a mean delay has beyond `delay` of the budget counts), then kills fewest healthy ones, then has no
+rule that alone catches fewer than it did (what another rule catches sooner here it may not catch on the next curves),
+then leaves the most room (the longer patience, the later start): a kill that comes sooner than it has to is bought
+with false kills on the next curves.
 """
 
 from __future__ import annotations
@@ -29,7 +32,7 @@ from search_spaces.errors import BadInput
 
 SLACK = 1.1
 FINEST = 0.005  # of the budget: smaller differences of the mean delay do not count
-SCALES = (0.4, 0.6, 0.8, 1.0, 1.25, 1.6, 2.2)  # of a rule's own thresholds
+SCALES = (0.4, 0.6, 0.8, 0.9, 1.0, 1.1, 1.25, 1.6, 2.2)  # of a rule's own thresholds
 PATIENCE = (1, 2, 3, 4, 5, 6, 8, 10)
 REPORTS = (0, 1, 2, 3, 4, 6, 8, 10, 14, 20)  # of grace and before the first word, in typical intervals of reports
 ROUNDS = 3
@@ -84,8 +87,9 @@ def calibrate(
             accepted=f"at least {LEAST} of each, such as a CollapseBench file or a table with a column `truth`",
         )
     bench = _Bench(rules, known, false_kill, delay, direction)
-    names = [name for name, rule in rules.rules.items() if rule.action == "kill" and rule.kind != DIVERGED]
-    best = bench.start({name: _knobs(rules.rules[name]) for name in names})
+    own = {name: knobs for name, knobs in bench.own.items() if bench.tells_of(name)}
+    names = list(own)
+    best = bench.start(own)
     for number in range(ROUNDS):
         before = dict(best)
         for name in names:
@@ -112,6 +116,9 @@ class _Bench:
         gaps = [b["step"] - a["step"] for curve in curves for a, b in pairwise(curve.reports) if b["step"] > a["step"]]
         self.interval = round(statistics.median(gaps))
         self.replays = 0
+        tuned = {name: rule for name, rule in killing.items() if rule.kind != DIVERGED}
+        self.own = {name: _knobs(rule) for name, rule in tuned.items()}
+        self.hasty = Knobs(SCALES[1], 2 * self.interval, 6 * self.interval, 3)
         self._scores: dict[str, Score] = {}
         self._worth: dict[tuple[tuple[str, Knobs], ...], tuple[Any, ...]] = {}
 
@@ -125,8 +132,7 @@ class _Bench:
 
     def start(self, own: dict[str, Knobs]) -> dict[str, Knobs]:
         """The best allowed of a few: the rules' own numbers, some haste with lower thresholds, and great caution."""
-        hasty = Knobs(SCALES[1], 2 * self.interval, 6 * self.interval, 3)
-        tried = [own, dict.fromkeys(own, hasty)]
+        tried = [own, dict.fromkeys(own, self.hasty)]
         if not any(self.allowed(each) for each in tried):
             tried.append(self.cautious(own))
         return max(tried, key=self.worth)
@@ -159,6 +165,16 @@ class _Bench:
     def scored(self, proposal: dict[str, Knobs]) -> Score:
         return self.score_of(_rules_with(self.rules, proposal))
 
+    def alone(self, name: str, knobs: Knobs) -> Score:
+        """What this rule does without the others."""
+        rule = _with(self.rules.rules[name], knobs, 1.0)
+        return self.score_of(self.rules.model_copy(update={"rules": {name: rule}}))
+
+    def tells_of(self, name: str) -> bool:
+        """Whether the curves say anything about this rule: it kills one of them."""
+        both = (self.alone(name, knobs) for knobs in (self.own[name], self.hasty))
+        return any(found.caught.count or found.false_kill.count for found in both)
+
     def allowed(self, proposal: dict[str, Knobs]) -> bool:
         eager = _rules_with(self.rules, proposal, SLACK)
         return self._within(self.scored(proposal)) and self._within(self.score_of(eager))
@@ -174,7 +190,11 @@ class _Bench:
             room = sum(each.patience + (each.grace_steps + each.min_step) / self.interval for each in proposal.values())
             allowed = self.allowed(proposal)
             late = round(max(0.0, found.mean_delay - self.delay) / FINEST)
-            worth = (found.caught.count, -late, -found.false_kill.count, room)
+            fewer = sum(
+                max(0, self.alone(name, self.own[name]).caught.count - self.alone(name, knobs).caught.count)
+                for name, knobs in proposal.items()
+            )
+            worth = (found.caught.count, -late, -found.false_kill.count, -fewer, room)
             self._worth[key] = (allowed, *(worth if allowed else (-found.false_kill.count, *worth)))
         return self._worth[key]
 
@@ -199,8 +219,9 @@ def _with(rule: Rule, knobs: Knobs, slack: float) -> Rule:
 
 
 def _scaled(sign: Any, scale: float, slack: float) -> Any:
-    """Counts of units and slopes keep their thresholds: they have no scale. `above` moves the other way."""
-    if not isinstance(sign, Observation) or sign.ungraded is not None:
+    """Counts of units, slopes and ratios over time keep their thresholds, which have no scale; `above` moves the other
+    way."""
+    if not isinstance(sign, Observation) or sign.ungraded is not None or sign.transform != "value":
         return sign
     side = sign.comparison
     assert side is not None

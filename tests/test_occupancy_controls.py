@@ -14,6 +14,7 @@ import pytest
 from occupancy import GRID, QUICK, Judge, train
 
 from collapse.rules import RuleSet
+from search_spaces.errors import BadInput
 from trainables import rules_file
 from trainables.occupancy.config import Config
 
@@ -261,3 +262,39 @@ def test_a_falling_loss_is_no_evidence() -> None:
     assert of_loss == ["nonfinite"]
 
 
+def ranked(fill: float, sep: float, precision: float) -> str:
+    """What the rules for a ranking objective say of a trial that stays as it is, at an occupied share of 1 %."""
+    path = rules_file("occupancy/ranking")
+    assert path is not None
+    watch = RuleSet.load(path).watch(budget_epochs=5)
+    for number, step in enumerate(range(25, 500, 25), 1):
+        metrics = {"occ/fill": fill, "occ/sep": sep, "occ/rate": 0.01}
+        if number % 8 == 0:
+            metrics["val/average_precision"] = precision
+        age = step // 200
+        verdict = watch.update(metrics, epoch=age, step=step, full_beta_epochs=age, full_beta_steps=step)
+        if verdict.final:
+            return str(verdict.rule)
+    return verdict.state
+
+
+@pytest.mark.parametrize(
+    ("fill", "sep", "precision", "rule"),
+    [
+        (40.0, 2.5, 0.04, "healthy"),  # full at the threshold, but it ranks
+        (0.0, 2.5, 0.04, "healthy"),  # and so does what is empty there
+        (40.0, 0.97, 0.04, "full"),
+        (0.0, 0.97, 0.04, "empty"),
+        (5.0, 0.9, 0.04, "no_signal"),
+        (5.0, 1.2, 0.012, "blind"),  # 1.2 times the average precision of any constant
+    ],
+)
+def test_for_a_ranking_objective_only_what_ranks_nothing_is_dead(
+    fill: float, sep: float, precision: float, rule: str
+) -> None:
+    assert ranked(fill, sep, precision) == rule
+
+
+def test_rules_that_a_family_does_not_have_are_refused_with_those_it_has() -> None:
+    with pytest.raises(BadInput, match=r"no such rules.*occupancy/sparse.*occupancy, occupancy/ranking"):
+        rules_file("occupancy/sparse")

@@ -145,3 +145,25 @@ def test_warnings_tell_of_volatility_neglect_and_drizzle() -> None:
 def test_a_diverged_trial_dies_at_once() -> None:
     verdict, killed, _ = judged(*steady(train__nonfinite=1.0), full_from=8)
     assert verdict.state == "diverged" and killed == 2
+
+
+@pytest.mark.parametrize(
+    ("kls", "killed"),
+    [
+        ((0.004, 0.0039, 0.0038, 0.0038), 4),  # flat on two reports in a row, once there is a slope to see
+        ((0.004, 0.006, 0.010, 0.02), None),  # a slow starter's grows
+        ((0.03, 0.03, 0.03, 0.03), None),  # little: for the ends of epochs to judge
+    ],
+    ids=["flat", "growing", "little"],
+)
+def test_a_code_of_nothing_does_not_wait_for_the_ends_of_epochs(kls: tuple[float, ...], killed: int | None) -> None:
+    """Reports inside the first epoch at full beta, which hold neither ablation nor prior draws."""
+    path = rules_file("rainfall")
+    assert path is not None
+    watch = RuleSet.load(path).watch(budget_epochs=30)
+    at = None
+    for number, kl in enumerate(kls, 1):
+        inside = {"latent/kl_total": kl, "latent/active_kl": 0.0, "latent/dims": 16.0, "train/loss": 0.9}
+        verdict = watch.update(inside, epoch=0, step=100 + 20 * number, full_beta_epochs=0, full_beta_steps=20 * number)
+        at = number if verdict.final and at is None else at
+    assert at == killed and (killed is None or verdict.rule == "flat_code")

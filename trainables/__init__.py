@@ -60,12 +60,20 @@ def load(name: str) -> Trainable[Any]:
 def rules_file(name: str) -> Path | None:
     """The family's `rules.yaml`, found as a file so that no family is imported; None for a family without one.
 
-    For `my_package.module:MyTrainable` the file is `rules.yaml` beside the module. A folder of this package that has
-    rules but no trainer yet counts as a family here.
+    `FAMILY/VARIANT` is its `rules-VARIANT.yaml`; raises `BadInput` where there is none. For
+    `my_package.module:MyTrainable` the file is `rules.yaml` beside the module. A folder of this package that has rules
+    but no trainer yet counts as a family here.
     """
+    name, _, variant = name.partition("/")
     module_name = FAMILIES.get(name, name).partition(":")[0]
     path = Path(__file__).parent / name / "rules.yaml"
     if name not in FAMILIES and not path.is_file():
         spec = importlib.util.find_spec(module_name)
         path = Path(spec.origin).parent / "rules.yaml" if spec and spec.origin else Path("rules.yaml")
+    if variant:
+        others = {each.stem.removeprefix("rules-"): each for each in sorted(path.parent.glob("rules-*.yaml"))}
+        if variant not in others:
+            accepted = ", ".join([name, *(f"{name}/{other}" for other in others)])
+            raise BadInput("no such rules", key="extends", value=f"{name}/{variant}", accepted=accepted)
+        path = others[variant]
     return path if path.is_file() else None

@@ -5,9 +5,9 @@
 
 The halves are drawn at random once and for all (not by even and odd: neighbours in a Sobol sequence lie in opposite
 halves of the space by design). Rules begin as they were before anyone had tuned them on these curves
-(`rules/<family>.yaml`, else the family's own), are calibrated on the first half and judged on the second; then the
-halves change places, so that every configuration has been judged by rules that had not seen it (`crossed`). The further
-seeds (20 x 5) have no part in tuning: what the rules do to them is told beside it.
+(`rules/<family>.yaml`, else those that the bench profile names), are calibrated on the first half and judged on the
+second; then the halves change places, so that every configuration has been judged by rules that had not seen it
+(`crossed`). The further seeds (20 x 5) have no part in tuning: what the rules do to them is told beside it.
 """
 
 from __future__ import annotations
@@ -26,9 +26,10 @@ sys.path.insert(0, str(ROOT))
 from analysis.calibrate import calibrate  # noqa: E402
 from analysis.curves import Curve, Curves, read  # noqa: E402
 from analysis.replay import Replayed, Score, replay, score, sentences  # noqa: E402
+from benchmarks.collapsebench.family import load  # noqa: E402
 from collapse.rules import RuleSet  # noqa: E402
 from search_spaces.errors import BadInput  # noqa: E402
-from sweep.opening import family_rules  # noqa: E402
+from sweep.opening import family_rules, resolve_rules  # noqa: E402
 
 HERE = Path(__file__).parent
 FALSE_KILL = 0.02
@@ -55,7 +56,7 @@ def once(curves: Sequence[Curve]) -> list[Curve]:
 
 def untuned(family: str) -> RuleSet:
     path = HERE / "rules" / f"{family}.yaml"
-    return RuleSet.load(path) if path.is_file() else family_rules(family)
+    return RuleSet.load(path) if path.is_file() else resolve_rules(load(family).spec())
 
 
 def judged(curves: Sequence[Curve], rules: RuleSet, direction: str) -> Score:
@@ -133,7 +134,8 @@ def judge(family: str, folder: Path, tell: Callable[[str], None], rules: RuleSet
     _tell(tell, f"{family}, every configuration by the rules that had not seen it", both, len(crossed))
     whole = once(bench.curves)
     results["untuned"] = figures(judged(whole, start, direction))
-    results["shipped"] = figures(judged(whole, family_rules(family), direction))
+    results["shipped"] = figures(judged(whole, resolve_rules(load(family).spec()), direction))
+    results["own"] = figures(judged(whole, family_rules(family), direction))
     truths = [curve.truth.is_ for curve in whole if curve.truth]
     results["truth"] = {name: truths.count(name) for name in sorted(set(truths))}
     seconds = sorted(curve.about["cpu_s"] for curve in bench.curves)

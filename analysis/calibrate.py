@@ -131,8 +131,10 @@ class _Bench:
             yield from (self.interval * count for count in REPORTS)
 
     def start(self, own: dict[str, Knobs]) -> dict[str, Knobs]:
-        """The best allowed of a few: the rules' own numbers, some haste with lower thresholds, and great caution."""
-        tried = [own, dict.fromkeys(own, self.hasty)]
+        """The best allowed of a few: the rules' own numbers, the same with all thresholds lower, some haste with lower
+        thresholds, and, where none of them is allowed, great caution."""
+        lower = [{name: knobs._replace(scale=scale) for name, knobs in own.items()} for scale in SCALES if scale < 1]
+        tried = [own, *lower, dict.fromkeys(own, self.hasty)]
         if not any(self.allowed(each) for each in tried):
             tried.append(self.cautious(own))
         return max(tried, key=self.worth)

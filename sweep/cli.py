@@ -66,6 +66,11 @@ Set = Annotated[
     typer.Option("--set", "-s", metavar="KEY=VALUE", help="Change the spec (`budget.trials=8`) or fix a training "
                  "parameter (`config.train.epochs=5`). May be given several times."),
 ]
+WarmStart = Annotated[
+    list[str] | None,
+    typer.Option("--warm-start", metavar="SWEEP", help="Tell the sampler the trials of this earlier sweep first, "
+                 "collapsed ones included. May be given several times."),
+]
 Address = Annotated[
     str | None,
     typer.Option("--address", envvar="RAY_ADDRESS", help="A running Ray cluster; by default Ray is started here."),
@@ -79,6 +84,7 @@ def plan(
     spec: Spec,
     profile: Profile = None,
     set_: Set = None,
+    warm_start: WarmStart = None,
     address: Address = None,
     timing: Annotated[bool, typer.Option(help="Time two training steps to estimate how long the sweep takes.")] = True,
     json_: Json = False,
@@ -86,7 +92,7 @@ def plan(
     """Show what a sweep will run and what it needs, before anything starts."""
     from sweep.plan import make, show
 
-    found = make(_load(spec, profile, set_), address=address, timing=timing)
+    found = make(_warm(_load(spec, profile, set_), warm_start), address=address, timing=timing)
     show(found)
     if json_:
         _print_json(found.to_dict())
@@ -100,11 +106,7 @@ def run(
     out: Annotated[
         str, typer.Option("--out", "-o", help="The folder that holds sweeps, or a URL: s3://bucket/sweeps, gs://...")
     ] = "runs",
-    warm_start: Annotated[
-        list[str] | None,
-        typer.Option("--warm-start", metavar="SWEEP", help="Tell the sampler the trials of this earlier sweep first, "
-                     "collapsed ones included. May be given several times."),
-    ] = None,
+    warm_start: WarmStart = None,
     address: Address = None,
     quiet: Quiet = False,
     json_: Json = False,
@@ -112,10 +114,7 @@ def run(
     """Run a sweep to its end. Ctrl-C leaves it ready for `buttress resume`."""
     from sweep import driver
 
-    loaded = _load(spec, profile, set_)
-    if warm_start:
-        loaded = loaded.model_copy(update={"warm_start": (*loaded.warm_start, *warm_start)})
-    _execute(driver.start(loaded, out, address=address), quiet, json_)
+    _execute(driver.start(_warm(_load(spec, profile, set_), warm_start), out, address=address), quiet, json_)
 
 
 @app.command()
@@ -342,6 +341,10 @@ def cluster_token(
     from sweep.cluster_token import default_path, make
 
     typer.echo(f"wrote {make(path or default_path(), force=force)}")
+
+
+def _warm(spec: Any, sweeps: list[str] | None) -> Any:
+    return spec.model_copy(update={"warm_start": (*spec.warm_start, *sweeps)}) if sweeps else spec
 
 
 def _load(path: Path, profile: str | None, overrides: list[str] | None) -> Any:

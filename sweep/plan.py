@@ -20,8 +20,9 @@ from search_spaces.spec import SweepSpec
 from sweep.cluster import free_resources
 from sweep.opening import check, resolve_rules
 from sweep.rungs import Rungs
-from sweep.state import unsettled
+from sweep.state import SweepState, unsettled
 from sweep.timing import Timing, measure
+from sweep.warm_start import gathered, resolved, sentence
 from trainables.cache import cached
 
 #: From the start of Ray to the first step of a trial, measured on two cores; paid once per sweep.
@@ -51,6 +52,7 @@ class Plan:
     searched: dict[str, str]
     refused: float  # share of draws that violate a requirement
     forecast: Foreseen | None  # what draws are expected to end as; None where the family has no forecast
+    warm_start: str | None  # what earlier sweeps would teach this one
     rules: dict[str, str]  # name -> action
     epochs: tuple[int, int]  # smallest and largest budget of a trial
     workers: int
@@ -70,6 +72,10 @@ def make(spec: SweepSpec, *, address: str | None = None, timing: bool = True) ->
     trainable = trainables.load(spec.trainable)
     check(spec, trainable)
     rules = resolve_rules(spec)
+    taught = None
+    if spec.warm_start:
+        state = SweepState(spec, trainable, rules, lambda line: None)
+        taught = sentence(gathered(resolved(spec), trainable, state.build))
     configs, refused = typical(spec, trainable)
     schedules = [trainable.schedule(config) for config in configs]
     free = free_resources(address)
@@ -98,6 +104,7 @@ def make(spec: SweepSpec, *, address: str | None = None, timing: bool = True) ->
         searched={path: described(parameter) for path, parameter in spec.search.items()},
         refused=refused,
         forecast=foreseen(trainable, configs),
+        warm_start=taught,
         rules={name: rule.get("action", "kill") for name, rule in rules.to_dict()["rules"].items()},
         epochs=(min(each.epochs for each in schedules), max(each.epochs for each in schedules)),
         workers=spec.resources.workers,
@@ -198,6 +205,8 @@ def show(plan: Plan) -> None:
         table.add_row("forecast", said)
         for example in plan.forecast.examples:
             table.add_row("", f"such as: {example}")
+    if plan.warm_start is not None:
+        table.add_row("warm start", plan.warm_start)
     low, high = plan.epochs
     table.add_row("epochs", f"{low}" if low == high else f"{low} to {high}")
     table.add_row("rules", ", ".join(f"{name} ({action})" for name, action in plan.rules.items()))

@@ -13,70 +13,17 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
-from hosts import Host, hosts, lacking
+from hosts import lacking
+from on_hosts import DASHBOARD, JOB, ROOT, Cluster, on_hosts, until
 
-ROOT = Path(__file__).parents[1]
 MOUNT = shutil.which("mount")
 TRIALS = 2
-#: Processes of Ray, by what their command line holds.
-OF_RAY = ("raylet", "gcs_server", "ray::", "ray/dashboard", "ray/_private", "ray/autoscaler", "ray/util")
-ASK = """
-import json, logging, ray
-ray.init(address="auto", logging_level=logging.ERROR, log_to_driver=False)
-print(json.dumps([{"address": n["NodeManagerAddress"], **n["Resources"]} for n in ray.nodes() if n["Alive"]]))
-"""
-GET = """
-import sys, urllib.error, urllib.request
-asked = urllib.request.Request("http://127.0.0.1:8265/api/version", headers=eval(sys.argv[1]))
-try:
-    print(urllib.request.urlopen(asked, timeout=10).status)
-except urllib.error.HTTPError as error:
-    print(error.code)
-"""
 pytestmark = pytest.mark.cluster
-
-
-@dataclass
-class Cluster:
-    """Four hosts; `seconds` keeps how long each step took."""
-
-    laptop: Host
-    head: Host
-    workers: list[Host]
-    folder: Path
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    def timed(self, step: str, line: str, timeout: float = 120.0) -> str:
-        began = time.monotonic()
-        done = self.laptop.run(f"cd {ROOT} && {line}", timeout=timeout)
-        self.seconds[step] = time.monotonic() - began
-        return done.stdout
-
-    def nodes(self) -> list[dict[str, Any]]:
-        """What Ray says of its live nodes, asked on the head."""
-        asked = self.head.run("RAY_AUTH_MODE=token python /root/ask.py", timeout=60, check=False)
-        return json.loads(asked.stdout) if asked.returncode == 0 else []
-
-    def left(self) -> list[str]:
-        everywhere = [self.laptop, self.head, *self.workers]
-        return [f"{host.name}: {title[:160]}" for host in everywhere for title in host.processes()
-                if any(word in title for word in OF_RAY)]  # fmt: skip
-
-
-def until(true: Callable[[], Any], what: str, seconds: float, instead: Callable[[], Any] = str) -> Any:
-    """Waits until `true` is, and returns what it says; fails after `seconds`, and tells what is there `instead`."""
-    deadline = time.monotonic() + seconds
-    while not (found := true()):
-        assert time.monotonic() < deadline, f"not within {seconds:g} s: {what} {instead()}"
-        time.sleep(0.5)
-    return found
 
 
 @pytest.fixture(scope="module")
@@ -84,64 +31,26 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """Hosts with a cluster on them, brought up from the laptop as the documents say."""
     if reason := lacking():
         pytest.skip(reason)
-    folder = tmp_path_factory.mktemp("hosts")
-    (folder / "storage").mkdir()
-    began = time.monotonic()
-    with hosts(["laptop", "head", "worker1", "worker2"], folder / "made", folder / "storage") as made:
-        laptop, head, *workers = made.values()
-        found = Cluster(laptop, head, workers, folder)
-        found.seconds["hosts"] = time.monotonic() - began
-        text = (ROOT / "clusters" / "onprem.yaml").read_text()
-        for old, new in (
-            ("192.0.2.10", head.address), ("192.0.2.11", workers[0].address), ("192.0.2.12", workers[1].address),
-            ("ssh_user: ubuntu", "ssh_user: root"),
-            ("# ssh_private_key: ~/.ssh/buttress", "ssh_private_key: ~/.ssh/id_ed25519"),
-        ):  # fmt: skip
-            assert old in text
-            text = text.replace(old, new)
-        laptop.write("/root/onprem.yaml", text)
-        script = f'#!/bin/sh\nPYTHONPATH={ROOT} exec /root/venv/bin/python -m sweep.cli "$@"'
-        laptop.write("/root/venv/bin/buttress", script, 0o755)
-        laptop.write("/root/get.py", GET)
-        head.write("/root/ask.py", ASK)
-        laptop.run("buttress cluster token")
+    with on_hosts(tmp_path_factory.mktemp("hosts")) as found:
         assert "token authentication" in found.timed("check", "buttress cluster check ~/onprem.yaml")
-        found.timed("ray up", "ray up --yes --disable-usage-stats ~/onprem.yaml", timeout=180)
-        began = time.monotonic()
-        until(lambda: len(found.nodes()) == 3, "both workers joined", 120, lambda: _monitor(head))
-        found.seconds["workers join"] = time.monotonic() - began
+        found.up()
         assert "Active" in found.timed("ray exec", "ray exec ~/onprem.yaml 'ray status'")
         yield found
 
 
-def _monitor(head: Host) -> str:
-    return head.run("tail -n 20 /tmp/ray/session_latest/logs/monitor.log", check=False).stdout
-
-
 @pytest.fixture(scope="module")
 def tunnel(cluster: Cluster) -> Iterator[None]:
-    """The laptop's port 8265, brought to the head's loopback by `ray dashboard`."""
-    process = cluster.laptop.start(f"cd {ROOT} && exec ray dashboard ~/onprem.yaml", cluster.folder / "tunnel.log")
-    answer = "python /root/get.py '{}' 2>/dev/null"
-    until(lambda: cluster.laptop.run(answer, check=False).stdout.strip(), "the dashboard's tunnel", 30)
-    yield
-    process.terminate()
-    process.wait()
+    with cluster.tunnel():
+        yield
 
 
 @pytest.fixture(scope="module")
 def sweep(cluster: Cluster, tunnel: None) -> Path:
     """A quick sweep submitted as a job, seen through to its end; its folder on the shared storage."""
-    cpus = int(min(node["CPU"] for node in cluster.nodes() if node["address"] != cluster.head.address))
-    settings = [
-        f"budget.trials={TRIALS}", "resources.workers=2", f"resources.cpus_per_worker={cpus}", "scheduler.kind=fifo",
-        "config.train.epochs=8", "config.loss.beta=0.3", "wandb.mode=disabled",
-    ]  # fmt: skip
-    run = "buttress run search_spaces/lithology.yaml --profile quick --out /mnt/runs --quiet "
-    run += " ".join(f"--set {setting}" for setting in settings)
-    job = "ray job submit --address http://127.0.0.1:8265 --no-wait --submission-id quick"
+    run = "buttress run search_spaces/lithology.yaml --profile quick --out /mnt/runs --quiet"
+    settings = cluster.quick(TRIALS, epochs=8)
     began = time.monotonic()
-    cluster.laptop.run(f"RAY_AUTH_MODE=token {job} -- bash -c 'cd ~/buttress && {run}'")
+    cluster.submit("quick", f"{run} {settings}")
     cluster.seconds["job submit"] = time.monotonic() - began
 
     storage = cluster.folder / "storage" / "runs"
@@ -149,7 +58,7 @@ def sweep(cluster: Cluster, tunnel: None) -> Path:
     try:
         until(lambda: '"line":"start"' in journal.read_text(), "a trial began", 90)
     except AssertionError:
-        logs = cluster.laptop.run("RAY_AUTH_MODE=token ray job logs --address http://127.0.0.1:8265 quick", check=False)
+        logs = cluster.laptop.run(f"{JOB} logs {DASHBOARD} quick", check=False)
         raise AssertionError(logs.stdout + logs.stderr) from None
     cluster.seconds["first trial began"] = time.monotonic() - began
     trained = {host.name: len(host.processes("RayTrainWorker")) for host in [cluster.head, *cluster.workers]}
@@ -157,10 +66,9 @@ def sweep(cluster: Cluster, tunnel: None) -> Path:
     seen = cluster.laptop.run(f"cd {ROOT} && buttress status /mnt/runs/{journal.parent.name} --json").stdout
     assert json.loads(seen.splitlines()[-1])["sweep"] == journal.parent.name
 
-    follow = "RAY_AUTH_MODE=token ray job logs --address http://127.0.0.1:8265 --follow quick"  # until the job's end
-    said = cluster.laptop.run(follow, timeout=120)
+    said = cluster.followed("quick")
     cluster.seconds["sweep"] = time.monotonic() - began
-    assert "succeeded" in (said.stdout + said.stderr).lower(), said.stdout + said.stderr
+    assert "succeeded" in said.lower(), said
     return journal.parent
 
 

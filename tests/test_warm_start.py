@@ -10,11 +10,13 @@ import pytest
 from optuna.trial import TrialState
 from sweeps import RULES, Toy, drive, spec, state
 
+import trainables
 from analysis import journal
 from analysis.records import fold
 from search_spaces.errors import BadInput
 from search_spaces.parameter import Parameter
 from search_spaces.spec import SweepSpec
+from sweep import plan
 from sweep.opening import header
 from sweep.state import Line, SweepState
 from sweep.warm_start import _OUTSIDE, gathered, inside, resolved, sentence
@@ -156,3 +158,13 @@ def test_a_value_is_taken_as_the_parameter_would_draw_it(parameter: Any, value: 
         assert found is _OUTSIDE
     else:
         assert found == expected and type(found) is type(expected)
+
+
+def test_the_plan_says_what_earlier_sweeps_would_teach(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trainables, "load", lambda name: Toy())
+    record(tmp_path)
+    lines: list[Line] = []
+    warmed(tmp_path, lines)
+    told = plan.make(spec(warm_start=[str(tmp_path / "toy-aaaaaa")]), timing=False).warm_start
+    assert told == sentence(lines[0]) and told.startswith("16 of 16 trials of earlier sweeps are told to the sampler, ")
+    assert plan.make(spec(), timing=False).warm_start is None

@@ -1,0 +1,139 @@
+"""A cluster on simulated hosts, as a person with a laptop handles it: `clusters/onprem.yaml` filled in, `ray up`, jobs.
+
+One host is the laptop that everything is typed on; /mnt stands for network storage. What hosts take stands in hosts.py.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hosts import Host, hosts
+
+ROOT = Path(__file__).parents[1]
+#: Processes of Ray, by what their command line holds.
+OF_RAY = ("raylet", "gcs_server", "ray::", "ray/dashboard", "ray/_private", "ray/autoscaler", "ray/util")
+JOB = "RAY_AUTH_MODE=token ray job"
+DASHBOARD = "--address http://127.0.0.1:8265"
+ASK = """
+import json, logging, ray
+ray.init(address="auto", logging_level=logging.ERROR, log_to_driver=False)
+print(json.dumps([{"address": n["NodeManagerAddress"], **n["Resources"]} for n in ray.nodes() if n["Alive"]]))
+"""
+GET = """
+import sys, urllib.error, urllib.request
+asked = urllib.request.Request("http://127.0.0.1:8265/api/version", headers=eval(sys.argv[1]))
+try:
+    print(urllib.request.urlopen(asked, timeout=10).status)
+except urllib.error.HTTPError as error:
+    print(error.code)
+"""
+
+
+@dataclass
+class Cluster:
+    """Four hosts; `seconds` keeps how long each step took."""
+
+    laptop: Host
+    head: Host
+    workers: list[Host]
+    folder: Path
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def timed(self, step: str, line: str, timeout: float = 120.0) -> str:
+        began = time.monotonic()
+        done = self.laptop.run(f"cd {ROOT} && {line}", timeout=timeout)
+        self.seconds[step] = time.monotonic() - began
+        return done.stdout
+
+    def nodes(self) -> list[dict[str, Any]]:
+        """What Ray says of its live nodes, asked on the head."""
+        asked = self.head.run("RAY_AUTH_MODE=token python /root/ask.py", timeout=60, check=False)
+        return json.loads(asked.stdout) if asked.returncode == 0 else []
+
+    def up(self) -> None:
+        """`ray up`, until head and workers are one cluster."""
+        self.timed("ray up", "ray up --yes --disable-usage-stats ~/onprem.yaml", timeout=180)
+        began = time.monotonic()
+        monitor = "tail -n 20 /tmp/ray/session_latest/logs/monitor.log"
+        everybody = 1 + len(self.workers)
+        until(
+            lambda: len(self.nodes()) == everybody, "the workers joined", 150,
+            lambda: self.head.run(monitor, check=False).stdout,
+        )  # fmt: skip
+        self.seconds["workers join"] = time.monotonic() - began
+
+    @contextlib.contextmanager
+    def tunnel(self) -> Iterator[None]:
+        """The laptop's port 8265, brought to the head's loopback by `ray dashboard`."""
+        process = self.laptop.start(f"cd {ROOT} && exec ray dashboard ~/onprem.yaml", self.folder / "tunnel.log")
+        answer = "python /root/get.py '{}' 2>/dev/null"
+        until(lambda: self.laptop.run(answer, check=False).stdout.strip(), "the dashboard's tunnel", 30)
+        yield
+        process.terminate()
+        process.wait()
+
+    def submit(self, name: str, line: str, environment: dict[str, str] | None = None) -> None:
+        """Submits `line`, typed in the repository on the head, as a job; does not wait for it."""
+        runtime = f"--runtime-env-json '{json.dumps({'env_vars': environment})}'" if environment else ""
+        options = f"{DASHBOARD} --no-wait --submission-id {name} {runtime}"
+        self.laptop.run(f"{JOB} submit {options} -- bash -c 'cd ~/buttress && {line}'")
+
+    def followed(self, name: str, timeout: float = 120.0) -> str:
+        """All that a job says, until its end."""
+        done = self.laptop.run(f"{JOB} logs {DASHBOARD} --follow {name}", check=False, timeout=timeout)
+        return done.stdout + done.stderr
+
+    def quick(self, trials: int, epochs: int) -> str:
+        """Settings of a quick lithology sweep of healthy trials each of which spans both workers."""
+        cpus = int(min(node["CPU"] for node in self.nodes() if node["address"] != self.head.address))
+        settings = [
+            f"budget.trials={trials}", "resources.workers=2", f"resources.cpus_per_worker={cpus}",
+            "scheduler.kind=fifo", f"config.train.epochs={epochs}", "config.loss.beta=0.3", "wandb.mode=disabled",
+        ]  # fmt: skip
+        return " ".join(f"--set {setting}" for setting in settings)
+
+    def left(self) -> list[str]:
+        everywhere = [self.laptop, self.head, *self.workers]
+        return [f"{host.name}: {title[:160]}" for host in everywhere for title in host.processes()
+                if any(word in title for word in OF_RAY)]  # fmt: skip
+
+
+def until(true: Callable[[], Any], what: str, seconds: float, instead: Callable[[], Any] = str) -> Any:
+    """Waits until `true` is, and returns what it says; fails after `seconds`, and tells what is there `instead`."""
+    deadline = time.monotonic() + seconds
+    while not (found := true()):
+        assert time.monotonic() < deadline, f"not within {seconds:g} s: {what} {instead()}"
+        time.sleep(0.5)
+    return found
+
+
+@contextlib.contextmanager
+def on_hosts(folder: Path) -> Iterator[Cluster]:
+    """Four hosts, the cluster's file and the token on the laptop; no Ray yet."""
+    (folder / "storage").mkdir()
+    began = time.monotonic()
+    with hosts(["laptop", "head", "worker1", "worker2"], folder / "made", folder / "storage") as made:
+        laptop, head, *workers = made.values()
+        found = Cluster(laptop, head, workers, folder)
+        found.seconds["hosts"] = time.monotonic() - began
+        text = (ROOT / "clusters" / "onprem.yaml").read_text()
+        for old, new in (
+            ("192.0.2.10", head.address), ("192.0.2.11", workers[0].address), ("192.0.2.12", workers[1].address),
+            ("ssh_user: ubuntu", "ssh_user: root"),
+            ("# ssh_private_key: ~/.ssh/buttress", "ssh_private_key: ~/.ssh/id_ed25519"),
+        ):  # fmt: skip
+            assert old in text
+            text = text.replace(old, new)
+        laptop.write("/root/onprem.yaml", text)
+        script = f'#!/bin/sh\nPYTHONPATH={ROOT} exec /root/venv/bin/python -m sweep.cli "$@"'
+        laptop.write("/root/venv/bin/buttress", script, 0o755)
+        laptop.write("/root/get.py", GET)
+        head.write("/root/ask.py", ASK)
+        laptop.run("buttress cluster token")
+        yield found

@@ -14,12 +14,9 @@ trial of a sweep is the healthy one with the best value at full beta after its w
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import random
 import sys
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,11 +34,13 @@ from analysis import journal  # noqa: E402
 from analysis.curves import Curve, Curves  # noqa: E402
 from analysis.intervals import Share  # noqa: E402
 from analysis.judging import Judged  # noqa: E402
-from benchmarks.collapsebench.judge import HERE, curves_of, families, once  # noqa: E402
+from benchmarks.collapsebench.family import load  # noqa: E402
+from benchmarks.collapsebench.judge import curves_of, once  # noqa: E402
+from benchmarks.command import arguments, told  # noqa: E402
+from benchmarks.simulated import as_today  # noqa: E402
 from collapse.rules import RuleSet  # noqa: E402
-from search_spaces.errors import BadInput  # noqa: E402
 from search_spaces.spec import SweepSpec  # noqa: E402
-from sweep.opening import family_rules  # noqa: E402
+from sweep.opening import resolve_rules  # noqa: E402
 from sweep.rungs import Decision, Rungs  # noqa: E402
 from sweep.simulator import Drawn, play, report_of  # noqa: E402
 from sweep.surrogate import SURROGATES, bench_space  # noqa: E402
@@ -262,9 +261,9 @@ def _run(
 
 
 def study(family: str, curves: Curves, sweeps: int, tell: Callable[[str], None]) -> dict[str, Any]:
-    space, direction = bench_space(curves), str(curves.about["direction"])
+    space, direction = as_today(bench_space(curves), load(family).spec()), str(curves.about["direction"])
     Config = trainables.load(family).Config
-    judge = Judge(family_rules(family), str(curves.about["objective"]), direction)
+    judge = Judge(resolve_rules(space), str(curves.about["objective"]), direction)
     budget = max(curve.budget_epochs for curve in curves.curves)
     first, factor = space.scheduler.first, space.scheduler.factor
     found: dict[str, Any] = {"trials": TRIALS, "sweeps": sweeps, "first": first, "factor": factor}
@@ -311,21 +310,10 @@ def _warm_up(curves: Curves) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("families", nargs="*", metavar="FAMILY", help="default: all that have curves")
-    parser.add_argument("--curves", type=Path, default=HERE / "curves", help="the folder of CollapseBench files")
+    parser = arguments(__doc__)
     parser.add_argument("--sweeps", type=int, default=SWEEPS)
-    parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
-    began, found = time.monotonic(), {}
-    try:
-        for name in given.families or families(given.curves):
-            found[name] = study(name, curves_of(name, given.curves), given.sweeps, print)
-    except BadInput as error:
-        sys.exit(f"error: {error}")
-    print(f"\n{time.monotonic() - began:.0f} s")
-    if given.json:
-        print(json.dumps(found, allow_nan=False))
+    told(given, lambda name: study(name, curves_of(name, given.curves), given.sweeps, print))
 
 
 if __name__ == "__main__":

@@ -14,11 +14,8 @@ draws, as a sweep does, or all). The circuit breaker is off; how often it would 
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import sys
-import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -36,8 +33,10 @@ from optuna.trial import TrialState  # noqa: E402
 from analysis.curves import Curve, Curves  # noqa: E402
 from analysis.intervals import Share  # noqa: E402
 from analysis.separation import Fate, Region, regions  # noqa: E402
-from benchmarks.collapsebench.judge import HERE, curves_of, families, once  # noqa: E402
-from benchmarks.versus_stock import SLOTS, Family, FlatStudy, PrunedStudy, Run, summed  # noqa: E402
+from benchmarks.collapsebench.judge import curves_of, once  # noqa: E402
+from benchmarks.command import arguments, told  # noqa: E402
+from benchmarks.simulated import SLOTS, Family, FlatStudy, PrunedStudy, Run  # noqa: E402
+from benchmarks.versus_stock import summed  # noqa: E402
 from search_spaces.errors import BadInput  # noqa: E402
 from search_spaces.spec import Breaker, SweepSpec  # noqa: E402
 from sweep.simulator import Simulator  # noqa: E402
@@ -188,37 +187,31 @@ def breaker(family: Family, surrogate: Surrogate, seeds: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("families", nargs="*", metavar="FAMILY", help="default: all that have curves")
-    parser.add_argument("--curves", type=Path, default=HERE / "curves", help="the folder of CollapseBench files")
+    parser = arguments(__doc__)
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--surrogate", choices=sorted(SURROGATES), help="default: both")
     parser.add_argument("--space", action="append", choices=("whole", *PARTS), help="default: all")
     parser.add_argument("--only", action="append", default=[], metavar="WORD", help="arms with this word")
-    parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
-    began, found = time.monotonic(), {}
-    try:
-        for name in given.families or families(given.curves):
-            curves = curves_of(name, given.curves)
-            wanted = [given.surrogate] if given.surrogate else list(SURROGATES)
-            made = [SURROGATES[which](curves) for which in wanted]
-            found[name] = {"seeds": given.seeds, "slots": SLOTS, "trials": TRIALS, "spaces": {}}
-            for space, (family, about) in spaces(name, curves).items():
-                if given.space and space not in given.space:
-                    continue
-                found[name]["spaces"][space] = {**about, "surrogates": {}}
-                for surrogate in made:
-                    cut = f" ({about['range']})" if "range" in about else ""
-                    print(f"\n{name}, {space} space{cut}: {about['dead']:.0%} of its configurations are dead;")
-                    print(f"stand-ins by `{surrogate.name}`; target {about['target']:.4g}; {given.seeds} seeds\n")
-                    arms = compare(family, surrogate, given.seeds, given.only, lambda text: print(text, flush=True))
-                    found[name]["spaces"][space]["surrogates"][surrogate.name] = arms
-    except BadInput as error:
-        sys.exit(f"error: {error}")
-    print(f"\n{time.monotonic() - began:.0f} s")
-    if given.json:
-        print(json.dumps(found, allow_nan=False))
+
+    def study(name: str) -> dict[str, Any]:
+        curves = curves_of(name, given.curves)
+        wanted = [given.surrogate] if given.surrogate else list(SURROGATES)
+        made = [SURROGATES[which](curves) for which in wanted]
+        found: dict[str, Any] = {"seeds": given.seeds, "slots": SLOTS, "trials": TRIALS, "spaces": {}}
+        for space, (family, about) in spaces(name, curves).items():
+            if given.space and space not in given.space:
+                continue
+            found["spaces"][space] = {**about, "surrogates": {}}
+            for surrogate in made:
+                cut = f" ({about['range']})" if "range" in about else ""
+                print(f"\n{name}, {space} space{cut}: {about['dead']:.0%} of its configurations are dead;")
+                print(f"stand-ins by `{surrogate.name}`; target {about['target']:.4g}; {given.seeds} seeds\n")
+                arms = compare(family, surrogate, given.seeds, given.only, lambda text: print(text, flush=True))
+                found["spaces"][space]["surrogates"][surrogate.name] = arms
+        return found
+
+    told(given, study)
 
 
 if __name__ == "__main__":

@@ -91,7 +91,7 @@ def test_a_value_late_for_its_rung_enters_it_all_the_same_on_epochs() -> None:
 
 
 class Bench:
-    """As much of `versus_stock.Family` as the deadly part reads."""
+    """As much of `simulated.Family` as the deadly part reads."""
 
     name = "toy"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,10 +10,15 @@ from sweeps import ToyConfig
 from test_simulator import bench, spec
 
 from analysis.curves import Curve, Truth
+from benchmarks.collapsebench.family import load
+from benchmarks.collapsebench.judge import HERE
+from benchmarks.simulated import SLOTS, Bench, Kept, Run, Task, Watch, as_today, family_of, processes, runs_of
 from benchmarks.stock_policies import OptunaPruned, RandomSearch, Stock, StockTune
-from benchmarks.versus_stock import SLOTS, Run, Watch, ratio, summed
+from benchmarks.versus_stock import ratio, summed
+from search_spaces.spec import SweepSpec
+from sweep.opening import resolve_rules
 from sweep.simulator import Event, play
-from sweep.surrogate import Nearest
+from sweep.surrogate import Nearest, bench_space
 
 KINDS: dict[str, Any] = {
     "tune": lambda *given: StockTune(*given, seed=3),
@@ -104,3 +110,37 @@ def test_the_ratio_is_of_medians_and_its_interval_holds_it() -> None:
     found = ratio([10.0, 11.0, 12.0, 9.0], [20.0, 24.0, 22.0, 90.0])
     assert found["ratio"] == pytest.approx(23 / 10.5)
     assert found["interval"][0] < found["ratio"] < found["interval"][1]
+    assert found["paired"]["ratio"] == pytest.approx(found["geometric"]["ratio"])  # as many seeds here and there
+
+
+def test_geometric_means_are_of_all_seeds_and_pairs_of_those_that_both_have() -> None:
+    found = ratio([1.0, 2.0, 4.0, 8.0], [2.0, 4.0])
+    assert found["geometric"]["ratio"] == pytest.approx(8**0.5 / 8**0.5)
+    assert found["paired"] == {"ratio": pytest.approx(2.0), "interval": [pytest.approx(2.0), pytest.approx(2.0)]}
+
+
+BENCH = Bench("lithology", HERE / "curves")
+TASKS = [Task(BENCH, "nearest", once, arm, 3) for once in (False, True) for arm in ("ours", "(d) random search")]
+
+
+def test_runs_do_not_depend_on_the_number_of_processes_and_are_kept(tmp_path: Path) -> None:
+    found = []
+    for jobs in (1, 2):
+        with processes(jobs) as begin:
+            found.append(list(runs_of(TASKS, begin, Kept(tmp_path / f"{jobs}.jsonl"))))
+    assert found[0] == found[1] and len({run.trials for run in found[0]}) > 1
+
+    def nobody(task: Task) -> Any:
+        raise AssertionError("was run again")
+
+    assert list(runs_of(TASKS, nobody, Kept(tmp_path / "2.jsonl"))) == found[0]
+    with pytest.raises(AssertionError, match="run again"):
+        list(runs_of([TASKS[0]._replace(seed=4)], nobody, Kept(tmp_path / "2.jsonl")))
+
+
+def test_a_family_is_simulated_under_the_rules_and_rungs_that_its_bench_profile_names_today() -> None:
+    family = family_of(BENCH)
+    now, recorded = load("lithology").spec(), bench_space(family.curves)
+    assert family.space.search == recorded.search and family.space.rules == now.rules
+    changed = as_today(recorded, SweepSpec.from_dict(now.to_dict() | {"rules": {"diverged": {"action": "off"}}}))
+    assert resolve_rules(changed).rules["diverged"].action == "off" != resolve_rules(recorded).rules["diverged"].action

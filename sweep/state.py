@@ -1,11 +1,11 @@
 """The state of a sweep: a function of its journal.
 
 Everything that changes a sweep is one journal line, and `SweepState` changes only by applying lines. While the sweep
-runs, an event (a draw, a report, an end) becomes a line that is written and then applied; a resumed sweep applies the
-lines that are there and goes on. Applying a report runs the rules and the rungs at once and in order, so a verdict
-follows from the reports before it and from nothing else: not from timing, not from what Tune was doing. Lines that
-must follow (a rung's decision, an outcome) are *due* until they are written: a journal cut between a report and its
-outcome gets the outcome when it is resumed. No Ray in here: the driver, the simulator and the tests share this class.
+runs, an event (a draw, a report, an end) becomes a line that is applied and written; a resumed sweep applies the lines
+that are there and goes on. Applying a report runs the rules and the rungs at once and in order, so a verdict follows
+from the reports before it and from nothing else: not from timing, not from what Tune was doing. Lines that must follow
+(a rung's decision, an outcome) are *due* until they are written: a journal cut between a report and its outcome gets
+the outcome when it is resumed. No Ray in here: the driver, the simulator and the tests share this class.
 """
 
 from __future__ import annotations
@@ -14,57 +14,24 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from analysis import journal
 from analysis.judging import Judged, Line
-from analysis.separation import Fate, regions
-from collapse.rules import RuleSet, Verdict
+from collapse.rules import RuleSet
 from search_spaces.errors import BadInput
 from search_spaces.spec import SweepSpec
+from sweep import ends
+from sweep.breaker import overload
 from sweep.draws import Draws
-from sweep.rungs import Rungs, goes_on
+from sweep.live import LiveTrial
+from sweep.probation import Probation, waiting
+from sweep.rungs import Rungs
 from sweep.study import MOST_REFUSALS, Study, told
 from trainables.base import Reported, Schedule
 
 #: Losses to the infrastructure after which a trial is given up.
 MOST_LOSSES = 3
-
-
-@dataclass
-class LiveTrial:
-    """A trial that has no outcome yet."""
-
-    id: str
-    ask: int
-    params: dict[str, Any]
-    config: dict[str, Any]
-    seed: int
-    judged: Judged
-    attempt: int = 0
-    slot: str | None = None
-    losses: int = 0
-    lost: bool = False  # its workers are gone, or as good as: what a zombie still reports is void
-    audited: bool = False  # condemned, and runs on to its real end
-    suspended: Line | None = None  # condemned and set aside, waiting for a second chance or the end
-    rested: bool = False  # since it was set aside another trial has begun
-    told: bool = False  # that it collapsed; what is told of it later is told beside that
-    started: float | None = None
-    seconds: float = 0.0  # of earlier attempts, up to where the present one took over
-
-    def runs(self, attempt: int) -> bool:
-        return attempt == self.attempt and not self.lost and self.suspended is None
-
-    @property
-    def epochs(self) -> int:
-        """Its budget."""
-        return self.judged.epochs
-
-    @property
-    def resume_point(self) -> Line | None:
-        """The last report that counts and has a checkpoint."""
-        return next((line for line in reversed(self.judged.reports) if line.get("checkpoint")), None)
 
 
 class SweepState:
@@ -90,11 +57,11 @@ class SweepState:
         self.study = Study(spec, self.directions, trainable.Config)
         asha = spec.scheduler.kind == "asha"
         self.rungs = Rungs(spec.scheduler.first, spec.scheduler.factor, self.directions[0]) if asha else None
+        self.probation = Probation(spec, self.directions[0])
         self.live: dict[str, LiveTrial] = {}
         self.outcomes: dict[str, Line] = {}
         self.asks: dict[int, str] = {}  # ask index -> trial, of every trial there ever was
         self.requeued: list[str] = []  # unfinished trials of an earlier driver, oldest first
-        self._reached: dict[tuple[int, int], dict[str, float]] = {}  # (phase, age) -> trial -> best valid value by then
         self.draws = Draws(spec, trainable.Config)
         self.spent = False  # every configuration of the space has been run
         self.warm: set[int] = set()  # ask indices that earlier sweeps' trials take
@@ -118,28 +85,32 @@ class SweepState:
                 return back
             if self.exhausted:
                 return None
-            for _ in range(MOST_REFUSALS):
-                if (drawn := self._draw()) is None:
-                    return self._back(leaving)
-                ask, params = drawn
-                number = len(self.live) + len(self.outcomes)
-                seed = self.spec.seed_of(number)
-                config, reason = self.build(params, seed)
-                twin = self.draws.twin(params) if reason is None else None
-                if config is not None and reason is None and twin is None:
-                    break
-                reason = reason or f"repeats trial {twin}"
-                self._happen(journal.refused(ask=ask, params=params, reason=reason, repeats=twin))
-            else:
-                raise BadInput(
-                    f"{MOST_REFUSALS} draws in a row were refused, the last one because of {reason!r}", key="require"
-                )
-            trial = f"{number:04d}"
-            epochs = self.trainable.schedule(config).epochs
-            plain = config.model_dump(mode="json")
-            line = journal.trial(trial, ask=ask, params=params, config=plain, seed=seed, budget_epochs=epochs)
-            self._happen({**line, "sampler": self.study.notes(ask)})
-            return self.live[trial]
+            return self._new() or self._back(leaving)
+
+    def _new(self) -> LiveTrial | None:
+        """A new draw that is not refused, as a trial; None once every configuration of the space has been run."""
+        for _ in range(MOST_REFUSALS):
+            if (drawn := self._draw()) is None:
+                return None
+            ask, params = drawn
+            number = len(self.live) + len(self.outcomes)
+            seed = self.spec.seed_of(number)
+            config, reason = self.build(params, seed)
+            twin = self.draws.twin(params) if reason is None else None
+            if config is not None and reason is None and twin is None:
+                break
+            reason = reason or f"repeats trial {twin}"
+            self._happen(journal.refused(ask=ask, params=params, reason=reason, repeats=twin))
+        else:
+            raise BadInput(
+                f"{MOST_REFUSALS} draws in a row were refused, the last one because of {reason!r}", key="require"
+            )
+        trial = f"{number:04d}"
+        epochs = self.trainable.schedule(config).epochs
+        plain = config.model_dump(mode="json")
+        line = journal.trial(trial, ask=ask, params=params, config=plain, seed=seed, budget_epochs=epochs)
+        self._happen({**line, "sampler": self.study.notes(ask)})
+        return self.live[trial]
 
     def _draw(self) -> tuple[int, dict[str, Any]] | None:
         """Ask index and parameters of the next draw; None once every configuration of the space has been run."""
@@ -173,27 +144,17 @@ class SweepState:
     def _back(self, leaving: Collection[str]) -> LiveTrial | None:
         """The oldest suspended trial that ranks. Without further draws those that do not are condemned for good.
 
-        A trial ranks if its newest value, valid or not, would pass a rung among what others had reached at that age. It
-        comes back after another trial's beginning at the earliest: so what is next does not depend on how soon its
+        It comes back after another trial's beginning at the earliest: so what is next does not depend on how soon its
         workers have left.
         """
-        for trial in sorted(name for name, live in self.live.items() if live.suspended is not None):
-            if trial in leaving:
+        for live in waiting(self.live.values()):
+            if live.id in leaving:
                 continue
-            live = self.live[trial]
-            if not self.satisfied and (live.rested or self.exhausted) and self._ranks(live):
+            if not self.satisfied and (live.rested or self.exhausted) and self.probation.ranks(live):
                 return live
             if self.exhausted:
-                self._conclude(self.live[trial], "collapsed", verdict=self.live[trial].judged.verdict)
+                self._conclude(live, "collapsed", verdict=live.judged.verdict)
         return None
-
-    def _ranks(self, live: LiveTrial) -> bool:
-        metric = self.objectives[0]
-        newest = next((line for line in reversed(live.judged.reports) if line["metrics"].get(metric) is not None), None)
-        if newest is None:
-            return False
-        peers = self._reached.get((newest["phase"], newest["full_beta_epochs"]), {})
-        return goes_on(newest["metrics"][metric], peers.values(), self.spec.scheduler.factor, self.directions[0])
 
     @property
     def satisfied(self) -> bool:
@@ -236,16 +197,13 @@ class SweepState:
         """A checkpoint that turned out missing or unreadable is not resumed from again."""
         with self._lock:
             if live := self.live.get(trial):
-                for line in live.judged.reports:
-                    if line.get("checkpoint") == checkpoint:
-                        line["checkpoint"] = None
+                live.forget_checkpoint(checkpoint)
 
     def reported(self, trial: str, attempt: int, reported: Reported) -> Line | None:
         """A report of a running trial; returns the line that takes the trial off its slot, if the report led to one:
         its outcome, or that it is suspended."""
         with self._lock:
-            live = self.live.get(trial)
-            if live is None or not live.runs(attempt):
+            if (live := self._running(trial, attempt)) is None:
                 return None
             last = live.judged.last
             seq = last["seq"] + 1 if last else 0
@@ -253,34 +211,19 @@ class SweepState:
             return self.outcomes.get(trial) or live.suspended
 
     def finished(self, trial: str, attempt: int) -> Line | None:
-        """The trainer returned by itself: `completed` with at least one valid epoch, else `failed`.
-
-        A trial that ran on although it was condemned has collapsed if it still looks so.
-        """
+        """The trainer returned by itself (`ends.finished`)."""
         with self._lock:
-            live = self.live.get(trial)
-            if live is None or not live.runs(attempt):
-                return self.outcomes.get(trial)
-            last, verdict = live.judged.last, live.judged.verdict
-            if verdict is not None and verdict.final:
-                self._conclude(live, verdict.state, verdict=verdict, audited=live.audited)
-            elif live.judged.best is not None:
-                self._conclude(live, "completed", audited=live.audited)
-            else:
-                suspects = ", ".join(last["suspects"]) if last else ""
-                why = f"no epoch was valid (still suspect of {suspects})" if suspects else "no epoch was valid"
-                self._conclude(live, "failed", kind="no valid epoch", message=why, audited=live.audited)
-            return self.outcomes[trial]
+            if (live := self._running(trial, attempt)) is not None:
+                self._happen(ends.finished(live))
+            return self.outcomes.get(trial)
 
     def raised(self, trial: str, attempt: int, error: str, kind: str = "exception") -> Line | None:
         """The trainer raised: the trial failed, and is not retried."""
         with self._lock:
-            live = self.live.get(trial)
-            if live is None or not live.runs(attempt):
-                return self.outcomes.get(trial)
-            message = error.strip().splitlines()[-1] if error.strip() else kind
-            self._conclude(live, "failed", kind=kind, error=error, message=message)
-            return self.outcomes[trial]
+            if (live := self._running(trial, attempt)) is not None:
+                message = error.strip().splitlines()[-1] if error.strip() else kind
+                self._conclude(live, "failed", kind=kind, error=error, message=message)
+            return self.outcomes.get(trial)
 
     def lost(self, trial: str, attempt: int, reason: str, *, moved: bool = False) -> Line | None:
         """The infrastructure took the trial's workers. None: it goes on as a new attempt; else its outcome.
@@ -288,27 +231,25 @@ class SweepState:
         A trial that was `moved` in good order has lost nothing.
         """
         with self._lock:
-            live = self.live.get(trial)
-            if live is None or not live.runs(attempt):
-                return self.outcomes.get(trial)
-            self._happen(journal.lost(trial, attempt, reason=reason, moved=moved))
-            if live.losses >= MOST_LOSSES:
-                message = f"lost {live.losses} times, last: {reason}"
-                self._conclude(live, "failed", kind="infrastructure", message=message)
+            if (live := self._running(trial, attempt)) is not None:
+                self._happen(journal.lost(trial, attempt, reason=reason, moved=moved))
+                if live.losses >= MOST_LOSSES:
+                    message = f"lost {live.losses} times, last: {reason}"
+                    self._conclude(live, "failed", kind="infrastructure", message=message)
             return self.outcomes.get(trial)
 
     def out_of_time(self, trial: str, minutes: float) -> Line | None:
-        """The trial's time limit has passed: what it reached counts as for a pruned trial; nothing valid: failed."""
+        """The trial's time limit has passed (`ends.out_of_time`); None for one that is set aside."""
         with self._lock:
             live = self.live.get(trial)
-            if live is None or live.suspended is not None:
-                return self.outcomes.get(trial)
-            verdict, message = live.judged.verdict, f"over its time limit of {minutes:g} minutes"
-            if verdict is not None and verdict.final:
-                self._conclude(live, verdict.state, verdict=verdict)
-            else:
-                self._conclude(live, "pruned" if live.judged.best else "failed", kind="time limit", message=message)
-            return self.outcomes[trial]
+            if live is not None and live.suspended is None:
+                self._happen(ends.out_of_time(live, minutes))
+            return self.outcomes.get(trial)
+
+    def _running(self, trial: str, attempt: int) -> LiveTrial | None:
+        """The trial, if this is its present attempt and nothing has been decided of it: what others tell is void."""
+        live = self.live.get(trial)
+        return live if live is not None and live.runs(attempt) else None
 
     # --- lines ---------------------------------------------------------------------------------------------------
 
@@ -323,6 +264,9 @@ class SweepState:
             self.requeued = sorted(trial for trial, live in self.live.items() if live.suspended is None)
             for trial in self.live.values():
                 trial.slot = None
+
+    def _conclude(self, live: LiveTrial, outcome: str, **details: Any) -> None:
+        self._happen(ends.outcome(live, outcome, **details))
 
     def _happen(self, line: Line) -> None:
         self._apply(line)
@@ -377,31 +321,20 @@ class SweepState:
         live = self.live[line["trial"]]
         for other in self.live.values():
             other.rested = other is not live and other.suspended is not None
-        live.attempt, live.slot, live.started, live.lost = line["attempt"], line["slot"], line["time"], False
-        if live.suspended is not None:  # a second chance
-            live.judged.run_on(live.suspended["until"])
-            live.suspended = None
-        # the reports after the checkpoint are void: watch and best are made anew from those that count
-        upto = -1 if line["resumed_from"] is None else line["resumed_from"]
-        kept = [report for report in live.judged.reports if report["seq"] <= upto]
-        live.seconds += kept[-1]["seconds"] if kept else 0.0
-        live.judged.restart(kept)
+        live.begin(line)
 
     def _apply_report(self, line: Line) -> None:
         live = self.live[line["trial"]]
         if line["attempt"] != live.attempt:
             return
         verdict = live.judged.take_in(line)
-        if self.spec.probation.epochs and line["valid"]:
-            age = line["full_beta_epochs"]
-            self._reached.setdefault((line["phase"], age), {})[live.id] = live.judged.by_age[age]
+        self.probation.reported(live, line)
         if verdict.state == "diverged" or (verdict.state == "collapsed" and not live.judged.runs_on):
-            self._due.append(self._condemned(live, verdict, line))
+            self._due.append(ends.condemned(self.spec, live, verdict, line))
         elif (decision := self._compare(live, line)) is not None:
             self._due.append(decision)
             if decision["decision"] == "stop":
-                kind = f"rung {decision['age']}"
-                self._due.append(self._outcome(live, "pruned", kind=kind, message=rung_sentence(decision)))
+                self._due.append(ends.pruned(live, decision))
 
     def _apply_audit(self, line: Line) -> None:
         live = self.live[line["trial"]]
@@ -413,8 +346,7 @@ class SweepState:
         live = self.live[line["trial"]]
         live.suspended = line
         self._tell_condemned(live, line)
-        if (tripped := self._overload(line["trial"])) is not None:
-            self._due.append(tripped)
+        self._check_breaker(line["trial"])
 
     def _tell_condemned(self, live: LiveTrial, line: Line) -> None:
         """At once, and not at its real end: what a sampler is not told of it draws again. The end, should it be another
@@ -431,8 +363,7 @@ class SweepState:
     def _apply_outcome(self, line: Line) -> None:
         live = self.live.pop(line["trial"])
         self.outcomes[line["trial"]] = line
-        if (tripped := self._overload(line["trial"])) is not None:
-            self._due.append(tripped)
+        self._check_breaker(line["trial"])
         collapsed = line["outcome"] in ("collapsed", "diverged")
         if collapsed:
             self._forget(line["trial"])
@@ -446,47 +377,15 @@ class SweepState:
         """Nothing that a collapsed trial reached counts in a comparison."""
         if self.rungs:
             self.rungs.forget(trial)
-        for values in self._reached.values():
-            values.pop(trial, None)
+        self.probation.forget(trial)
 
-    # --- the circuit breaker ---------------------------------------------------------------------------------------
-
-    def _overload(self, trial: str) -> Line | None:
-        """The circuit breaker's line, if the collapse of `trial` is one too many among the first trials."""
+    def _check_breaker(self, trial: str) -> None:
+        """`trial` has ended or was set aside: among the first ones that may be one collapse too many."""
         breaker = self.spec.breaker
-        if breaker is None or self._tripped_once or int(trial) >= breaker.first:
-            return None
-        ended = {name: self._collapsed(name) for name in self.draws.params if int(name) < breaker.first}
-        dead = sum(end is True for end in ended.values())
-        if dead < breaker.limit or (self.exhausted and not self.live):
-            return None
-        found = regions(self._fates(), self.spec.to_dict()["search"])
-        known = sum(end is not None for end in ended.values())
-        return journal.breaker(
-            first=breaker.first, ended=known, collapsed=dead, regions=[region.to_dict() for region in found]
-        )
-
-    def _collapsed(self, trial: str) -> bool | None:
-        """Whether the trial has collapsed or diverged; None while nobody knows."""
-        if trial in self.live and self.live[trial].suspended is not None:
-            return True
-        outcome = self.outcomes.get(trial)
-        return outcome["outcome"] in ("collapsed", "diverged") if outcome is not None else None
-
-    def _fates(self) -> list[Fate]:
-        """How the trials have ended; one that runs and has had a valid epoch lives so far."""
-        fates = []
-        for trial, params in self.draws.params.items():
-            dead, live = self._collapsed(trial), self.live.get(trial)
-            if live is not None and live.suspended is not None:
-                fates.append(Fate(params, True, live.suspended["margin"]))
-            elif live is not None and dead is None and live.judged.best is not None and not live.judged.runs_on:
-                fates.append(Fate(params, False, live.judged.margin))
-            elif dead is not None and (outcome := self.outcomes[trial])["outcome"] != "failed":
-                fates.append(Fate(params, dead, outcome["margin"] if outcome["outcome"] != "diverged" else None))
-        return fates
-
-    # --- judging -------------------------------------------------------------------------------------------------
+        if breaker is None or self._tripped_once or int(trial) >= breaker.first or (self.exhausted and not self.live):
+            return
+        if (tripped := overload(self.spec, self.draws.params, self.live, self.outcomes)) is not None:
+            self._due.append(tripped)
 
     def _compare(self, live: LiveTrial, report: Line) -> Line | None:
         """The rung's decision about an epoch's report, as a line that is due; None where there is none to make.
@@ -514,62 +413,6 @@ class SweepState:
             decision="stop" if decision.stop and report["epoch"] < live.epochs else "continue",
         )
 
-    def _condemned(self, live: LiveTrial, verdict: Verdict, report: Line) -> Line:
-        """The line that is due for a condemned trial: its end, unless it is to run on or to be set aside."""
-        fresh = verdict.state == "collapsed" and not report["closing"] and not live.audited and not live.told
-        if not fresh or not (self.spec.audits(int(live.id)) or self.spec.probation.epochs):
-            return self._outcome(live, verdict.state, verdict=verdict, audited=live.audited)
-        details = journal.condemned(
-            verdict.to_dict(),
-            epochs=report["epoch"],
-            step=report["step"],
-            epochs_budget=live.epochs,
-            seconds=live.seconds + report["seconds"],
-        )
-        if self.spec.audits(int(live.id)):
-            return journal.audit(live.id, live.attempt, **details)
-        until = report["epoch"] + (self.spec.probation.epochs or 0)
-        return journal.suspended(live.id, live.attempt, until=until, **details)
-
-    def _conclude(self, live: LiveTrial, outcome: str, **details: Any) -> None:
-        self._happen(self._outcome(live, outcome, **details))
-
-    def _outcome(
-        self,
-        live: LiveTrial,
-        outcome: str,
-        *,
-        verdict: Verdict | None = None,
-        kind: str | None = None,
-        message: str | None = None,
-        error: str | None = None,
-        audited: bool = False,
-    ) -> Line:
-        last, best = live.judged.last, live.judged.best
-        margin = live.judged.margin
-        if verdict is not None:
-            kind, margin, message = verdict.kind, verdict.margin, verdict.message
-        kept = ("epoch", "step", "metrics", "seq", "attempt", "checkpoint")
-        return journal.outcome(
-            live.id,
-            live.attempt,
-            outcome,
-            kind=kind,
-            margin=margin,
-            rule=verdict.rule if verdict else None,
-            evidence=[evidence.to_dict() for evidence in verdict.evidence] if verdict else [],
-            message=message,
-            warnings=last["warnings"] if last else [],
-            best={key: best[key] for key in kept} if best else None,
-            last=last["metrics"] if last else {},
-            epochs=last["epoch"] if last else 0,
-            epochs_budget=live.epochs,
-            step=last["step"] if last else 0,
-            seconds=live.seconds + (last["seconds"] if last else 0.0),
-            error=error,
-            audited=audited,
-        )
-
 
 def unsettled(schedule: Schedule) -> str | None:
     """Why no epoch of this schedule could ever be valid, or None: beta must settle before the last epoch begins."""
@@ -577,13 +420,6 @@ def unsettled(schedule: Schedule) -> str | None:
         return None
     when = "never" if schedule.full_at_epoch == float("inf") else f"only after {schedule.full_at_epoch:g} epochs"
     return f"beta settles {when}, in a budget of {schedule.epochs} epochs"
-
-
-def rung_sentence(rung: Mapping[str, Any]) -> str:
-    """Why a trial was stopped at a rung, in words."""
-    value = "no valid value" if rung["value"] is None else f"{rung['value']:.4g}"
-    cutoff = "none" if rung["cutoff"] is None else f"{rung['cutoff']:.4g}"
-    return f"at full-beta age {rung['age']}, {value} was worse than the cut-off {cutoff} of {rung['peers']} trials"
 
 
 def _same_event(due: Line, line: Line) -> bool:

@@ -188,7 +188,7 @@ class Driver:
 
     def _warm_start(self) -> None:
         if self.spec.warm_start:
-            line = gathered(self.spec, self.trainable, self.state.build)
+            line = gathered(self.spec, self.trainable)
             self.state.warm_start(line)
             self._note(f"warm start: {sentence(line)}")
 

@@ -17,10 +17,10 @@ from typing import Any
 import trainables
 from search_spaces.errors import BadInput
 from search_spaces.spec import SweepSpec
+from sweep.building import build
 from sweep.cluster import free_resources
 from sweep.opening import check, resolve_rules
 from sweep.rungs import Rungs
-from sweep.state import SweepState, unsettled
 from sweep.timing import Timing, measure
 from sweep.warm_start import gathered, resolved, sentence
 from trainables.cache import cached
@@ -72,10 +72,7 @@ def make(spec: SweepSpec, *, address: str | None = None, timing: bool = True) ->
     trainable = trainables.load(spec.trainable)
     check(spec, trainable)
     rules = resolve_rules(spec)
-    taught = None
-    if spec.warm_start:
-        state = SweepState(spec, trainable, rules, lambda line: None)
-        taught = sentence(gathered(resolved(spec), trainable, state.build))
+    taught = sentence(gathered(resolved(spec), trainable)) if spec.warm_start else None
     configs, refused = typical(spec, trainable)
     schedules = [trainable.schedule(config) for config in configs]
     free = free_resources(address)
@@ -125,12 +122,7 @@ def typical(spec: SweepSpec, trainable: Any) -> tuple[list[Any], float]:
     rng = random.Random(spec.seed)
     configs, refused, reason = [], 0, ""
     for _ in range(DRAWS):
-        params = spec.sample(rng, trainable.Config)
-        try:
-            config = spec.config(params, trainable.Config, seed=spec.seed_of(0), schedule=trainable.schedule)
-            why = spec.violated(config) or unsettled(trainable.schedule(config))
-        except BadInput as error:
-            config, why = None, str(error)
+        config, why = build(spec, trainable, spec.sample(rng, trainable.Config), spec.seed_of(0))
         if config is None or why is not None:
             refused, reason = refused + 1, str(why)
         else:

@@ -208,7 +208,7 @@ class Simulator:
         limit = self.spec.budget.hours * 3600 if self.spec.budget.hours else math.inf
         policy = StatePolicy(self.state)
         if self.spec.warm_start:
-            self.state.warm_start(gathered(self.spec, self.trainable, self.state.build))
+            self.state.warm_start(gathered(self.spec, self.trainable))
         tripped = lambda: self.state.tripped  # noqa: E731
         played = play(policy, self.surrogate, slots=self.slots, seconds=limit, see=self._see, over=tripped)
         counts = {**self.state.counts}

@@ -13,7 +13,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from analysis import journal
@@ -23,12 +23,14 @@ from search_spaces.errors import BadInput
 from search_spaces.spec import SweepSpec
 from sweep import ends
 from sweep.breaker import overload
+from sweep.building import build
+from sweep.building import unsettled as unsettled
 from sweep.draws import Draws
 from sweep.live import LiveTrial
 from sweep.probation import Probation, waiting
 from sweep.rungs import Rungs
 from sweep.study import MOST_REFUSALS, Study, told
-from trainables.base import Reported, Schedule
+from trainables.base import Reported
 
 #: Losses to the infrastructure after which a trial is given up.
 MOST_LOSSES = 3
@@ -95,7 +97,7 @@ class SweepState:
             ask, params = drawn
             number = len(self.live) + len(self.outcomes)
             seed = self.spec.seed_of(number)
-            config, reason = self.build(params, seed)
+            config, reason = build(self.spec, self.trainable, params, seed)
             twin = self.draws.twin(params) if reason is None else None
             if config is not None and reason is None and twin is None:
                 break
@@ -118,7 +120,8 @@ class SweepState:
             return self.study.ask()
         if not self.draws.finite:
             return self.study.ask(at_random=True)
-        left = self.draws.left(lambda params: self.build(params, 0)[1] is None, self.study.asked)
+        possible = lambda params: build(self.spec, self.trainable, params, 0)[1] is None  # noqa: E731
+        left = self.draws.left(possible, self.study.asked)
         self.spent = left is None
         return self.study.give(left) if left is not None else None
 
@@ -126,20 +129,6 @@ class SweepState:
         """Takes in what earlier sweeps teach (`sweep.warm_start`); before the first draw."""
         with self._lock:
             self._happen(line)
-
-    def build(self, params: Mapping[str, Any], seed: int) -> tuple[Any, str | None]:
-        """The config of a draw, and why the draw is refused (None: it is not)."""
-        try:
-            config = self.spec.config(
-                params,
-                self.trainable.Config,
-                seed=seed,
-                schedule=self.trainable.schedule,
-                epochs_path=getattr(self.trainable, "epochs_path", "train.epochs"),
-            )
-        except BadInput as error:  # a combination that the family's config refuses
-            return None, str(error)
-        return config, self.spec.violated(config) or unsettled(self.trainable.schedule(config))
 
     def _back(self, leaving: Collection[str]) -> LiveTrial | None:
         """The oldest suspended trial that ranks. Without further draws those that do not are condemned for good.
@@ -412,14 +401,6 @@ class SweepState:
             peers=decision.peers,
             decision="stop" if decision.stop and report["epoch"] < live.epochs else "continue",
         )
-
-
-def unsettled(schedule: Schedule) -> str | None:
-    """Why no epoch of this schedule could ever be valid, or None: beta must settle before the last epoch begins."""
-    if schedule.full_beta_epochs(schedule.epochs) >= 1:
-        return None
-    when = "never" if schedule.full_at_epoch == float("inf") else f"only after {schedule.full_at_epoch:g} epochs"
-    return f"beta settles {when}, in a budget of {schedule.epochs} epochs"
 
 
 def _same_event(due: Line, line: Line) -> bool:

@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from analysis import journal
 from analysis.judging import Line
@@ -24,10 +24,8 @@ from analysis.wording import listing, plural
 from search_spaces.errors import BadInput
 from search_spaces.parameter import Parameter
 from search_spaces.spec import SweepSpec
+from sweep.building import build
 from sweep.opening import fingerprint
-
-#: (parameters, seed) -> (config, why the present spec refuses it or None): `SweepState.build`.
-Build = Callable[[Mapping[str, Any], int], tuple[Any, str | None]]
 
 
 def resolved(spec: SweepSpec) -> SweepSpec:
@@ -46,7 +44,7 @@ def resolved(spec: SweepSpec) -> SweepSpec:
     return spec.model_copy(update={"warm_start": tuple(found)}) if found else spec
 
 
-def gathered(spec: SweepSpec, trainable: Any, build: Build) -> Line:
+def gathered(spec: SweepSpec, trainable: Any) -> Line:
     """The journal line of a warm start; raises BadInput where no earlier trial can be told."""
     told: list[dict[str, Any]] = []
     left_out: list[dict[str, Any]] = []
@@ -58,7 +56,7 @@ def gathered(spec: SweepSpec, trainable: Any, build: Build) -> Line:
         seen.add(earlier.header.sweep)
         foreign, reasons = _foreign(earlier, spec), Counter[str]()
         for record in earlier.trials.values():
-            params, reason = (None, foreign) if foreign else _converted(record, spec, trainable.Config, build)
+            params, reason = (None, foreign) if foreign else _converted(record, spec, trainable)
             if params is None:
                 reasons[str(reason)] += 1
             else:
@@ -99,25 +97,23 @@ def _foreign(earlier: Journal, spec: SweepSpec) -> str | None:
     return "other data files" if sizes[0] != sizes[1] else None
 
 
-def _converted(
-    record: TrialRecord, spec: SweepSpec, Config: type[BaseModel], build: Build
-) -> tuple[dict[str, Any] | None, str | None]:
+def _converted(record: TrialRecord, spec: SweepSpec, trainable: Any) -> tuple[dict[str, Any] | None, str | None]:
     """The trial as a draw of the present space, or None and why it is none."""
     if record.outcome is None:
         return None, "unfinished"
     if record.outcome.outcome == "failed":
         return None, "failed"
     try:
-        was = Config.model_validate(record.config).model_dump(mode="json")
+        was = trainable.Config.model_validate(record.config).model_dump(mode="json")
     except ValidationError:
         return None, "config refused by the present trainer"
     params: dict[str, Any] = {}
-    for path, parameter in spec.parameters(params, Config):
+    for path, parameter in spec.parameters(params, trainable.Config):
         value = inside(parameter, _at(was, path))
         if value is _OUTSIDE:
             return None, f"{path} outside the space"
         params[path] = value
-    config, reason = build(params, record.seed or 0)
+    config, reason = build(spec, trainable, params, record.seed or 0)
     if reason is not None:
         return None, f"refused by the present spec: {reason}"
     other = _difference(was, config.model_dump(mode="json"))
@@ -196,5 +192,3 @@ def _by_age(earlier: Journal, record: TrialRecord) -> dict[int, float]:
             best = value if best is None or first.better(value, best) else best
             found[report.full_beta_epochs] = best
     return found
-
-

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
-from sweeps import spec
+from sweeps import Toy, spec
 
 import trainables
 from search_spaces.errors import BadInput
 from search_spaces.spec import SweepSpec
 from sweep import timing
 from sweep.plan import epochs_of_sweep, typical
-from trainables.base import Reported, Schedule
+from trainables.base import Buttress, Reported, Schedule, Section
 
 ROOT = Path(__file__).parents[1]
 
@@ -68,6 +69,29 @@ def test_rungs_shorten_the_sweep_as_halving_does() -> None:
     # synchronous halving would run a trial 2 + 1 + 1 + 1 = 5 epochs; asynchronous lets more of the early ones pass
     assert 5 * 64 <= sum(halved) < 9 * 64
     assert set(halved) == {2, 4, 8, 16}
+
+
+class FlatConfig(Section):
+    beta: float = 1.0
+    epochs: int = 5
+    buttress: Buttress = Buttress()
+
+
+def test_a_family_whose_epochs_stand_elsewhere_is_planned_as_it_would_be_swept() -> None:
+    """`budget.full_beta_epochs` sets the family's own `epochs_path`."""
+
+    class Flat(Toy):
+        Config, epochs_path = FlatConfig, "epochs"
+
+        def schedule(self, config: Any) -> Schedule:
+            return Schedule(epochs=config.epochs, full_at_epoch=2)
+
+    flat = SweepSpec.from_dict(
+        {"name": "flat", "trainable": "toy", "search": {"beta": {"uniform": [0.1, 1.0]}}, "objectives": ["val/score"],
+         "scheduler": {"kind": "fifo"}, "budget": {"trials": 3, "full_beta_epochs": 6}}
+    )  # fmt: skip
+    configs, refused = typical(flat, Flat())
+    assert refused == 0 and {config.epochs for config in configs} == {8}
 
 
 def test_trials_are_timed_together_until_their_objective_is_known() -> None:

@@ -13,8 +13,9 @@ from sweeps import RULES, Toy, World, drive, spec, state
 from analysis.records import fold
 from analysis.selection import best
 from search_spaces.errors import BadInput
+from sweep.building import unsettled
 from sweep.opening import header
-from sweep.state import Line, unsettled
+from sweep.state import Line
 from trainables.base import Reported, Schedule
 
 

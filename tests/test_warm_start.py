@@ -36,7 +36,7 @@ def record(folder: Path, sweep: str = "toy-aaaaaa", made: SweepSpec | None = Non
 def warmed(tmp_path: Path, lines: list[Line] | None = None, **changes: Any) -> SweepState:
     made = spec(**{"warm_start": [str(tmp_path / "toy-aaaaaa")], **changes})
     sweep = state(made, lines)
-    sweep.warm_start(gathered(made, Toy(), sweep.build))
+    sweep.warm_start(gathered(made, Toy()))
     return sweep
 
 

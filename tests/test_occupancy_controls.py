@@ -262,15 +262,17 @@ def test_a_falling_loss_is_no_evidence() -> None:
     assert of_loss == ["nonfinite"]
 
 
-def ranked(fill: float, sep: float, precision: float) -> str:
-    """What the rules for a ranking objective say of a trial that stays as it is, at an occupied share of 1 %."""
+def ranked(fill: float, sep: float, precision: float, growth: float = 1.0) -> str:
+    """What the rules for a ranking objective say of a trial that stays as it is but for the growth of its average
+    precision in an epoch, at an occupied share of 1 %."""
     path = rules_file("occupancy/ranking")
     assert path is not None
     watch = RuleSet.load(path).watch(budget_epochs=5)
-    for number, step in enumerate(range(25, 500, 25), 1):
+    for number, step in enumerate(range(25, 900, 25), 1):
         metrics = {"occ/fill": fill, "occ/sep": sep, "occ/rate": 0.01}
         if number % 8 == 0:
             metrics["val/average_precision"] = precision
+            precision *= growth
         age = step // 200
         verdict = watch.update(metrics, epoch=age, step=step, full_beta_epochs=age, full_beta_steps=step)
         if verdict.final:
@@ -293,6 +295,11 @@ def test_for_a_ranking_objective_only_what_ranks_nothing_is_dead(
     fill: float, sep: float, precision: float, rule: str
 ) -> None:
     assert ranked(fill, sep, precision) == rule
+
+
+def test_a_late_one_whose_ranking_gets_better_is_not_blind() -> None:
+    assert ranked(0.0, 1.1, 0.0086, growth=1.25) == "healthy"
+    assert ranked(0.0, 1.1, 0.0086, growth=1.05) == "blind"
 
 
 def test_rules_that_a_family_does_not_have_are_refused_with_those_it_has() -> None:

@@ -51,9 +51,9 @@ def trial(config: Config) -> tuple[list[Reported], float]:
     return kept.reports, time.process_time() - began
 
 
-def judged(reports: list[Reported], epochs: int) -> str:
+def judged(reports: list[Reported], epochs: int, rules: str) -> str:
     """`full at step 175, +0.24` of the kill, or the warnings, or `lives`."""
-    path = rules_file("occupancy")
+    path = rules_file(rules)
     assert path is not None
     watch = RuleSet.load(path).watch(budget_epochs=epochs)
     for one in reports:
@@ -90,8 +90,9 @@ def main() -> None:
         group, _, name = path.partition(".")
         groups.setdefault(group, {})[name] = yaml.safe_load(value)
     groups["train"]["epochs"] = given.epochs
-    print("| loss | step 50: mean / r, fill, sep | 100 | 225 | end: fill, sep | AP | best IoU | verdict | ms a step |")
-    print("| --- | --- | --- | --- | --- | --: | --: | --- | --: |")
+    heads = "step 50: mean / r, fill, sep | 100 | 225 | end: fill, sep | AP | best IoU | at a threshold | by ranking"
+    print(f"| loss | {heads} | ms a step |")
+    print("| --- | --- | --- | --- | --- | --: | --: | --- | --- | --: |")
     for recipe in given.recipes.split(","):
         config = Config.recipe(recipe, **groups)
         reports, seconds = trial(config)
@@ -100,7 +101,8 @@ def main() -> None:
         cells = [reading(by_step[step]) if step in by_step else "-" for step in (50, 100, 225)]
         end = f"{last.metrics['occ/fill']:.3g}, {last.metrics['occ/sep']:.3g}"
         scores = f"{last.metrics['val/average_precision']:.4f} | {last.metrics['val/best_iou']:.4f}"
-        verdict, cost = judged(reports, given.epochs), 1000 * seconds / last.step
+        verdicts = [judged(reports, given.epochs, rules) for rules in ("occupancy/threshold", "occupancy")]
+        verdict, cost = " | ".join(verdicts), 1000 * seconds / last.step
         print(f"| {recipe} | {' | '.join(cells)} | {end} | {scores} | {verdict} | {cost:.0f} |", flush=True)
         if given.curve:
             for one in reports:

@@ -45,7 +45,7 @@ class Judge(Kept):
 
     def __init__(self, epochs: int) -> None:
         super().__init__()
-        path = rules_file("occupancy")
+        path = rules_file("occupancy/threshold")
         assert path is not None
         self.watch = RuleSet.load(path).watch(budget_epochs=epochs)
 

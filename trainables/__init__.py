@@ -61,19 +61,29 @@ def rules_file(name: str) -> Path | None:
     """The family's `rules.yaml`, found as a file so that no family is imported; None for a family without one.
 
     `FAMILY/VARIANT` is its `rules-VARIANT.yaml`; raises `BadInput` where there is none. For
-    `my_package.module:MyTrainable` the file is `rules.yaml` beside the module. A folder of this package that has rules
-    but no trainer yet counts as a family here.
+    `my_package.module:MyTrainable` the files are beside the module. A folder of this package that has rules but no
+    trainer yet counts as a family here.
     """
-    name, _, variant = name.partition("/")
-    module_name = FAMILIES.get(name, name).partition(":")[0]
-    path = Path(__file__).parent / name / "rules.yaml"
-    if name not in FAMILIES and not path.is_file():
-        spec = importlib.util.find_spec(module_name)
-        path = Path(spec.origin).parent / "rules.yaml" if spec and spec.origin else Path("rules.yaml")
+    family, _, variant = name.partition("/")
     if variant:
-        others = {each.stem.removeprefix("rules-"): each for each in sorted(path.parent.glob("rules-*.yaml"))}
-        if variant not in others:
-            accepted = ", ".join([name, *(f"{name}/{other}" for other in others)])
-            raise BadInput("no such rules", key="extends", value=f"{name}/{variant}", accepted=accepted)
-        path = others[variant]
+        others = rules_variants(family)
+        if name not in others:
+            raise BadInput("no such rules", key="extends", value=name, accepted=", ".join([family, *others]))
+        return others[name]
+    path = _rules_folder(family) / "rules.yaml"
     return path if path.is_file() else None
+
+
+def rules_variants(family: str) -> dict[str, Path]:
+    """`FAMILY/VARIANT` -> file of the other rules that come with a family, beside its `rules.yaml`."""
+    files = sorted(_rules_folder(family).glob("rules-*.yaml"))
+    return {f"{family}/{path.stem.removeprefix('rules-')}": path for path in files}
+
+
+def _rules_folder(family: str) -> Path:
+    module_name = FAMILIES.get(family, family).partition(":")[0]
+    folder = Path(__file__).parent / family
+    if family not in FAMILIES and not (folder / "rules.yaml").is_file():
+        spec = importlib.util.find_spec(module_name)
+        folder = Path(spec.origin).parent if spec and spec.origin else Path()
+    return folder

@@ -30,6 +30,7 @@ from benchmarks.collapsebench.family import load  # noqa: E402
 from collapse.rules import RuleSet  # noqa: E402
 from search_spaces.errors import BadInput  # noqa: E402
 from sweep.opening import family_rules, resolve_rules  # noqa: E402
+from trainables import rules_variants  # noqa: E402
 
 HERE = Path(__file__).parent
 FALSE_KILL = 0.02
@@ -135,7 +136,8 @@ def judge(family: str, folder: Path, tell: Callable[[str], None], rules: RuleSet
     whole = once(bench.curves)
     results["untuned"] = figures(judged(whole, start, direction))
     results["shipped"] = figures(judged(whole, resolve_rules(load(family).spec()), direction))
-    results["own"] = figures(judged(whole, family_rules(family), direction))
+    variants = {name: judged(whole, family_rules(name), direction) for name in rules_variants(family)}
+    results["variants"] = {name: figures(found) for name, found in variants.items()}
     truths = [curve.truth.is_ for curve in whole if curve.truth]
     results["truth"] = {name: truths.count(name) for name in sorted(set(truths))}
     seconds = sorted(curve.about["cpu_s"] for curve in bench.curves)

@@ -361,7 +361,7 @@ def _found(found: Any) -> Any:
 
 def _execute(driver: Any, quiet: bool, json_: bool) -> None:
     """Runs a driver under its watchers and reports the end."""
-    from sweep.driver import TRIPPED
+    from sweep.finish import TRIPPED
     from sweep.watching import watched
 
     # as Ctrl-C does, also where Ctrl-C itself is ignored: in a shell script's background

@@ -115,7 +115,7 @@ class Solo:
         self.judged = Judged(rules, [objective], direction, epochs)
         self._folder, self._objective, self._epochs = folder, objective, epochs
         self._about = {"trainable": trainable.name, "config": config.model_dump(mode="json"), "objective": objective}
-        self._checkpoints = Checkpoints(LocalFiles(folder.parent), direction)
+        self._checkpoints = Checkpoints(LocalFiles(folder.parent), objective, direction)
 
     def send(self, reported: Reported) -> None:
         line = journal.report("train", 1, len(self.judged.reports), reported)

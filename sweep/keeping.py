@@ -41,10 +41,10 @@ class LocalFiles:
 
 
 class Checkpoints:
-    """Deletes checkpoints of one sweep as they become useless."""
+    """Deletes checkpoints of one sweep as they become useless; trials are compared by their best `metric`."""
 
-    def __init__(self, files: Files, direction: str) -> None:
-        self._files = files
+    def __init__(self, files: Files, metric: str, direction: str) -> None:
+        self._files, self._metric = files, metric
         self._sign = 1.0 if direction == "max" else -1.0
         self._finished: list[tuple[float, str]] = []  # (value, larger is better; trial) of completed trials with files
 
@@ -58,10 +58,11 @@ class Checkpoints:
             if path not in keep:
                 self._files.delete(trial, path)
 
-    def ended(self, trial: str, outcome: dict[str, Any], value: float | None) -> None:
+    def ended(self, trial: str, outcome: dict[str, Any]) -> None:
         """A trial has its outcome and its workers have left it."""
-        best = (outcome.get("best") or {}).get("checkpoint")
-        keep = best if outcome["outcome"] == "completed" and value is not None else None
+        best = outcome.get("best") or {}
+        value: float | None = best["metrics"][self._metric] if best else None
+        keep = best.get("checkpoint") if outcome["outcome"] == "completed" and value is not None else None
         for path in self._files.checkpoints(trial):
             if path != keep:
                 self._files.delete(trial, path)

@@ -23,11 +23,12 @@ from analysis import journal
 from analysis.curves import Curve
 from collapse.rules import RuleSet
 from search_spaces.spec import SweepSpec
-from sweep.driver import TRIPPED, Finish, Watcher
+from sweep.finish import TRIPPED, Finish
 from sweep.opening import check, header, new_id, resolve_rules
 from sweep.state import Line, SweepState
 from sweep.surrogate import Surrogate
 from sweep.warm_start import gathered
+from sweep.watchers import Watcher
 from trainables.base import Reported
 
 #: From the end of a trial to the start of the next in a warm slot, in seconds (benchmarks/slots.py measures it).

@@ -120,8 +120,7 @@ class SweepState:
             return self.study.ask()
         if not self.draws.finite:
             return self.study.ask(at_random=True)
-        possible = lambda params: build(self.spec, self.trainable, params, 0)[1] is None  # noqa: E731
-        left = self.draws.left(possible, self.study.asked)
+        left = self.draws.left(lambda params: build(self.spec, self.trainable, params, 0)[1] is None, self.study.asked)
         self.spent = left is None
         return self.study.give(left) if left is not None else None
 

@@ -7,9 +7,11 @@ import sys
 
 from rich.console import Console
 
-from sweep.driver import Driver, Finish, notes
+from sweep.driver import Driver
+from sweep.finish import Finish
 from sweep.progress import Heading, Progress
 from sweep.wandb import WandbRuns
+from sweep.watchers import notes
 
 
 def watched(driver: Driver, *, quiet: bool = False) -> Finish:
@@ -31,7 +33,7 @@ def watched(driver: Driver, *, quiet: bool = False) -> Finish:
     progress = Progress(heading, console)
     for line in driver.earlier:
         progress.line(line)
-    driver.watchers = (*driver.watchers, runs, progress)
+    driver.watchers.add(runs, progress)
     console.print(f"sweep {driver.sweep}: journal, checkpoints and W&B files go to {driver.where}")
     level = notes.level
     try:

@@ -290,7 +290,7 @@ class Hesitant:
             if self.idle_since is None or time.monotonic() - self.idle_since < 3:
                 self.nothing += 1
                 return None
-        later = {slot for trial, slot in self.sweep._slot_of.items() if trial > "0003"}
+        later = {slot for trial, slot in self.sweep.events.slot_of.items() if trial > "0003"}
         return "FINISHED" if len(later) == 2 or drawn == 104 else self.draw()
 
 

@@ -29,7 +29,6 @@ from analysis.records import Journal, fold
 from analysis.selection import best
 from search_spaces.errors import BadInput
 from search_spaces.spec import SweepSpec
-from sweep.keeping import Checkpoints, LocalFiles
 from sweep.mailbox import Mailbox
 from sweep.opening import header
 from sweep.progress import Heading, Progress
@@ -339,9 +338,7 @@ class Played:
 
         self.world, self.late, self.folder = world, late, folder
         self.driver = made_by = Driver(made, folder, sweep="toy-000000", rules=RULES, earlier=earlier)
-        made_by.pool = SimpleNamespace(working=lambda: 1, said_hello=lambda *_: None)  # type: ignore[assignment]
         made_by.mailbox, made_by._name, made_by._began = Handle(), "mailbox", 0.0
-        made_by.files = LocalFiles(folder / "trials")
         self.mailbox: Mailbox = made_by.mailbox.mailbox
         self.held: dict[str, int] = {}
         self.worker: Iterator[Any] = iter(())
@@ -350,10 +347,10 @@ class Played:
         """Until the sweep's end, or until the worker has made `most` reports."""
         driver = self.driver
         with JournalWriter(self.folder / "journal.jsonl", fsync=()) as driver._writer:
-            driver.state = SweepState(driver.spec, driver.trainable, RULES, driver._write, driver._line)
-            driver.checkpoints = Checkpoints(driver.files, "max")
+            driver._open()
             driver._began = time.monotonic()
             driver._open_journal()
+            driver._attach(SimpleNamespace(working=lambda: 1, said_hello=lambda *_: None))  # type: ignore[arg-type]
             asyncio.run(self.mailbox.hello("slot-0", "life", 0, 1, {"pid": 1, "host": "here", "node": "n"}))
             taken, made = 0, 0
             while self.tune():
@@ -399,7 +396,7 @@ class Played:
     def pump(self) -> None:
         answers, self.driver._answers = self.driver._answers, []
         for event in asyncio.run(self.mailbox.exchange(answers, 0.0)):
-            getattr(self.driver, f"_on_{event['event']}")(event)
+            self.driver._answers += self.driver.events.take(event)
 
 
 def with_everything(**changes: Any) -> SweepSpec:

@@ -58,6 +58,14 @@ def shared() -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A cache of prepared data for the tests of one module: nothing is read that an earlier run has left."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BUTTRESS_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[Any]:
     """`ray`, connected to one local cluster of two CPUs that all tests of the session share."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from kept import Kept
+
 from collapse.rules import RuleSet
 from trainables import rules_file
 from trainables.base import Reported
@@ -20,31 +22,11 @@ SMALL_GRID: dict[str, Any] = {"point_cloud_range": (-6.4, -6.4, -1.6, 6.4, 6.4, 
 SMALL: dict[str, Any] = {"channels": (4, 8, 16), "latent_dim": 16, "pool": (2, 2, 1), "pose_dim": 16, "dropout": 0.0}
 
 
-class Kept:
-    """Keeps every report; stops the trial once `until` epochs have been reported."""
-
-    def __init__(self, until: int | None = None) -> None:
-        self.reports: list[Reported] = []
-        self.until, self.stop = until, False
-
-    def send(self, reported: Reported) -> None:
-        self.reports.append(reported)
-        self.stop = self.until is not None and reported.epoch >= self.until
-
-    @property
-    def epochs(self) -> list[Reported]:
-        return [one for one in self.reports if "val/iou" in one.metrics]
-
-    @property
-    def last(self) -> dict[str, float]:
-        return self.reports[-1].metrics
-
-
 class Judge(Kept):
     """Judges every report as a sweep does, and ends the trial at the verdict."""
 
     def __init__(self, epochs: int) -> None:
-        super().__init__()
+        super().__init__("val/iou")
         path = rules_file("occupancy/threshold")
         assert path is not None
         self.watch = RuleSet.load(path).watch(budget_epochs=epochs)
@@ -76,6 +58,6 @@ def config_of(recipe: str = "head", **groups: dict[str, Any]) -> Config:
 
 
 def train(config: Config, folder: Path, **more: Any) -> Any:
-    sink = more.pop("sink", None) or Kept()
+    sink = more.pop("sink", None) or Kept("val/iou")
     launch(config, Occupancy(), folder, sink=sink, **more)
     return sink

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from kept import Kept
 from sklearn.metrics import adjusted_rand_score, balanced_accuracy_score, r2_score
 from sklearn.mixture import GaussianMixture
 
@@ -18,41 +18,15 @@ from collapse.rules import RuleSet
 from search_spaces.errors import BadInput
 from search_spaces.spec import SweepSpec
 from trainables import load, rules_file
-from trainables.base import Reported
 from trainables.launch import train as launch
 from trainables.lithology.clustering import adjusted_rand
 from trainables.lithology.config import Config
 from trainables.lithology.train import Lithology, LithologyTask
 from trainables.world import World
 
+pytestmark = pytest.mark.usefixtures("own_cache")
+
 FEATURES = ["gra", "ms", "ngr", "r", "g", "b"]
-
-
-class Kept:
-    """Keeps every report; stops the trial once `until` epochs have been reported."""
-
-    def __init__(self, until: int | None = None) -> None:
-        self.reports: list[Reported] = []
-        self.until, self.stop = until, False
-
-    def send(self, reported: Reported) -> None:
-        self.reports.append(reported)
-        self.stop = self.until is not None and reported.epoch >= self.until
-
-    @property
-    def epochs(self) -> list[Reported]:
-        return [one for one in self.reports if "val/recon" in one.metrics]
-
-    @property
-    def last(self) -> dict[str, float]:
-        return self.reports[-1].metrics
-
-
-@pytest.fixture(autouse=True, scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("BUTTRESS_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
 
 
 def config_of(recipe: str = "standard", **groups: dict[str, Any]) -> Config:
@@ -64,7 +38,7 @@ def config_of(recipe: str = "standard", **groups: dict[str, Any]) -> Config:
 
 
 def train(config: Config, folder: Path, **more: Any) -> Kept:
-    sink = more.pop("sink", None) or Kept()
+    sink = more.pop("sink", None) or Kept("val/recon")
     launch(config, Lithology(), folder, sink=sink, **more)
     return sink
 
@@ -256,7 +230,7 @@ def test_a_head_needs_labels(tmp_path: Path) -> None:
 def test_a_stopped_run_goes_on_to_the_same_numbers(tmp_path: Path) -> None:
     config = config_of("hybrid_semi", train={"epochs": 4, "plateau_patience": 0}, model={"dropout": 0.1})
     whole = train(config, tmp_path / "whole")
-    stopped = train(config, tmp_path / "stopped", sink=Kept(until=2))
+    stopped = train(config, tmp_path / "stopped", sink=Kept("val/recon", until=2))
     assert stopped.reports[-1].epoch < 4
     saved = tmp_path / "stopped" / "checkpoints/000002.pt"
     resumed = train(config, tmp_path / "stopped", resume=saved)

@@ -7,7 +7,6 @@ same controls is tested at once.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +18,9 @@ from search_spaces.errors import BadInput
 from trainables import rules_file
 from trainables.occupancy.config import Config
 
+pytestmark = pytest.mark.usefixtures("own_cache")
+
 EPOCH, WARMUP = 240, 25
-
-
-@pytest.fixture(autouse=True, scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("BUTTRESS_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
 
 
 def quick(recipe: str, epochs: int = 5, **groups: dict[str, Any]) -> Config:

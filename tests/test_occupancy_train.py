@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from occupancy import SMALL_GRID, Kept, config_of, train
+from kept import Kept
+from occupancy import SMALL_GRID, config_of, train
 from scipy.spatial.transform import Rotation
 
 from search_spaces.errors import BadInput
@@ -25,13 +25,7 @@ from trainables.occupancy.train import Occupancy, OccupancyTask
 from trainables.steps import StepState
 from trainables.world import World
 
-
-@pytest.fixture(autouse=True, scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("BUTTRESS_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
-
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 # ---- what is reported
 
@@ -189,7 +183,7 @@ def test_batches_that_do_not_fit_are_refused(tmp_path: Path) -> None:
 def test_a_stopped_run_goes_on_to_the_same_numbers(tmp_path: Path) -> None:
     config = config_of(train={"epochs": 4}, model={"dropout": 0.1})
     whole = train(config, tmp_path / "whole")
-    train(config, tmp_path / "stopped", sink=Kept(until=2))
+    train(config, tmp_path / "stopped", sink=Kept("val/iou", until=2))
     saved = tmp_path / "stopped" / "checkpoints/000002.pt"
     resumed = train(config, tmp_path / "stopped", resume=saved)
     assert resumed.epochs[0].epoch == 3 and resumed.last == whole.last

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from kept import Kept
 
 from benchmarks.rainfall_thresholds import QUICK, judged, trial
 from trainables.base import Reported
@@ -16,14 +16,7 @@ from trainables.rainfall.config import Config
 from trainables.rainfall.model import RainVae
 from trainables.rainfall.train import Rainfall
 
-pytestmark = pytest.mark.control
-
-
-@pytest.fixture(autouse=True, scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("BUTTRESS_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
+pytestmark = [pytest.mark.control, pytest.mark.usefixtures("own_cache")]
 
 
 def run(**groups: dict[str, Any]) -> tuple[list[Reported], dict[str, Any]]:
@@ -94,13 +87,6 @@ def _continued(variant: str, epochs: int, folder: Path, resume: Path | None = No
     merged["loss"] |= {"lambda_mass": 0.0}
     merged["train"] |= {"epochs": epochs, "scheduler": "none", "lr": 5e-4}
 
-    class Kept:
-        stop = False
-        reports: list[Reported] = []
-
-        def send(self, reported: Reported) -> None:
-            self.reports = [*self.reports, reported]
-
-    kept = Kept()
+    kept = Kept("prior/crps")
     launch(Config.model_validate(merged), Rainfall(), folder, sink=kept, resume=resume)
     return kept.reports

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from math import cos, pi
 from pathlib import Path
 from typing import Any
@@ -10,45 +9,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from kept import Kept
 from pydantic import ValidationError
 
 from search_spaces.errors import BadInput
 from search_spaces.spec import SweepSpec
 from tests.ranks import Ranks, pair  # noqa: F401
 from trainables import load
-from trainables.base import Reported
 from trainables.launch import train as launch
 from trainables.rainfall.config import RECIPES, Config
 from trainables.rainfall.train import Rainfall, RainfallTask
 from trainables.reporting import Reporter
 from trainables.world import World
 
-
-class Kept:
-    """Keeps every report; stops the trial once `until` epochs have been reported."""
-
-    def __init__(self, until: int | None = None) -> None:
-        self.reports: list[Reported] = []
-        self.until, self.stop = until, False
-
-    def send(self, reported: Reported) -> None:
-        self.reports.append(reported)
-        self.stop = self.until is not None and reported.epoch >= self.until
-
-    @property
-    def epochs(self) -> list[Reported]:
-        return [one for one in self.reports if "prior/crps" in one.metrics]
-
-    @property
-    def last(self) -> dict[str, float]:
-        return self.reports[-1].metrics
-
-
-@pytest.fixture(autouse=True, scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("BUTTRESS_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 def config_of(**groups: dict[str, Any]) -> Config:
@@ -66,7 +40,7 @@ def config_of(**groups: dict[str, Any]) -> Config:
 
 
 def train(config: Config, folder: Path, **more: Any) -> Kept:
-    sink = more.pop("sink", None) or Kept()
+    sink = more.pop("sink", None) or Kept("prior/crps")
     launch(config, Rainfall(), folder, sink=sink, **more)
     return sink
 
@@ -261,14 +235,14 @@ def test_a_stopped_run_goes_on_to_the_same_numbers(tmp_path: Path) -> None:
         model={"dropout": 0.1},
     )  # fmt: skip
     whole = train(config, tmp_path / "whole")
-    train(config, tmp_path / "stopped", sink=Kept(until=2))
+    train(config, tmp_path / "stopped", sink=Kept("prior/crps", until=2))
     resumed = train(config, tmp_path / "stopped", resume=tmp_path / "stopped" / "checkpoints/000002.pt")
     assert resumed.epochs[0].epoch == 3 and resumed.last == whole.last
 
 
 def reports(world: World, config: Config) -> list[tuple[int, dict[str, float], dict[str, list[float]]]]:
     """Step, metrics and vectors of every report of a run on the ranks of `world`; rank 1 has none."""
-    kept = Kept()
+    kept = Kept("prior/crps")
     with Reporter(world, Rainfall().schedule(config), kept) as report:
         Rainfall().train(config, world, report, None)
     return [(one.step, one.metrics, one.vectors) for one in kept.reports]

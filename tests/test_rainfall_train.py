@@ -27,16 +27,14 @@ pytestmark = pytest.mark.usefixtures("own_cache")
 
 def config_of(**groups: dict[str, Any]) -> Config:
     """48 days of 20 x 16, a small net, 3 epochs of 6 steps; changed by `groups`."""
-    merged: dict[str, dict[str, Any]] = {
+    small: dict[str, dict[str, Any]] = {
         "data": {"size": "tiny"},
         "model": {"d_x": 8, "d_y": 8, "d_z": 4, "base_filters": 2, "fc": 16, "head": 12, "pool": 2},
         "loss": {"warmup_epochs": 1, "beta_kl": 0.05},
         "train": {"epochs": 3, "batch_size": 8, "lr": 1e-3, "early_stopping_patience": None},
         "buttress": {"report_every": 3, "eval_batch": 4},
     }
-    for group, values in groups.items():
-        merged.setdefault(group, {}).update(values)
-    return Config.model_validate(merged)
+    return Config.of_groups(small, groups)
 
 
 def train(config: Config, folder: Path, **more: Any) -> Kept:

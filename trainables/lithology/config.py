@@ -265,10 +265,7 @@ class Config(Section):
         >>> Config.recipe("hybrid", train={"epochs": 3}).loss.mask_prob
         0.1
         """
-        merged: dict[str, dict[str, Any]] = {key: dict(value) for key, value in RECIPES[name].items()}
-        for group, values in groups.items():
-            merged.setdefault(group, {}).update(values)
-        return cls.model_validate(merged)
+        return cls.of_groups(RECIPES[name], groups)
 
 
 _PLAIN = {"hidden_dims": (32, 16), "batch_norm": False}

@@ -216,10 +216,7 @@ class Config(Section):
         >>> Config.recipe("focal95_dice", train={"epochs": 3}).loss.focal_alpha
         0.95
         """
-        merged: dict[str, dict[str, Any]] = {"loss": dict(RECIPES[name])}
-        for group, values in groups.items():
-            merged.setdefault(group, {}).update(values)
-        return cls.model_validate(merged)
+        return cls.of_groups({"loss": RECIPES[name]}, groups)
 
 
 _OFF = {f"{term}_weight": 0.0 for term in ("focal", "bce", "dice", "mean", "lovasz", "recall")}

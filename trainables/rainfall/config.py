@@ -171,10 +171,7 @@ class Config(Section):
         >>> Config.recipe("s9", train={"epochs": 60}).loss.scale
         20.0
         """
-        merged: dict[str, dict[str, Any]] = {key: dict(value) for key, value in RECIPES[name].items()}
-        for group, values in groups.items():
-            merged.setdefault(group, {}).update(values)
-        return cls.model_validate(merged)
+        return cls.of_groups(RECIPES[name], groups)
 
 
 _SMALLER = {"d_x": 64, "d_y": 256, "d_z": 64, "base_filters": 64}

@@ -23,7 +23,9 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from argparse import Namespace
+from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any
@@ -132,10 +134,48 @@ def _saves(found: Mapping[str, Any]) -> str:
     return f"{found['ratio']:.2f} ({low:.2f} to {high:.2f})"
 
 
+def study(bench: Bench, given: Namespace, begin: Callable[[Task], Callable[[], Run]], kept: Kept) -> dict[str, Any]:
+    """One family: all arms on all stand-ins that are asked for, first as they are, then with each curve once."""
+    family, modes = family_of(bench), {"not": [False], "also": [False, True], "only": [True]}[given.once]
+    kinds = [given.surrogate] if given.surrogate else list(SURROGATES)
+    kinds.sort(key=lambda kind: -stand_in(bench, kind).trust.rank_correlation)
+    arms = sorted(family.arms(), key=lambda arm: arm != "ours" and not arm.startswith("("))
+    arms = [arm for arm in arms if arm == "ours" or not given.only or any(word in arm for word in given.only)]
+    whole = [arm for arm in arms if not arm.startswith("ours ")]
+    shown = {False: arms, True: arms if given.once == "only" else whole}
+    seeds = {arm: given.seeds if arm in whole else given.ablation_seeds for arm in arms}
+    tasks = [
+        Task(bench, kind, once, arm, given.first_seed + seed)
+        for once in modes
+        for kind in kinds
+        for arm in shown[once]
+        for seed in range(seeds[arm])
+    ]
+    runs = runs_of(tasks, begin, kept)
+    found: dict[bool, dict[str, Any]] = {}
+    for once in modes:
+        results = {}
+        for kind in kinds:
+            trust = stand_in(bench, kind).trust
+            print(f"\n{bench.name}, stand-ins by `{kind}`{', each curve once' * once}: over curves left out, rank")
+            print(f"correlation {trust.rank_correlation:.2f} ({trust.pairs} healthy pairs), same end")
+            print(f"{trust.same_end:.0%}; target {family.target:.4g}, {SLOTS} slots, {family.budget:.0f} core-s\n")
+            waits = {arm: lambda arm=arm: list(islice(runs, seeds[arm])) for arm in shown[once]}
+            results[kind] = {"trust": trust.to_dict(), **compare(waits, family.budget, _tell)}
+        first = {key: value for key, value in results[kinds[0]].items() if key not in ("arms", "trust")}
+        found[once] = {**first, "surrogates": results}
+    about = {"target": family.target, "budget_core_s": family.budget, "slots": SLOTS, "seeds": given.seeds}
+    return {**found[modes[0]], **about, **({"once": found[True]} if len(modes) > 1 else {})}
+
+
+def _tell(text: str) -> None:
+    print(text, flush=True)
+
+
 def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--seeds", type=int, default=60, help="of ours and of the stock arms")
-    parser.add_argument("--ablation-seeds", type=int, default=20, help="of ours without its parts")
+    parser.add_argument("--ablation-seeds", type=int, default=20, help="of ours without its parts; once each: no")
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--surrogate", choices=sorted(SURROGATES), help="default: both, the more trusted first")
     parser.add_argument("--only", action="append", default=[], metavar="WORD", help="arms with this word, beside ours")
@@ -146,50 +186,8 @@ def main() -> None:
     parser.add_argument("--keep", type=Path, metavar="FILE", help="where runs are kept, and taken from next time")
     given = parser.parse_args()
     kept = Kept(given.keep)
-
-    def study(name: str) -> dict[str, Any]:
-        bench = Bench(name, given.curves.absolute(), given.rules)
-        family = family_of(bench)
-        kinds = [given.surrogate] if given.surrogate else list(SURROGATES)
-        kinds.sort(key=lambda kind: -stand_in(bench, kind).trust.rank_correlation)
-        arms = sorted(family.arms(), key=lambda arm: arm != "ours" and not arm.startswith("("))
-        arms = [arm for arm in arms if arm == "ours" or not given.only or any(word in arm for word in given.only)]
-        modes = {"not": [False], "also": [False, True], "only": [True]}[given.once]
-        seeds = {arm: given.ablation_seeds if arm.startswith("ours ") else given.seeds for arm in arms}
-        tasks = [
-            Task(bench, kind, once, arm, given.first_seed + seed)
-            for once in modes
-            for kind in kinds
-            for arm in arms
-            for seed in range(seeds[arm])
-        ]
-        found: dict[bool, dict[str, Any]] = {}
-        runs = runs_of(tasks, begin, kept)
-        for once in modes:
-            results = {}
-            for kind in kinds:
-                trust = stand_in(bench, kind).trust
-                told_once = ", each curve once" if once else ""
-                print(f"\n{name}, stand-ins by `{kind}`{told_once}: over curves left out, rank correlation")
-                print(f"{trust.rank_correlation:.2f} ({trust.pairs} healthy pairs), same end {trust.same_end:.0%};")
-                print(f"target {family.target:.4g}, budget {family.budget:.0f} core-s in {SLOTS} slots\n")
-                waits = {arm: lambda arm=arm: _next(runs, seeds[arm]) for arm in arms}
-                results[kind] = {"trust": trust.to_dict(), **compare(waits, family.budget, _tell)}
-            first = {key: value for key, value in results[kinds[0]].items() if key not in ("arms", "trust")}
-            found[once] = {**first, "surrogates": results}
-        about = {"target": family.target, "budget_core_s": family.budget, "slots": SLOTS, "seeds": given.seeds}
-        return {**found[modes[0]], **about, **({"once": found[True]} if len(modes) > 1 else {})}
-
     with processes(given.jobs) as begin:
-        told(given, study)
-
-
-def _next(runs: Iterator[Run], count: int) -> list[Run]:
-    return [next(runs) for _ in range(count)]
-
-
-def _tell(text: str) -> None:
-    print(text, flush=True)
+        told(given, lambda name: study(Bench(name, given.curves.absolute(), given.rules), given, begin, kept))
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from search_spaces.errors import BadInput
 
@@ -42,6 +43,24 @@ def load_checkpoint(path: Path | str, device: Any = "cpu") -> dict[str, Any]:
     if not isinstance(state, dict):
         raise BadInput("not a checkpoint of a trial", where=path, value=type(state).__name__)
     return state
+
+
+def restore(module: nn.Module, checkpoint: Path, name: str, device: Any = "cpu") -> None:
+    """Fills `module`, which the loop trained as pass `name`, from a checkpoint of the loop, and puts it in eval mode.
+
+    Raises `BadInput` where the checkpoint holds no such module, or one of another shape.
+    """
+    try:
+        module.load_state_dict(load_checkpoint(checkpoint, device)[f"module.{name}"])
+    except (KeyError, RuntimeError) as error:
+        raise BadInput("the checkpoint is of another config", where=checkpoint) from error
+    module.eval()
+
+
+def model_weights(checkpoint: Mapping[str, Any], name: str) -> dict[str, torch.Tensor]:
+    """The state dict of the `model` inside the module that the loop trained as pass `name`: without its loss."""
+    own = {key: value for key, value in checkpoint[f"module.{name}"].items() if key.startswith("model.")}
+    return {key.removeprefix("model."): value for key, value in own.items()}
 
 
 def cloned(value: Any) -> Any:

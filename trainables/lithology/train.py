@@ -20,6 +20,7 @@ from collapse.monitors import AblationMonitor, LatentMonitor
 from search_spaces.errors import BadInput
 from trainables.adam import SmallAdam
 from trainables.base import Metric, Report, Schedule
+from trainables.checkpoints import model_weights, restore
 from trainables.forecast import Cache, Forecast
 from trainables.lithology import data as tables
 from trainables.lithology.config import LAYOUTS
@@ -29,7 +30,6 @@ from trainables.lithology.heldout import HeldOut, share_of
 from trainables.lithology.loss import Batch, Objective
 from trainables.lithology.model import Vae
 from trainables.loop import EarlyStopping, Pass, StepState, Task, run
-from trainables.reporting import load_checkpoint
 from trainables.schedules import Plateau
 from trainables.world import World
 
@@ -94,19 +94,14 @@ class Lithology:
     ) -> tuple[dict[str, float], dict[str, Path]]:
         """The objectives of a checkpoint on `split` (val or test); the same as training reported for val."""
         task = LithologyTask(config, self.schedule(config), world, split=split)
-        try:
-            task.objective.load_state_dict(load_checkpoint(checkpoint, world.device)["module.vae"])
-        except (KeyError, RuntimeError) as error:
-            raise BadInput("the checkpoint is of another config", where=checkpoint) from error
-        task.objective.eval()
+        restore(task.objective, checkpoint, "vae", world.device)
         with torch.no_grad():
             values = task.held_out.measure(task.model) | task.held_out.ari(task.model)
         return {name: value for name, value in values.items() if isinstance(value, float)}, {}
 
     def weights(self, checkpoint: Mapping[str, Any]) -> dict[str, torch.Tensor]:
         """The VAE's own state dict (encoder, decoder, head) in a checkpoint of the loop: what `model.pt` holds."""
-        own = {key: value for key, value in checkpoint["module.vae"].items() if key.startswith("model.")}
-        return {key.removeprefix("model."): value for key, value in own.items()}
+        return model_weights(checkpoint, "vae")
 
     def forecast(self, config: LithologyConfig, cache: Cache) -> Forecast:
         return forecast(config, cache)

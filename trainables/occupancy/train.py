@@ -17,6 +17,7 @@ from torch.optim import AdamW
 
 from search_spaces.errors import BadInput
 from trainables.base import Metric, Report, Schedule
+from trainables.checkpoints import model_weights, restore
 from trainables.forecast import Cache, Forecast
 from trainables.loop import Pass, StepState, Task, run
 from trainables.occupancy import data as windows
@@ -27,7 +28,6 @@ from trainables.occupancy.loss import Batch, Objective
 from trainables.occupancy.mirrors import mirrored
 from trainables.occupancy.model import build
 from trainables.occupancy.monitor import OccupancyMonitor
-from trainables.reporting import load_checkpoint
 from trainables.schedules import CosineLR, LearningRate, WarmUp
 from trainables.world import World
 
@@ -90,19 +90,14 @@ class Occupancy:
     ) -> tuple[dict[str, float], dict[str, Path]]:
         """The metrics of a checkpoint on `split` (val or test); the same as training reported for val."""
         task = OccupancyTask(config, world, split=split)
-        try:
-            task.objective.load_state_dict(load_checkpoint(checkpoint, world.device)["module.occupancy"])
-        except (KeyError, RuntimeError) as error:
-            raise BadInput("the checkpoint is of another config", where=checkpoint) from error
-        task.objective.eval()
+        restore(task.objective, checkpoint, "occupancy", world.device)
         with torch.no_grad():
             values = task.held_out.measure(task.model)
         return {name: value for name, value in values.items() if isinstance(value, float)}, {}
 
     def weights(self, checkpoint: Mapping[str, Any]) -> dict[str, torch.Tensor]:
         """The network's own state dict in a checkpoint of the loop: what `model.pt` holds."""
-        own = {key: value for key, value in checkpoint["module.occupancy"].items() if key.startswith("model.")}
-        return {key.removeprefix("model."): value for key, value in own.items()}
+        return model_weights(checkpoint, "occupancy")
 
     def forecast(self, config: OccupancyConfig, cache: Cache) -> Forecast:
         return forecast(config, cache)

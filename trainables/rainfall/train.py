@@ -17,6 +17,7 @@ import torch
 from collapse.monitors import AblationMonitor, LatentMonitor
 from search_spaces.errors import BadInput
 from trainables.base import Metric, Report, Schedule
+from trainables.checkpoints import model_weights, restore
 from trainables.loop import EarlyStopping, Pass, StepState, Task, fused_adam, run
 from trainables.rainfall import data as files
 from trainables.rainfall.config import Config as RainfallConfig
@@ -26,7 +27,6 @@ from trainables.rainfall.model import Grids, RainVae
 from trainables.rainfall.rain import Rain
 from trainables.rainfall.sampler import Sampler, share_of
 from trainables.randomness import keyed_normal
-from trainables.reporting import load_checkpoint
 from trainables.schedules import CosineLR, LearningRate, Plateau, StepLR
 from trainables.world import World
 
@@ -102,11 +102,7 @@ class Rainfall:
         from trainables.rainfall.picture import draw
 
         task = RainfallTask(config, self.schedule(config), world, split=split)
-        try:
-            task.objective.load_state_dict(load_checkpoint(checkpoint, world.device)["module.vae"])
-        except (KeyError, RuntimeError) as error:
-            raise BadInput("the checkpoint is of another config", where=checkpoint) from error
-        task.objective.eval()
+        restore(task.objective, checkpoint, "vae", world.device)
         with torch.no_grad():
             values = task.held_out.measure(task.model)
             if world.rank:
@@ -115,8 +111,7 @@ class Rainfall:
 
     def weights(self, checkpoint: Mapping[str, Any]) -> dict[str, torch.Tensor]:
         """The model's own state dict in a checkpoint of the loop: what `model.pt` holds."""
-        own = {key: value for key, value in checkpoint["module.vae"].items() if key.startswith("model.")}
-        return {key.removeprefix("model."): value for key, value in own.items()}
+        return model_weights(checkpoint, "vae")
 
     def check_data(self, path: Path, config: RainfallConfig) -> list[tuple[str, str]]:
         return files.check(path, config)

@@ -206,13 +206,22 @@ def test_readings_are_judged_as_what_they_were(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", READINGS)
-def test_where_only_ranking_counts_a_full_grid_is_none_to_stop(name: str) -> None:
-    """Of the controls that are full one ends with 5 times the average precision of any constant, the other with 1.9."""
-    watch, step = watched(*READINGS[name], rules="occupancy")
-    dead = {"bce_tenth": ("empty", 200)}  # it predicts less where something is
-    if name in dead:
-        assert (watch.verdict.kind, step) == dead[name] and watch.verdict.margin > 0
-    else:
+def test_where_only_ranking_counts_nobody_is_judged_within_the_first_epoch(name: str) -> None:
+    watch, _ = watched(*READINGS[name], rules="occupancy")
+    assert watch.verdict.state != "collapsed"
+
+
+def test_a_slow_network_that_ranks_in_the_end_lives() -> None:
+    """Measured: a learning rate of 8e-5; average precision 2.9 times that of any constant at step 1,200."""
+    steps = (125, 150, 175, 200, 225, 265, 290, 480, 720, 960)
+    fill = (39, 27.9, 18.5, 11.4, 6.4, 2.3, 1.16, 0.064, 0.016, 0.006)
+    sep = (0.888, 0.866, 0.851, 0.851, 0.871, 0.872, 0.887, 1.242, 1.736, 1.946)
+    path = rules_file("occupancy")
+    assert path is not None
+    watch = RuleSet.load(path).watch(budget_epochs=5)
+    for step, one, other in zip(steps, fill, sep, strict=True):
+        age = {"full_beta_epochs": (step - WARMUP) // EPOCH, "full_beta_steps": step - WARMUP}
+        watch.update({"occ/fill": one, "occ/sep": other}, epoch=step // EPOCH, step=step, **age)
         assert watch.verdict.state == "healthy"
 
 
@@ -276,7 +285,7 @@ def ranked(fill: float, sep: float, precision: float, growth: float = 1.0) -> st
     path = rules_file("occupancy")
     assert path is not None
     watch = RuleSet.load(path).watch(budget_epochs=5)
-    for number, step in enumerate(range(25, 900, 25), 1):
+    for number, step in enumerate(range(25, 1800, 25), 1):
         metrics = {"occ/fill": fill, "occ/sep": sep, "occ/rate": 0.01}
         if number % 8 == 0:
             metrics["val/average_precision"] = precision

@@ -30,7 +30,7 @@ from benchmarks.collapsebench.judge import curves_of, once
 from benchmarks.stock_policies import OptunaPruned, RandomSearch, Stock, StockTune, Value
 from collapse.rules import RuleSet
 from search_spaces.spec import SweepSpec
-from sweep.opening import commit, versions
+from sweep.opening import commit, resolve_rules, versions
 from sweep.simulator import Event, Simulator, play
 from sweep.study import Study, Told
 from sweep.surrogate import SURROGATES, Once, Surrogate, bench_space
@@ -319,8 +319,8 @@ def _digest(bench: Bench) -> str:
     family, digest = family_of(bench), hashlib.blake2b(digest_size=8)
     for path in sorted(bench.curves.glob(f"{bench.name}-*.parquet")):
         digest.update(path.read_bytes())
-    rules = family.rules.to_dict() if family.rules else None
-    told = [family.space.to_dict(), rules, SLOTS, TRIALS, TOP, (commit() or "").rstrip("+"), versions()]
+    rules = family.rules or resolve_rules(family.space)
+    told = [family.space.to_dict(), rules.to_dict(), SLOTS, TRIALS, TOP, (commit() or "").rstrip("+"), versions()]
     digest.update(json.dumps(told, sort_keys=True, default=str).encode())
     return digest.hexdigest()
 

@@ -198,7 +198,7 @@ class Scaled(driver.Driver):
         drain = next((thread.native_id for thread in threading.enumerate() if thread.name == "drain"), None)
         self.read.append(
             {
-                "trials": trials, "reports": self._reports, "wall_s": time.monotonic(),
+                "trials": trials, "reports": self.events.reports, "wall_s": time.monotonic(),
                 "cpu_s": times.user + times.system,
                 "drain_s": threads.get(drain or 0, 0.0), "rss_mb": self.process.memory_info().rss / 1e6,
                 "journal_mb": (self.folder / "journal.jsonl").stat().st_size / 1e6, "asks": len(self.draws),

@@ -44,9 +44,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("buttress")
 
-#: Seconds for each slot that the mailbox may gather what happens before the driver comes for it again, and the most of
-#: them: an exchange costs the driver a millisecond, whatever it brings, and a verdict waits for it.
-GATHER_S, GATHER_AT_MOST_S = 0.001, 0.1
+#: An exchange with the mailbox costs the driver a millisecond, whatever it brings, and a verdict waits for it. So with
+#: few slots the driver comes for whatever happens at once; each further one lets things gather for some seconds more.
+PROMPT_SLOTS, GATHER_S, GATHER_AT_MOST_S = 8, 0.002, 0.2
 
 
 class Driver:
@@ -278,7 +278,8 @@ class Driver:
                     time.sleep(0.02)
                 else:
                     self._answers += [*self.following.look(), *self.events.overdue()]
-                    time.sleep(min(GATHER_S * self.pool.working(), GATHER_AT_MOST_S))
+                    further = max(0, self.pool.working() - PROMPT_SLOTS)
+                    time.sleep(min(GATHER_S * further, GATHER_AT_MOST_S))
         except ray.exceptions.RayError as error:
             if not self._over.is_set():
                 self._fail(error)
@@ -291,11 +292,6 @@ class Driver:
         if line["line"] == "breaker":
             self._halt()
         self.watchers.line(line, self.state.live.get(line.get("trial") or ""))
-
-    @property
-    def _reports(self) -> int:
-        """How many there were so far (benchmarks/scale.py reads it)."""
-        return self.events.reports
 
     def _halt(self) -> None:
         """The circuit breaker: nothing is drawn any more, and running trials leave their slots to be resumed later."""

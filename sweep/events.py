@@ -216,7 +216,9 @@ class Events:
         self.leaving.discard(trial)
 
 
+_KNOWN = frozenset(item.name for item in fields(Reported))
+
+
 def _reported(fields_: dict[str, Any]) -> Reported:
-    known = {item.name for item in fields(Reported)}
-    values = {key: value for key, value in fields_.items() if key in known}
+    values = {key: value for key, value in fields_.items() if key in _KNOWN}
     return Reported(**{**values, "nonfinite": tuple(values.get("nonfinite", ()))})

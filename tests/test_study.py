@@ -8,10 +8,11 @@ from math import log10
 from typing import Any
 
 import pytest
+from optuna.samplers import TPESampler
 from optuna.trial import TrialState
 
 from search_spaces.spec import SweepSpec
-from sweep.study import Study, told
+from sweep.study import STARTUP, Study, WholeSpace, told
 from trainables.base import Buttress, Section
 
 
@@ -177,3 +178,28 @@ def test_what_counts_as_living(line: dict[str, Any], lives: bool) -> None:
     study = Study(spec(), ["min"], Config)
     study.tell(study.ask()[0], told({"kind": None, **line}, ["m0"]))
     assert study.stranded != lives
+
+
+def test_a_space_told_once_is_drawn_from_as_one_that_is_found_out() -> None:
+    """The same draws as Optuna's own decomposition of the space gives, seed by seed."""
+
+    class Grouped(Study):
+        def _sampler(self, ask: int) -> TPESampler:
+            return TPESampler(
+                seed=self._seed(ask), n_startup_trials=STARTUP, multivariate=True, group=True,
+                warn_independent_sampling=False,
+            )  # fmt: skip
+
+    tree = spec().to_dict()
+    tree["search"] = {path: each for path, each in tree["search"].items() if path != "loss.free_bits"}
+    drawn = []
+    for kind in (Study, Grouped):
+        rng, study = random.Random(1), kind(SweepSpec.from_dict(tree), ["min"], Config)
+        drawn.append([])
+        for _ in range(40):
+            ask, params = study.ask()
+            drawn[-1].append(params)
+            study.tell(ask, told(outcome_of(params, rng), ["m0"]))
+        assert isinstance(study._sampler(41), WholeSpace) == (kind is Study)
+    assert drawn[0] == drawn[1]
+    assert not isinstance(Study(spec(), ["min"], Config)._sampler(41), WholeSpace)  # with a `when`

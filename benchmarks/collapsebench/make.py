@@ -27,7 +27,7 @@ from benchmarks.collapsebench.family import ROOT, Family, load
 from benchmarks.collapsebench.pack import overview, pack
 from search_spaces.errors import BadInput
 from search_spaces.spec import SweepSpec
-from sweep.state import unsettled
+from sweep.building import unsettled
 from trainables.base import Reported
 from trainables.launch import train
 

@@ -4,7 +4,9 @@ In come the parameters of every trial; out comes the trial that a new draw repea
 more than so many configurations, one that was not run yet (`left`). Whole numbers, steps and choices repeat a trial
 when they are equal; numbers from a range when they are closer than `NEAR` of it, on the parameter's own scale: what
 differs by less differs by less than a seed does. A sampler that repeats itself `REDRAWS` times in a row has run dry:
-from there on the sweep draws at random, or takes what is left of a small space.
+from there on the sweep draws at random, or takes what is left of a small space. One that has had `REFUSALS` draws in a
+row refused for whatever reason has settled where nothing can be run (it learns nothing from a refusal): the draws are
+random until one is not refused.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from search_spaces.spec import SweepSpec
 
 NEAR = 1e-4  # of the range
 REDRAWS = 10
+REFUSALS = 100  # of a space of which 95 % is refused, one draw in 170 comes to this by chance
 MOST_COUNTED = 10_000  # a larger space counts as endless
 
 Params = Mapping[str, Any]
@@ -38,19 +41,25 @@ class Draws:
         self._impossible: set[Key] = set()
         self.params: dict[str, dict[str, Any]] = {}  # trial -> what it was drawn with
         self.repeats = 0  # draws since the last trial that repeated one
+        self.refusals = 0  # draws since the last trial
 
     @property
     def run_dry(self) -> bool:
         return self.repeats >= REDRAWS
 
+    @property
+    def stuck(self) -> bool:
+        return self.refusals >= REFUSALS
+
     def add(self, trial: str, params: Params) -> None:
         key, place = self._point(params)
         self._run.setdefault(key, []).append((trial, place))
         self.params[trial] = dict(params)
-        self.repeats = 0
+        self.repeats = self.refusals = 0
 
     def refused(self, repeats: str | None) -> None:
         """A draw was refused; `repeats` names the trial that it would have run again."""
+        self.refusals += 1
         self.repeats += repeats is not None
 
     def twin(self, params: Params) -> str | None:

@@ -15,6 +15,7 @@ import trainables
 from analysis import journal
 from analysis.judging import Line
 from collapse.rules import RuleSet
+from search_spaces.errors import BadInput
 from search_spaces.spec import SweepSpec
 
 
@@ -33,7 +34,13 @@ def resolve_rules(spec: SweepSpec) -> RuleSet:
     """The spec's rules over those it extends: a family, a file, or (by default) the trainable's own."""
     overrides = dict(spec.rules)
     extends = str(overrides.pop("extends", spec.trainable))
-    rules = RuleSet.load(Path(extends)) if extends.endswith((".yaml", ".yml")) else family_rules(extends)
+    if extends.endswith((".yaml", ".yml")):
+        rules = RuleSet.load(Path(extends))
+    elif extends == spec.trainable or extends in trainables.rules_names():
+        rules = family_rules(extends)
+    else:
+        accepted = f"{', '.join(trainables.rules_names())}, or a rules file (.yaml)"
+        raise spec.wrong("no such rules", key="rules.extends", value=extends, accepted=accepted)
     return rules.override(overrides, where=spec.where)
 
 
@@ -46,11 +53,12 @@ def family_rules(trainable: str) -> RuleSet:
 
 
 def rules_of(family: str, path: Path | None = None) -> RuleSet:
-    """The rules in the file at `path`, else the family's; raises BadInput for a family that has none."""
+    """The rules in the file at `path`, else a family's, or `FAMILY/VARIANT`; raises BadInput where there are none."""
     if path is not None:
         return RuleSet.load(path)
-    if ":" not in family and trainables.rules_file(family) is None:
-        trainables.load(family)
+    if ":" not in family and family not in trainables.rules_names():
+        accepted = ", ".join(trainables.rules_names())
+        raise BadInput("no such rules", key="--family", value=family, accepted=accepted)
     return family_rules(family)
 
 

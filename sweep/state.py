@@ -117,7 +117,7 @@ class SweepState:
     def _draw(self) -> tuple[int, dict[str, Any]] | None:
         """Ask index and parameters of the next draw; None once every configuration of the space has been run."""
         if not self.draws.run_dry:
-            return self.study.ask()
+            return self.study.ask(at_random=self.draws.stuck)
         if not self.draws.finite:
             return self.study.ask(at_random=True)
         left = self.draws.left(lambda params: build(self.spec, self.trainable, params, 0)[1] is None, self.study.asked)

@@ -9,7 +9,7 @@ import pytest
 from sweeps import ToyConfig, drive, spec, state
 
 from search_spaces.spec import SweepSpec
-from sweep.draws import NEAR, REDRAWS, Draws
+from sweep.draws import NEAR, REDRAWS, REFUSALS, Draws
 from sweep.state import Line
 from sweep.study import Study
 
@@ -113,3 +113,24 @@ def test_small_spaces_are_counted_and_others_are_endless(search: dict[str, Any],
     if not finite:
         with pytest.raises(ValueError, match="endless"):
             seen.left(lambda params: True, 0)
+
+
+def test_a_sampler_that_settles_where_everything_is_refused_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    ask, asked = Study.ask, list[bool]()
+
+    def settled(study: Study, at_random: bool = False) -> tuple[int, dict[str, Any]]:
+        asked.append(at_random)
+        return ask(study, at_random) if at_random else study.give({"loss.beta": 9.0, "train.lr": 0.01})
+
+    monkeypatch.setattr(Study, "ask", settled)
+    search = {"loss.beta": {"uniform": [1.0, 10.0]}, "train.lr": {"loguniform": [0.001, 0.1]}}
+    lines: list[Line] = []
+    sweep = state(spec(search=search, require=["config.loss.beta < 4"], budget={"trials": 2}), lines)
+    assert sweep.next_trial() is not None
+    assert asked[: REFUSALS + 1] == [False] * REFUSALS + [True] and all(asked[REFUSALS:])
+    again = state(spec(search=search, require=["config.loss.beta < 4"], budget={"trials": 2}))
+    again.replay(lines[:-1])  # up to the last refusal
+    assert again.draws.refusals == len(asked) - 1
+    before = len(asked)
+    sweep.next_trial()
+    assert asked[before] is False  # it is given another chance

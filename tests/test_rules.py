@@ -19,6 +19,8 @@ from collapse import rules as rules_module
 from collapse import verdict as verdict_module
 from collapse.rules import Evidence, RuleSet, TrialWatch, Verdict
 from search_spaces.errors import BadInput
+from search_spaces.spec import SweepSpec
+from sweep.opening import resolve_rules, rules_of
 
 Row = Mapping[str, float | None]
 DEFAULT = Path(__file__).parents[1] / "collapse" / "default_rules.yaml"
@@ -913,3 +915,23 @@ def test_the_real_radio_run_lives_and_its_idle_discriminator_is_noticed(replay: 
     (warning,) = verdict.warnings
     assert (warning.rule, warning.step) == ("discriminator not training", 50_400)  # 50,100 is the first row of phase 2
     assert warning.message == "disc_loss was absent at epoch 0 (steps 50300, 50400)"
+
+
+@pytest.mark.parametrize("name", ["lithologyy", "occupancy/sparse", "nowhere.at.all:Model"])
+def test_rules_that_there_are_not_are_refused_and_not_replaced_by_others(name: str) -> None:
+    tree = {"trainable": "lithology", "search": {"loss.beta": {"uniform": [1, 2]}}, "objectives": ["val/ari"],
+            "budget": {"trials": 1}, "rules": {"extends": name}}  # fmt: skip
+    named = "lithology, occupancy, occupancy/threshold, radio, rainfall"
+    with pytest.raises(BadInput, match=rf"rules\.extends: no such rules .*{named}"):
+        resolve_rules(SweepSpec.from_dict(tree))
+    if ":" not in name:
+        with pytest.raises(BadInput, match=r"--family: no such rules"):
+            rules_of(name)
+
+
+def test_a_family_s_other_rules_are_named_beside_it() -> None:
+    assert resolve_rules(SweepSpec.from_dict({
+        "trainable": "occupancy", "search": {"train.lr": {"loguniform": [1e-4, 1e-3]}}, "budget": {"trials": 1},
+        "objectives": ["val/average_precision"], "rules": {"extends": "occupancy/threshold", "full": {"patience": 7}},
+    })).rules["full"].patience == 7  # fmt: skip
+    assert "blind" in rules_of("occupancy").rules and "all_full" in rules_of("occupancy/threshold").rules

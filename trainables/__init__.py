@@ -68,10 +68,16 @@ def rules_file(name: str) -> Path | None:
     if variant:
         others = rules_variants(family)
         if name not in others:
-            raise BadInput("no such rules", key="extends", value=name, accepted=", ".join([family, *others]))
+            raise BadInput("no such rules", value=name, accepted=", ".join([family, *others]))
         return others[name]
     path = _rules_folder(family) / "rules.yaml"
     return path if path.is_file() else None
+
+
+def rules_names() -> list[str]:
+    """All rules that come with this package: families, and `FAMILY/VARIANT`."""
+    families = sorted(path.parent.name for path in Path(__file__).parent.glob("*/rules.yaml"))
+    return [name for family in families for name in (family, *rules_variants(family))]
 
 
 def rules_variants(family: str) -> dict[str, Path]:
@@ -81,9 +87,11 @@ def rules_variants(family: str) -> dict[str, Path]:
 
 
 def _rules_folder(family: str) -> Path:
-    module_name = FAMILIES.get(family, family).partition(":")[0]
     folder = Path(__file__).parent / family
-    if family not in FAMILIES and not (folder / "rules.yaml").is_file():
-        spec = importlib.util.find_spec(module_name)
-        folder = Path(spec.origin).parent if spec and spec.origin else Path()
+    if ":" in family:  # a trainable of one's own
+        try:
+            module = importlib.util.find_spec(family.partition(":")[0])
+        except ModuleNotFoundError:
+            module = None
+        folder = Path(module.origin).parent if module and module.origin else folder
     return folder

@@ -94,7 +94,7 @@ def calibrate(
         before = dict(best)
         for name in names:
             for field in Knobs._fields:
-                values = bench.candidates(best[name], field)
+                values = bench.candidates(name, best[name], field)
                 tried = [{**best, name: best[name]._replace(**{field: value})} for value in values]
                 best = max([best, *tried], key=bench.worth)
         tell(f"round {number + 1}: {bench.scored(best).caught}, {bench.scored(best).false_kill} healthy killed")
@@ -122,11 +122,12 @@ class _Bench:
         self._scores: dict[str, Score] = {}
         self._worth: dict[tuple[tuple[str, Knobs], ...], tuple[Any, ...]] = {}
 
-    def candidates(self, now: Knobs, field: str) -> Iterator[Any]:
+    def candidates(self, name: str, now: Knobs, field: str) -> Iterator[Any]:
+        """Values to try; no kill on a single report unless the rule came so: there is no haste to hold it against."""
         if field == "scale":
             yield from (scale * now.scale for scale in SCALES)
         elif field == "patience":
-            yield from PATIENCE
+            yield from (count for count in PATIENCE if count >= min(2, self.own[name].patience))
         else:
             yield from (self.interval * count for count in REPORTS)
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,6 +35,7 @@ FINEST = 0.005  # of the budget: smaller differences of the mean delay do not co
 SCALES = (0.4, 0.6, 0.8, 0.9, 1.0, 1.1, 1.25, 1.6, 2.2)  # of a rule's own thresholds
 PATIENCE = (1, 2, 3, 4, 5, 6, 8, 10)
 REPORTS = (0, 1, 2, 3, 4, 6, 8, 10, 14, 20)  # of grace and before the first word, in typical intervals of reports
+BEGINNINGS = (2, 4, 6, 10, 16)  # of a first word, to start the search from
 ROUNDS = 3
 FURTHEST = 6  # times that thresholds are scaled down in search of numbers that keep the limit
 #: Fewer curves of either kind say nothing about a share of a few per cent.
@@ -118,7 +119,7 @@ class _Bench:
         self.replays = 0
         tuned = {name: rule for name, rule in killing.items() if rule.kind != DIVERGED}
         self.own = {name: _knobs(rule) for name, rule in tuned.items()}
-        self.hasty = Knobs(SCALES[1], 2 * self.interval, 6 * self.interval, 3)
+        self.hasty = Knobs(1.0, 2 * self.interval, 6 * self.interval, 3)
         self._scores: dict[str, Score] = {}
         self._worth: dict[tuple[tuple[str, Knobs], ...], tuple[Any, ...]] = {}
 
@@ -132,10 +133,11 @@ class _Bench:
             yield from (self.interval * count for count in REPORTS)
 
     def start(self, own: dict[str, Knobs]) -> dict[str, Knobs]:
-        """The best allowed of a few: the rules' own numbers, the same with all thresholds lower, some haste with lower
-        thresholds, and, where none of them is allowed, great caution."""
-        lower = [{name: knobs._replace(scale=scale) for name, knobs in own.items()} for scale in SCALES if scale < 1]
-        tried = [own, *lower, dict.fromkeys(own, self.hasty)]
+        """The best allowed of a few: the rules' own numbers with all thresholds lower and higher, then the same
+        thresholds with little patience from soon or later on; where none of them is allowed, great caution."""
+        tried = [{name: knobs._replace(scale=scale) for name, knobs in own.items()} for scale in SCALES]
+        for scale, late in product(SCALES, BEGINNINGS):
+            tried.append(dict.fromkeys(own, self.hasty._replace(scale=scale, min_step=late * self.interval)))
         if not any(self.allowed(each) for each in tried):
             tried.append(self.cautious(own))
         return max(tried, key=self.worth)

@@ -180,6 +180,7 @@ def test_what_counts_as_living(line: dict[str, Any], lives: bool) -> None:
     assert study.stranded != lives
 
 
+@pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
 def test_a_space_told_once_is_drawn_from_as_one_that_is_found_out() -> None:
     """The same draws as Optuna's own decomposition of the space gives, seed by seed."""
 

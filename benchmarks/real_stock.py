@@ -3,8 +3,11 @@ a fresh `TorchTrainer` per trial and passes its reports on by `TuneReportCallbac
 
 What happens is written down as lines of a journal, so that such a sweep is read like one of ours: the driver notes
 when a trial begins and ends, the worker appends every report with its time, also those that Tune does not get. Tune
-gets an epoch's end only, as a user would do it: every `train.report` costs a trial seconds. Favours to the stock side:
-no checkpoints are written, and a draw that violates `require` fails at once instead of after a start of Ray Train.
+gets an epoch's end only, as a user would do it: every `train.report` costs a trial seconds. Favours to the stock
+side: no checkpoints are written; a draw that violates `require` fails at once instead of after a start of Ray Train;
+and what a trial asks for is next to nothing, while Tune itself holds their number to that of the slots. For a trial
+that ASHA stops leaves Train's placement group behind (ray#54305, #62753): with a CPU for each worker such a sweep
+stands still on two CPUs after its second stop.
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ from search_spaces.spec import SweepSpec
 from trainables.base import Reported
 
 LINES, REPORTS = "journal.jsonl", "reports"  # of the driver, and the folder of the workers' files
+SHARE = 0.001  # of a CPU, for Tune's part of a trial and for its worker
 LOG = logging.getLogger(__name__)
 
 #: What a tuner optimises, of an epoch's metrics; None where a report does not hold it.
@@ -53,7 +57,7 @@ def run(
     with tempfile.TemporaryDirectory() as storage:
         given |= {"storage": storage, "reports": str((folder / REPORTS).absolute())}
         tuner = tune.Tuner(
-            tune.with_resources(tune_function(given), {"cpu": 0.1}),
+            tune.with_resources(tune_function(given), {"cpu": SHARE}),
             tune_config=tune.TuneConfig(
                 search_alg=OptunaSearch(space=Space(spec, trainable.Config), seed=spec.seed, **common),
                 scheduler=ASHAScheduler(time_attr="epoch", max_t=epochs, **common),
@@ -111,7 +115,7 @@ def tune_function(given: dict[str, Any]) -> Callable[[dict[str, Any]], None]:
         TorchTrainer(
             loop,
             train_loop_config={**given, **config},
-            scaling_config=train.ScalingConfig(num_workers=1, resources_per_worker={"CPU": 0.9}),
+            scaling_config=train.ScalingConfig(num_workers=1, resources_per_worker={"CPU": SHARE}),
             run_config=train.RunConfig(
                 name=f"train-{config['number']}",
                 storage_path=given["storage"],

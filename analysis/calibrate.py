@@ -3,7 +3,7 @@
 In come rules to begin with and curves with a ground truth; out comes a rule set that differs in numbers alone: of
 each rule that kills, the scale of its thresholds, the steps of grace and the first step at which it may speak, its
 patience. (What a rule looks at is for a person to choose; divergence has no numbers to tune; a rule that kills none
-of these curves, neither as it is nor with a lower threshold sooner, is left as it is, since they say nothing about
+of these curves, neither as it is nor sooner with less patience, is left as it is, since they say nothing about
 it.) The numbers are moved one at a time, each to the best of its candidates, until nothing improves. A proposal is
 allowed when it kills at most the stated share of the healthy curves and none of the winners, also with every
 threshold `SLACK` further out and every patience one report shorter: what only just holds on these curves would not

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("buttress")
 
 #: An exchange with the mailbox costs the driver a millisecond, whatever it brings, and a verdict waits for it. So with
-#: few slots the driver comes for whatever happens at once; each further one lets things gather for some seconds more.
+#: few slots the driver comes for whatever happens at once; each further one lets things gather for `GATHER_S` more.
 PROMPT_SLOTS, GATHER_S, GATHER_AT_MOST_S = 8, 0.002, 0.2
 
 

@@ -24,7 +24,6 @@ from search_spaces.spec import SweepSpec
 from sweep import ends
 from sweep.breaker import overload
 from sweep.building import build
-from sweep.building import unsettled as unsettled
 from sweep.draws import Draws
 from sweep.live import LiveTrial
 from sweep.probation import Probation, waiting

@@ -33,7 +33,9 @@ import psutil
 NETWORK = "10.77.0"
 ROOT = Path(__file__).parents[1]
 #: Under each of these a host has files of its own; what it must see of the machine below them is mounted again.
-OWN = ("/root", "/tmp", "/run", "/dev/shm")
+#: The home of every host's only user, a file system of the host's own.
+HOME = "/root"
+OWN = (HOME, "/tmp", "/run", "/dev/shm")
 #: What a host's first process says in its log: that all is there, or what was refused.
 READY, REFUSED = "ready", "refused: "
 
@@ -97,9 +99,9 @@ class Host:
 
     def command(self, line: str) -> list[str]:
         enter = ["nsenter", "--target", str(self.first), "--mount", "--uts", "--ipc", "--net", "--pid"]
-        home = ["env", "-i", "HOME=/root", "USER=root", "LANG=C.UTF-8", "TERM=dumb", "OMP_NUM_THREADS=1"]
-        path = "PATH=/root/venv/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-        return [*enter, *home, path, "bash", "-c", f"cd /root; {line}"]
+        home = ["env", "-i", f"HOME={HOME}", "USER=root", "LANG=C.UTF-8", "TERM=dumb", "OMP_NUM_THREADS=1"]
+        path = f"PATH={HOME}/venv/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+        return [*enter, *home, path, "bash", "-c", f"cd {HOME}; {line}"]
 
     def run(self, line: str, *, timeout: float = 120.0, check: bool = True) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
@@ -268,7 +270,7 @@ def _etc_hosts(settings: dict[str, Any]) -> str:
 
 
 def _home(settings: dict[str, Any]) -> None:
-    home = Path("/root")
+    home = Path(HOME)
     (home / ".ssh").mkdir(mode=0o700)
     (home / ".ssh" / "authorized_keys").write_text(settings["public"])
     (home / ".ssh" / "id_ed25519").write_text(settings["key"])
@@ -284,13 +286,13 @@ def _home(settings: dict[str, Any]) -> None:
 
 def _python() -> None:
     """~/venv: the dependencies of the environment that runs this, seen from an environment of the host's own."""
-    _run(sys.executable, "-m", "venv", "--without-pip", "/root/venv")
-    python = "/root/venv/bin/python"
-    site = next(Path("/root/venv/lib").glob("python*")) / "site-packages"
+    _run(sys.executable, "-m", "venv", "--without-pip", f"{HOME}/venv")
+    python = f"{HOME}/venv/bin/python"
+    site = next(Path(f"{HOME}/venv/lib").glob("python*")) / "site-packages"
     outer = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
     (site / "image.pth").write_text("\n".join(outer) + "\n")
     for name, call in (("ray", "ray.scripts.scripts"), ("pip", "pip._internal.cli.main")):
-        script = Path("/root/venv/bin") / name
+        script = Path(f"{HOME}/venv/bin") / name
         script.write_text(f"#!{python}\nimport sys\nfrom {call} import main\nsys.exit(main())\n")
         script.chmod(0o755)
 

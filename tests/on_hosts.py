@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hosts import Host, hosts
+from hosts import HOME, Host, hosts
 
 ROOT = Path(__file__).parents[1]
 #: Processes of Ray, by what their command line holds.
@@ -53,7 +53,7 @@ class Cluster:
 
     def nodes(self) -> list[dict[str, Any]]:
         """What Ray says of its live nodes, asked on the head."""
-        asked = self.head.run("RAY_AUTH_MODE=token python /root/ask.py", timeout=60, check=False)
+        asked = self.head.run("RAY_AUTH_MODE=token python ~/ask.py", timeout=60, check=False)
         return json.loads(asked.stdout) if asked.returncode == 0 else []
 
     def up(self) -> None:
@@ -72,7 +72,7 @@ class Cluster:
     def tunnel(self) -> Iterator[None]:
         """The laptop's port 8265, brought to the head's loopback by `ray dashboard`."""
         process = self.laptop.start(f"cd {ROOT} && exec ray dashboard ~/onprem.yaml", self.folder / "tunnel.log")
-        answer = "python /root/get.py '{}' 2>/dev/null"
+        answer = "python ~/get.py '{}' 2>/dev/null"
         until(lambda: self.laptop.run(answer, check=False).stdout.strip(), "the dashboard's tunnel", 30)
         yield
         process.terminate()
@@ -130,10 +130,10 @@ def on_hosts(folder: Path) -> Iterator[Cluster]:
         ):  # fmt: skip
             assert old in text
             text = text.replace(old, new)
-        laptop.write("/root/onprem.yaml", text)
-        script = f'#!/bin/sh\nPYTHONPATH={ROOT} exec /root/venv/bin/python -m sweep.cli "$@"'
-        laptop.write("/root/venv/bin/buttress", script, 0o755)
-        laptop.write("/root/get.py", GET)
-        head.write("/root/ask.py", ASK)
+        laptop.write(f"{HOME}/onprem.yaml", text)
+        script = f'#!/bin/sh\nPYTHONPATH={ROOT} exec {HOME}/venv/bin/python -m sweep.cli "$@"'
+        laptop.write(f"{HOME}/venv/bin/buttress", script, 0o755)
+        laptop.write(f"{HOME}/get.py", GET)
+        head.write(f"{HOME}/ask.py", ASK)
         laptop.run("buttress cluster token")
         yield found

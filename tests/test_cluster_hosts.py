@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hosts import lacking
+from hosts import HOME, lacking
 from on_hosts import DASHBOARD, JOB, ROOT, Cluster, on_hosts, until
 
 MOUNT = shutil.which("mount")
@@ -102,14 +102,14 @@ def test_a_machine_that_refuses_what_hosts_are_made_of_is_told_what(refused: str
 def test_the_nodes_run_the_code_that_was_mounted_and_the_head_trains_nothing(cluster: Cluster) -> None:
     for host in (cluster.head, *cluster.workers):
         where = host.run("cd / && python -c 'import sweep; print(sweep.__file__)'").stdout.strip()
-        assert where == "/root/buttress/sweep/__init__.py"
+        assert where == f"{HOME}/buttress/sweep/__init__.py"
         assert host.run("stat -c %a ~/.ray/auth_token").stdout.strip() == "600"
     offered = {node["address"]: node.get("CPU", 0) for node in cluster.nodes()}
     assert offered[cluster.head.address] == 0 and all(offered[worker.address] >= 1 for worker in cluster.workers)
 
 
 def test_a_script_of_ones_own_is_submitted_and_files_come_back(cluster: Cluster) -> None:
-    cluster.laptop.write("/root/mine.py", "import socket; print('I ran on', socket.gethostname())")
+    cluster.laptop.write(f"{HOME}/mine.py", "import socket; print('I ran on', socket.gethostname())")
     assert "I ran on head" in cluster.timed("ray submit", "ray submit ~/onprem.yaml ~/mine.py")
     cluster.timed("rsync-down", "ray rsync-down ~/onprem.yaml ~/buttress/pyproject.toml ~/fetched.toml")
     assert cluster.laptop.run("cat ~/fetched.toml").stdout == (ROOT / "pyproject.toml").read_text()
@@ -125,7 +125,7 @@ def test_without_the_token_nobody_gets_in(cluster: Cluster, tunnel: None) -> Non
     codes = {}
     for name, headers in (("none", {}), ("wrong", {"Authorization": "Bearer 0123"}),
                           ("right", {"Authorization": f"Bearer {token}"})):  # fmt: skip
-        codes[name] = laptop.run(f'python /root/get.py "{headers}"').stdout.strip()
+        codes[name] = laptop.run(f'python ~/get.py "{headers}"').stdout.strip()
     assert codes == {"none": "401", "wrong": "403", "right": "200"}
     job = laptop.run("ray job submit --address http://127.0.0.1:8265 -- true", check=False)
     assert job.returncode != 0

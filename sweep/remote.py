@@ -48,6 +48,8 @@ RENEW_S = 10.0
 SEGMENT_BYTES = 512 << 10
 #: Seconds that the end of a sweep waits for a storage that is away.
 LAST_WORDS_S = 120.0
+#: How often a take-over insists where the former driver renews its lease in the same instant.
+TAKE_OVERS = 3
 
 
 def spool(store: Storage) -> Path:
@@ -184,8 +186,12 @@ class Upload:
                     f"this sweep is being run by another driver ({holder})", where=self.store.url,
                     accepted=f"a sweep whose driver has not been heard of for {LEASE_S:g} s; or `--take-over`",
                 )  # fmt: skip
-            self._write_lease()
-            time.sleep(0.5)  # two drivers that saw the same free lease: the later writer has it
+            former = (_lease(self.store) or {}).get("token") if take_over else None
+            for _ in range(TAKE_OVERS if take_over else 1):
+                self._write_lease()
+                time.sleep(0.5)  # two drivers that saw the same free lease: the later writer has it
+                if former is None or (_lease(self.store) or {}).get("token") != former:
+                    break  # the former driver did not write its own once more between its look and our word
             self._check_lease()
         except LeaseLost as error:
             raise BadInput(str(error), where=self.store.url, accepted="one driver per sweep") from None

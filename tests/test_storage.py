@@ -187,6 +187,29 @@ def test_a_driver_whose_sweep_was_taken_over_stops_and_writes_no_more(
     assert second.close() and leased(store) is None
 
 
+def test_a_take_over_insists_where_the_former_driver_renewed_in_the_same_instant(
+    store: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "spool" / "journal.jsonl"
+    written(path, mixed_sweep().lines[:3])
+    former = json.dumps({"host": "elsewhere", "pid": 7, "time": time.time(), "token": "x"}).encode()
+    store.write(LEASE, former)
+    put, over = Storage.write, [former]
+
+    def write(self: Storage, name: str, content: bytes) -> None:
+        put(self, name, content)
+        if name == LEASE and over:  # it had looked before our word came, and writes after it
+            put(self, name, over.pop())
+
+    monkeypatch.setattr(Storage, "write", write)
+    upload = Told().upload(store, path, take_over=True)
+    assert json.loads(store.read(LEASE))["token"] != "x" and not over
+    assert upload.close()
+    over.append(json.dumps({"host": "third", "pid": 8, "time": time.time(), "token": "y"}).encode())
+    with pytest.raises(BadInput, match="has taken this sweep over"):
+        Told().upload(store, path, take_over=True)
+
+
 def test_an_outage_is_told_once_and_loses_nothing(
     s3: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

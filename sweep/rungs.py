@@ -2,10 +2,11 @@
 
 In comes, report by report, a trial's age (whole epochs at the final beta), its phase and its best valid value so far;
 out comes `stop` or `continue` with the numbers behind it. The rule at one rung is that of Li et al. 2020 (ASHA) as Ray
-Tune runs it: stop a value worse than the (1 - 1/factor) quantile of the values already in the rung. What differs: a
-value enters a rung only when it is reported at that very age, never later; a missing value is the worst, not the best;
-a trial that collapses leaves every rung; phases have rungs of their own; there is no `max_t`. Plain Python, so that
-the real sweep and the simulator share it.
+Tune runs it: stop a value worse than the (1 - 1/factor) quantile of the values already in the rung. What differs: only
+values of the very same age are compared; a missing value is the worst, not the best; a trial that collapses leaves
+every rung; phases have rungs of their own; there is no `max_t`. Where the objective is not reported at every age, a
+rung stands at the next age at which it is: with values at ages 2, 4, 6, ... the rungs 1, 3, 9 stand at 2, 4, 10. Plain
+Python, so that the real sweep and the simulator share it.
 """
 
 from __future__ import annotations
@@ -47,17 +48,25 @@ class Rungs:
         self.first, self.factor = first, factor
         self._sign = 1.0 if direction == "max" else -1.0
         self._rungs: dict[tuple[int, int], dict[str, float]] = {}  # (phase, age) -> trial -> value, larger is better
+        self._reached: dict[tuple[int, str], int] = {}  # (phase, trial) -> the age of its newest value
 
-    def is_rung(self, age: int) -> bool:
-        """True for first, first * factor, first * factor^2, ... (rounded down to whole epochs)."""
-        rung = float(self.first)
-        while int(rung) < age:
-            rung *= self.factor
-        return int(rung) == age
+    def is_rung(self, age: int, since: int | None = None) -> bool:
+        """Whether one of first, first * factor, first * factor^2, ... (rounded down to whole epochs) is `age`, or lies
+        after `since` and not after `age`."""
+        rung, newest = float(self.first), 0
+        while int(rung) <= age:
+            newest, rung = int(rung), rung * self.factor
+        return newest > (age - 1 if since is None else since)
+
+    def skip(self, trial: str, age: int, phase: int = 0) -> int:
+        """The trial has a value at `age` that is not to be compared; the age of the one before it, 0 if none."""
+        since = self._reached.get((phase, trial), 0)
+        self._reached[phase, trial] = max(since, age)
+        return since
 
     def report(self, trial: str, age: int, value: float | None, phase: int = 0) -> Decision | None:
         """The decision for a value reported at `age`; None where there is no rung or the trial has passed it."""
-        if not self.is_rung(age):
+        if not self.is_rung(age, since=self.skip(trial, age, phase)):
             return None
         rung = self._rungs.setdefault((phase, age), {})
         if trial in rung:

@@ -382,11 +382,12 @@ class SweepState:
         """
         if self.rungs is None or self.objectives[0] not in report["metrics"]:
             return None
-        if live.audited or live.judged.runs_on:
+        age, phase, judged = report["full_beta_epochs"], report["phase"], live.judged
+        # where it looks collapsed, whether it is so is for the rules to say
+        if live.audited or judged.runs_on or (judged.value is None and judged.watch.holding):
+            self.rungs.skip(live.id, age, phase)
             return None
-        if live.judged.value is None and live.judged.watch.holding:
-            return None  # it looks collapsed, and whether it is one is for the rules to say
-        decision = self.rungs.report(live.id, report["full_beta_epochs"], live.judged.value, report["phase"])
+        decision = self.rungs.report(live.id, age, judged.value, phase)
         if decision is None:
             return None
         return journal.rung(

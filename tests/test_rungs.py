@@ -57,6 +57,20 @@ def test_a_later_value_never_enters_an_earlier_rung() -> None:
     assert rungs.values(2) == {"late": 0.1}
 
 
+def test_rungs_stand_at_the_next_age_at_which_the_objective_is_reported() -> None:
+    rungs = Rungs(1, 3, "max")  # 1, 3, 9, 27
+    for trial in ("a", "b", "c"):
+        decided = {age: rungs.report(trial, age, 0.5) for age in range(2, 31, 2)}
+        assert [age for age, decision in decided.items() if decision is not None] == [2, 4, 10, 28]
+        assert all(decision is None or decision.age == age for age, decision in decided.items())
+    assert rungs.values(4) == dict.fromkeys("abc", 0.5) and rungs.values(3) == {}
+    assert (worse := rungs.report("d", 6, 0.1)) is not None and not worse.stop  # nobody else was compared at 6
+    rungs.skip("e", 2)
+    assert rungs.report("e", 3, 0.1) is not None and rungs.report("e", 2, 0.1) is None  # 2 again, after a resume
+    rungs.skip("e", 10)  # its value at 10 is not to be compared, nor is a later one in its place
+    assert rungs.report("e", 12, 0.1) is None
+
+
 def test_a_missing_value_is_the_worst() -> None:
     rungs = Rungs(1, 2, "min")
     rungs.report("a", 1, 5.0)

@@ -21,6 +21,7 @@ FAMILIES = {
     "occupancy": "trainables.occupancy.train:Occupancy",
     "lithology": "trainables.lithology.train:Lithology",
     "rainfall": "trainables.rainfall.train:Rainfall",
+    "radio": "trainables.radio.train:Radio",
 }
 
 

@@ -50,6 +50,10 @@ class Task:
     def observe(self, logs: Mapping[str, torch.Tensor], state: StepState) -> None:
         """After each forward and backward: feed the monitors. No `.item()`; references to tensors may be kept."""
 
+    def stepped(self, state: StepState) -> None:
+        """After each step, all its passes done and counted in `state.step`: keep an average of the weights, say. What
+        it keeps belongs into `state_dict`."""
+
     def health(self) -> dict[str, Any]:
         """Values of the window since the last call (training-batch monitors), for a report inside an epoch; starts a
         new window. Also called, its result unused, when an epoch ends. The loop itself adds `train/progress` (epochs,
@@ -156,6 +160,7 @@ def run(
                     descent.step(group, state)
             state.step += 1
             state.progress = state.step / steps
+            task.stepped(state)
             if report_every and done % report_every == 0 and done < length:
                 inside = {"train/progress": state.progress, **settings(state, descents)}
                 tell({"train": meters.window(), **inside, **task.health()})

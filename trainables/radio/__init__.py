@@ -1,1 +1,1 @@
-"""Radio maps: the first stage of a latent diffusion model, a VAE with a patch discriminator. So far its rules only."""
+"""Radio maps: the first stage of a latent diffusion model, a VAE with a patch discriminator (`trainable: radio`)."""

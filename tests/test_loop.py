@@ -146,6 +146,22 @@ def test_run_by_steps_ends_at_that_step(tmp_path: Path) -> None:
     assert [(one.epoch, one.step, one.closing) for one in reports] == [(0, 2, False), (1, 4, False), (2, 6, True)]
 
 
+def test_a_task_is_told_of_each_step_when_its_passes_are_done(tmp_path: Path) -> None:
+    class Watching(GanTask):
+        def stepped(self, state: StepState) -> None:
+            weights = [float(next(net.parameters()).detach().sum()) for net in (self.net, self.critic)]
+            seen.append((state.step, *weights))
+
+    seen: list[tuple[float, ...]] = []
+    world = World.single(tmp_path)
+    with Reporter(world, Schedule(2)) as report:
+        task = Watching(world, starts=4)
+        run(task, Schedule(2), world, report)
+    assert [int(step) for step, *_ in seen] == list(range(1, 2 * task.steps_per_epoch + 1))
+    last = [float(next(net.parameters()).detach().sum()) for net in (task.net, task.critic)]
+    assert list(seen[-1][1:]) == last and seen[-1][2] != seen[-2][2]  # the second pass has been made, too
+
+
 def test_train_values_are_means_of_the_window_and_of_the_epoch(tmp_path: Path) -> None:
     reports = alone(tmp_path, toy_config(report_every=1, epochs=1, lr=0.0))
     windows = [one.metrics["train/loss"] for one in reports[:3]]

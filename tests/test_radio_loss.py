@@ -70,7 +70,7 @@ def test_reconstruction_nll_and_kl_are_the_formulas() -> None:
     assert float(logs["recon"]) == pytest.approx(rec, rel=1e-12)
     assert (float(logs["l1"]), float(logs["l2"])) == pytest.approx((0.3, 0.09), rel=1e-12)
     assert float(logs["nll"]) == pytest.approx(nll, rel=1e-6) and float(logs["kl"]) == pytest.approx(kl, rel=1e-12)
-    assert float(total) == pytest.approx(nll + 0.01 * kl, rel=1e-6)
+    assert total.item() == pytest.approx(nll + 0.01 * kl, rel=1e-6)
     assert "g_loss" not in logs and "d_weight" not in logs  # no discriminator yet
 
 
@@ -92,7 +92,7 @@ def test_the_perceptual_distance_counts_in_every_pixel() -> None:
     objective = Autoencoding(Told(batch.x, code, code), LossConfig(perceptual_weight=1.5), World(), Constant(), None)  # type: ignore[arg-type]
     total, logs = objective.double()(batch, now(0.0))
     assert float(logs["recon"]) == pytest.approx(1.5 * 0.3) and float(logs["perceptual"]) == pytest.approx(0.3)
-    assert float(total) == pytest.approx(1.5 * 0.3 * SIDE * SIDE)
+    assert total.item() == pytest.approx(1.5 * 0.3 * SIDE * SIDE)
 
 
 @pytest.mark.parametrize(("kind", "undecided"), [("hinge", 1.0), ("vanilla", log(2))])
@@ -147,7 +147,7 @@ def test_the_adaptive_weight_is_the_ratio_of_gradients_at_the_last_layer() -> No
     assert float(logs["d_weight_raw"]) == pytest.approx(raw, rel=1e-9) and raw < 1e4
     assert float(logs["d_weight"]) == pytest.approx(0.7 * raw, rel=1e-9)
     assert float(logs["g_loss"]) == pytest.approx(g, rel=1e-9)
-    assert float(total) == pytest.approx(float(logs["nll"]) + 0.7 * raw * 0.8 * g, rel=1e-9)
+    assert total.item() == pytest.approx(float(logs["nll"]) + 0.7 * raw * 0.8 * g, rel=1e-9)
 
 
 def test_the_weight_is_clamped_and_the_ratio_is_not() -> None:

@@ -141,6 +141,11 @@ def test_the_real_sample_is_read(shared: Path) -> None:
     rows = dict(files.check(root, Config()))
     assert rows["images"] == "8 of 256 x 256 px, gain/DPM" and rows["latent map"] == "3 x 64 x 64"
     assert rows["split train"] == "6 images of 1 maps"
+    grey = found.grey / 255
+    assert rows["grey"] == (
+        f"mean {grey.mean():.3f}, deviation {grey.std():.3f}, {(grey == 0).mean():.1%} zeros, "
+        f"99 % below {np.quantile(grey, 0.99):.2f}, maximum 1.00"
+    )
 
 
 def test_grey_becomes_minus_one_to_one() -> None:

@@ -116,15 +116,14 @@ def check(path: Path, config: Config) -> list[tuple[str, str]]:
     rows, columns = one.size
     if problem := config.model.refuses(rows, columns):
         raise BadInput(problem, where=path, key="model")
-    grey = one.grey / 255.0
+    counts = sum(np.bincount(image.ravel(), minlength=256) for image in one.grey)  # by grey level, image by image
     maps = np.unique(one.map)
     per_map = np.unique(one.map, return_counts=True)[1]
     found_rows = [
-        ("images", f"{len(grey):,} of {rows} x {columns} px, gain/{data.simulation}"),
+        ("images", f"{len(one.grey):,} of {rows} x {columns} px, gain/{data.simulation}"),
         ("maps", f"{len(maps)}, ids {maps.min()} to {maps.max()}; "
                  f"{per_map.min()} to {per_map.max()} transmitters each"),
-        ("grey", f"mean {grey.mean():.3f}, deviation {grey.std():.3f}, {(one.grey == 0).mean():.1%} zeros, "
-                 f"99 % below {np.quantile(grey, 0.99):.2f}, maximum {grey.max():.2f}"),
+        ("grey", _described(np.asarray(counts))),
         ("latent map", "{} x {} x {}".format(config.model.embed_dim, *(side // config.model.ddconfig.downsampling
                                                                     for side in one.size))),
     ]  # fmt: skip
@@ -139,6 +138,16 @@ def check(path: Path, config: Config) -> list[tuple[str, str]]:
         name = f"{one.map[constant[0]]}_{one.transmitter[constant[0]]}.png"
         found_rows.append(("warning", f"{len(constant)} images are constant, the first is {name}"))
     return found_rows + _beside(inside(path), one)
+
+
+def _described(counts: np.ndarray) -> str:
+    """Pixels by grey level [256] -> mean, deviation, zeros, 99th percentile and maximum on the scale 0 to 1."""
+    share, level = counts / counts.sum(), np.arange(256) / 255
+    mean = float(share @ level)
+    deviation = float(share @ (level - mean) ** 2) ** 0.5
+    upper = level[np.searchsorted(share.cumsum(), 0.99)]
+    return (f"mean {mean:.3f}, deviation {deviation:.3f}, {share[0]:.1%} zeros, 99 % below {upper:.2f}, "
+            f"maximum {level[share > 0].max():.2f}")  # fmt: skip
 
 
 def _beside(root: Path, data: Dataset) -> list[tuple[str, str]]:

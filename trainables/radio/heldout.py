@@ -76,7 +76,8 @@ class HeldOut:
                 if latent is not None:
                     latent.update(code.mu, code.raw_logvar)
                 if ablation is not None:
-                    ablation.update(error, (model.decode(torch.zeros_like(code.mu)) - x).abs().mean((1, 2, 3)))
+                    blank = model.decode(torch.zeros_like(code.mu[:1]))  # one image for all
+                    ablation.update(error, (blank - x).abs().mean((1, 2, 3)))
                 if scored:
                     square = (y - x).double().square().mean((1, 2, 3))
                     decibel = 10 * torch.log10(PEAK**2 / square.clamp_min(LEAST))

@@ -78,7 +78,7 @@ def test_a_healthy_quick_trial_lives_with_its_discriminator(tmp_path: Path) -> N
     reports = run(tmp_path)
     for shipped in (False, True):
         watch = judged(reports, shipped=shipped)
-        assert watch.verdict.state == "healthy" and watch.verdict.margin < -0.5
+        assert watch.verdict.state == "healthy" and watch.verdict.margin < -0.2
         assert not watch.warnings
     last = reports[-1].metrics
     assert last["latent/kl_per_dim"] > 0.5 and last["ablation/relative"] > 0.5

@@ -68,8 +68,8 @@ class RadioVae(nn.Module):
 class Encoder(nn.Module):
     def __init__(self, config: DDConfig, channels: int) -> None:
         super().__init__()
-        width, layers = config.ch, [nn.Conv2d(channels, config.ch, 3, padding=1)]
-        blocks: list[nn.Module] = [*layers]
+        width = config.ch
+        blocks: list[nn.Module] = [nn.Conv2d(channels, width, 3, padding=1)]
         for level, mult in enumerate(config.ch_mult):
             for _ in range(config.num_res_blocks):
                 blocks.append(Residual(width, config.ch * mult, config.dropout))

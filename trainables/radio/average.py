@@ -26,7 +26,8 @@ class Average(Generic[M]):
         if step > self.warmup and step % self.every:
             return
         share = 1.0 if step <= self.warmup else 1 - self.decay
-        kept, new = list(self.module.parameters()), list(self.source.parameters())
+        kept: list[torch.Tensor] = list(self.module.parameters())
+        new: list[torch.Tensor] = list(self.source.parameters())
         torch._foreach_lerp_(kept, new, share)
 
     def state_dict(self) -> dict[str, torch.Tensor]:

@@ -89,6 +89,11 @@ def calibrate(
         )
     bench = _Bench(rules, known, false_kill, delay, direction)
     own = {name: knobs for name, knobs in bench.own.items() if bench.tells_of(name)}
+    if not own:
+        raise BadInput(
+            "these rules kill none of the curves, neither as they are nor sooner, so that there is nothing to tune",
+            accepted="rules that look at what the curves hold (`buttress replay` says which do not)",
+        )
     names = list(own)
     best = bench.start(own)
     for number in range(ROUNDS):

@@ -96,6 +96,12 @@ def test_too_few_curves_are_refused() -> None:
         calibrate(rules(0.1, 0, 1), [c for c in population(1) if c.name[0] == "d"] + population(1)[:5])
 
 
+def test_rules_that_look_at_nothing_the_curves_hold_are_refused() -> None:
+    blind = RuleSet.from_dict({"rules": {"dead": {"action": "kill", "signs": [{"metric": "elsewhere", "below": 1}]}}})
+    with pytest.raises(BadInput, match="these rules kill none of the curves"):
+        calibrate(blind, population(1))
+
+
 def test_the_file_is_a_rules_file(tmp_path: Path) -> None:
     found = calibrate(rules(0.1, 2000, 8), population(1))
     head = write(found, tmp_path / "rules.yaml", source="curves.csv", family="toy", false_kill=0.02)

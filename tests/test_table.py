@@ -366,6 +366,24 @@ def test_a_margin_above_a_threshold_is_told_as_larger() -> None:
     assert "2.0 decades beyond the threshold: fill was 100 times larger than 0.5" in str(explain(book.journal(), "0"))
 
 
+def test_what_is_shown_of_a_kill_is_an_observation_that_held() -> None:
+    """The margin may be computed from a metric that had not passed its threshold, and that is no reason to kill."""
+    book = SyntheticSweep()
+    book.trial("0000")
+    at = {"transform": "value", "comparison": "below", "reports": [[9, 90]]}
+    graded = {**at, "metric": "latent/kl_total", "values": [0.09], "threshold": 0.05}
+    sign = {**at, "metric": "ablation/relative", "values": [0.03], "threshold": 0.06}
+    book.outcome("0000", "collapsed", kind="dead", rule="dead", margin=0.001, evidence=[graded, sign])
+    journal = book.journal()
+    said = "the share of the loss that the latent code removes was 0.03 at epoch 9 (step 90): below 0.06"
+    assert reason(journal, journal.trial("0")) == said[:1].upper() + said[1:]
+    lines = dict(explain(journal, "0").sections)["why"]
+    assert said in lines
+    told = "total KL was 0.09 nats at epoch 9 (step 90): not below 0.05 nats (only the margin is computed from it)"
+    assert told in lines
+    assert "margin +0.00: just beyond, because the rule held; latent/kl_total by itself had not come so far" in lines
+
+
 def test_why_prints_text_with_brackets_as_it_stands() -> None:
     """Errors hold text such as `[Errno 28]`, which rich would take for markup."""
     book = SyntheticSweep()

@@ -188,7 +188,7 @@ class SweepSpec(Section):
         config = spec.config(params, Config, seed=spec.seed_of(0))
     """
 
-    name: str = Field("sweep", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    name: str = "sweep"
     trainable: str = Field(min_length=1)
     data: dict[str, Any] = Field(default_factory=dict)
     fixed: dict[str, Any] = Field(default_factory=dict)
@@ -267,6 +267,14 @@ class SweepSpec(Section):
     @classmethod
     def _one_or_several(cls, given: Any) -> Any:
         return given if isinstance(given, list | tuple) else [given]
+
+    @field_validator("name")
+    @classmethod
+    def _names_a_folder(cls, name: str) -> str:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
+            accepted = "letters, digits, '_', '.' and '-', a letter or digit first"
+            raise BadInput("is no name for a folder", value=name, accepted=accepted)
+        return name
 
     @field_validator("objectives", mode="before")
     @classmethod

@@ -50,11 +50,13 @@ def check(spec: SweepSpec, trainable: Any) -> None:
 
 
 def resolve_rules(spec: SweepSpec) -> RuleSet:
-    """The spec's rules over those it extends: a family, a file, or (by default) the trainable's own."""
+    """The spec's rules over those it extends: a family, a file (beside the spec, or from the working folder), or (by
+    default) the trainable's own."""
     overrides = dict(spec.rules)
     extends = str(overrides.pop("extends", spec.trainable))
     if extends.endswith((".yaml", ".yml")):
-        rules = RuleSet.load(Path(extends))
+        beside = Path(spec.where or ".").parent / extends
+        rules = RuleSet.load(beside if beside.is_file() else Path(extends))
     elif extends == spec.trainable or extends in trainables.rules_names():
         rules = family_rules(extends)
     else:

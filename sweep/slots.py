@@ -110,21 +110,21 @@ def concurrency(resources: Resources, nodes: Sequence[Mapping[str, float]]) -> i
         needs = {"CPU": resources.cpus_per_worker, "GPU": resources.gpus_per_worker}
         free = {kind: sum(node.get(kind, 0.0) for node in nodes) for kind in needs}
         most = {kind: max((node.get(kind, 0.0) for node in nodes), default=0.0) for kind in needs}
-        lacking = [
-            f"{resources.workers * need:g} {kind}s are needed and {free[kind]:g} are there"
+        lacking = {
+            kind: f"it needs {_many(resources.workers * need, kind)} and there are {free[kind]:g}"
             for kind, need in needs.items()
             if resources.workers * need > free[kind]
-        ]
-        lacking = lacking or [
-            f"each needs {need:g} {kind}s and no node has more than {most[kind]:g}"
+        } or {
+            kind: f"each worker needs {_many(need, kind)} and no node has more than {most[kind]:g}"
             for kind, need in needs.items()
             if need > most[kind]
-        ]
-        why = ", ".join(lacking) or "its parts lie on too many nodes"
+        }
+        why = ", ".join(lacking.values()) or "its parts lie on too many nodes"
+        blamed = "workers" if resources.workers > 1 or not lacking else f"{next(iter(lacking)).lower()}s_per_worker"
         raise BadInput(
-            f"a trial of {resources.workers} workers does not fit the cluster: {why}",
-            key="resources.workers",
-            value=resources.workers,
+            f"a trial of {_many(resources.workers, 'worker')} does not fit the cluster: {why}",
+            key=f"resources.{blamed}",
+            value=getattr(resources, blamed),
             accepted="fewer workers, fewer cpus_per_worker or gpus_per_worker, a larger cluster, or autoscale: true "
             "where nodes will join",
         )
@@ -138,6 +138,10 @@ def concurrency(resources: Resources, nodes: Sequence[Mapping[str, float]]) -> i
             accepted=f"1 to {fits}, auto, or autoscale: true where nodes will join",
         )
     return int(resources.concurrency)
+
+
+def _many(count: float, what: str) -> str:
+    return f"{count:g} {what}" + ("" if count == 1 else "s")
 
 
 @dataclass

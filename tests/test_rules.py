@@ -929,6 +929,15 @@ def test_rules_that_there_are_not_are_refused_and_not_replaced_by_others(name: s
             rules_of(name)
 
 
+def test_a_rules_file_is_looked_for_beside_the_spec_that_names_it(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("rules: {low: {action: kill, signs: [{metric: a, below: 1}], patience: 5}}\n")
+    (tmp_path / "spec.yaml").write_text(
+        "{trainable: lithology, search: {loss.beta: {uniform: [1, 2]}}, objectives: [val/ari], budget: {trials: 1}, "
+        "rules: {extends: mine.yaml}}"
+    )
+    assert resolve_rules(SweepSpec.load(tmp_path / "spec.yaml")).rules["low"].patience == 5
+
+
 def test_a_family_s_other_rules_are_named_beside_it() -> None:
     assert resolve_rules(SweepSpec.from_dict({
         "trainable": "occupancy", "search": {"train.lr": {"loguniform": [1e-4, 1e-3]}}, "budget": {"trials": 1},

@@ -41,6 +41,13 @@ def row(journal: Journal, trial: str) -> dict[str, Any]:
 # --- which trial is best ----------------------------------------------------------------------------------------------
 
 
+def test_a_misspelt_outcome_is_refused_and_not_an_empty_table() -> None:
+    table = [{"trial": "0000", "outcome": "collapsed"}]
+    assert where(table, ["outcome=collapsed,pruned"]) == table and where(table, ["outcome=null"]) == []
+    with pytest.raises(BadInput, match=r"no such outcome \(got 'colapsed'\); accepted: completed, running"):
+        where(table, ["outcome=colapsed"])
+
+
 def test_a_collapsed_trial_is_never_best(mixed: Journal) -> None:
     """Trial 0002 reached 0.9 in a valid epoch before it collapsed, and 0.95 after; 0006 is at 0.99 but unfinished."""
     assert [record.id for record in healthy(mixed)] == ["0001", "0000"]

@@ -139,8 +139,8 @@ def test_worker_that_does_not_start_is_an_error_at_once(tmp_path: Path) -> None:
     ("arguments", "says"),
     [
         (["none.yaml"], "none.yaml: cannot be read (No such file or directory)"),
-        (["mine.yaml", "--set", "train.epoch=1"], "mine.yaml: train.epoch: unknown key"),
-        (["mine.yaml", "--set", "train.epochs=many"], "mine.yaml: train.epochs: "),
+        (["mine.yaml", "--set", "train.epoch=1"], "--set: train.epoch: unknown key"),
+        (["mine.yaml", "--set", "train.epochs=many"], "--set: train.epochs: "),
         (["mine.yaml", "--set", "train.epochs"], "--set: is not path=value (got 'train.epochs')"),
         (["mine.yaml", "--set", "train.epochs.x=1"], "--set: train.epochs.x: epochs is not a group"),
         (["mine.yaml", "--set", "buttress.trainable=rivers"], "mine.yaml: "),

@@ -29,6 +29,7 @@ from ray.train.v2._internal.constants import get_env_vars_to_propagate
 from ray.train.v2._internal.execution.controller import TrainController
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from analysis.wording import plural
 from search_spaces.errors import BadInput
 from search_spaces.spec import Resources
 from sweep.worker import work
@@ -111,18 +112,18 @@ def concurrency(resources: Resources, nodes: Sequence[Mapping[str, float]]) -> i
         free = {kind: sum(node.get(kind, 0.0) for node in nodes) for kind in needs}
         most = {kind: max((node.get(kind, 0.0) for node in nodes), default=0.0) for kind in needs}
         lacking = {
-            kind: f"it needs {_many(resources.workers * need, kind)} and there are {free[kind]:g}"
+            kind: f"it needs {plural(resources.workers * need, kind)} and there are {free[kind]:g}"
             for kind, need in needs.items()
             if resources.workers * need > free[kind]
         } or {
-            kind: f"each worker needs {_many(need, kind)} and no node has more than {most[kind]:g}"
+            kind: f"each worker needs {plural(need, kind)} and no node has more than {most[kind]:g}"
             for kind, need in needs.items()
             if need > most[kind]
         }
         why = ", ".join(lacking.values()) or "its parts lie on too many nodes"
         blamed = "workers" if resources.workers > 1 or not lacking else f"{next(iter(lacking)).lower()}s_per_worker"
         raise BadInput(
-            f"a trial of {_many(resources.workers, 'worker')} does not fit the cluster: {why}",
+            f"a trial of {plural(resources.workers, 'worker')} does not fit the cluster: {why}",
             key=f"resources.{blamed}",
             value=getattr(resources, blamed),
             accepted="fewer workers, fewer cpus_per_worker or gpus_per_worker, a larger cluster, or autoscale: true "
@@ -138,10 +139,6 @@ def concurrency(resources: Resources, nodes: Sequence[Mapping[str, float]]) -> i
             accepted=f"1 to {fits}, auto, or autoscale: true where nodes will join",
         )
     return int(resources.concurrency)
-
-
-def _many(count: float, what: str) -> str:
-    return f"{count:g} {what}" + ("" if count == 1 else "s")
 
 
 @dataclass

@@ -154,6 +154,7 @@ OURS: dict[str, dict[str, Any]] = {
     "ours with 25 % audited": {"spec": {"audit": {"share": 0.25}}},
     "ours with all audited": {"spec": {"audit": {"share": 1.0}}},
     "ours with probation": {"spec": {"probation": {"epochs": 3}}},
+    "ours with probation of suspects": {"spec": {"probation": {"epochs": 3, "when": "suspect"}}},
 }
 
 

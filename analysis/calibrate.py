@@ -89,6 +89,11 @@ def calibrate(
         )
     bench = _Bench(rules, known, false_kill, delay, direction)
     own = {name: knobs for name, knobs in bench.own.items() if bench.tells_of(name)}
+    if not own:
+        raise BadInput(
+            "these rules kill none of the curves, neither as they are nor sooner, so that there is nothing to tune",
+            accepted="rules that look at what the curves hold (`buttress replay` says which do not)",
+        )
     names = list(own)
     best = bench.start(own)
     for number in range(ROUNDS):
@@ -115,6 +120,8 @@ class _Bench:
         self.rules = rules.model_copy(update={"rules": killing})
         self.curves, self.limit, self.delay, self.direction = curves, false_kill, delay, direction
         gaps = [b["step"] - a["step"] for curve in curves for a, b in pairwise(curve.reports) if b["step"] > a["step"]]
+        if not gaps:
+            raise BadInput("no curve has two reports at different steps", accepted="several rows a curve")
         self.interval = round(statistics.median(gaps))
         self.replays = 0
         tuned = {name: rule for name, rule in killing.items() if rule.kind != DIVERGED}

@@ -3,12 +3,14 @@
 In go a sweep's folder or journal, a CSV or Parquet table, a file of CollapseBench, or a folder of such files; out come
 `Curve`s. A table has one row per report and a `step` column, an `epoch` column or both; a column `trial`, `curve` or
 `run` tells several curves apart, and a column `truth` (healthy, collapsed, diverged, ambiguous) says what became of
-each. An empty cell means that the metric was not reported; `nan` and `inf` that it was, and was not finite.
+each. The rows of a curve stand in the order of their reports. An empty cell means that the metric was not reported;
+`nan` and `inf` that it was, and was not finite.
 
 What foreign curves leave open is settled the same way for all: epochs numbered from 0 count as completed when their row
-is written; a curve without steps has `STEPS_PER_EPOCH` of them an epoch unless its reader is told otherwise; beta is
-full from the row on from which its column (`beta`, `train/beta`, `beta_schedule`, `kl_weight`) never moves again, from
-the start where there is no such column, and never where it still moves in the last row; phases are numbered from 0.
+is written; a curve without steps has `STEPS_PER_EPOCH` of them an epoch unless its reader is told otherwise, and one
+without epochs has none at all unless its reader is told how many steps they have; beta is full from the row on from
+which its column (`beta`, `train/beta`, `beta_schedule`, `kl_weight`) never moves again, from the start where there is
+no such column, and never where it still moves in the last row; phases are numbered from 0.
 """
 
 from __future__ import annotations
@@ -17,8 +19,10 @@ import csv
 import json
 import math
 import os
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import pairwise, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +31,7 @@ from search_spaces.errors import BadInput
 
 #: Of a curve that tells its epochs only: long enough that a grace in steps has passed after one epoch.
 STEPS_PER_EPOCH = 1000
+TABLES = (".csv", ".parquet")
 #: Key of a CollapseBench file's metadata.
 COLLAPSEBENCH = b"collapsebench"
 
@@ -86,20 +91,37 @@ class Curves:
 
 
 def read(source: str | os.PathLike[str], *, steps_per_epoch: int | None = None, runs: str = "runs") -> Curves:
-    """The curves of `source`; raises BadInput for what is missing, empty or of no known kind."""
+    """The curves of `source`; raises BadInput for what is missing, empty or of no known kind.
+
+    `steps_per_epoch` counts where a table has steps or epochs, and not both.
+    """
     path = Path(source)
-    if path.suffix in (".csv", ".parquet") or (path.is_dir() and not (path / journal.FILE).is_file()):
-        files = [path] if not path.is_dir() else sorted(p for p in path.rglob("*") if p.suffix in (".csv", ".parquet"))
-        if files:
-            return _joined([_read_file(file, steps_per_epoch) for file in files])
+    if path.is_dir() and not (path / journal.FILE).is_file():
+        files = sorted(file for file in path.rglob("*") if file.suffix in TABLES)
+        if not files:
+            raise BadInput("the folder holds neither curves nor a sweep", where=path, accepted=", ".join(TABLES))
+        return _joined(path, files, [_read_file(file, steps_per_epoch) for file in files])
+    if path.suffix in TABLES:
+        return _read_file(path, steps_per_epoch)
+    if path.is_file() and path.suffix != Path(journal.FILE).suffix:
+        raise BadInput("is neither a table of curves nor a sweep", where=path, accepted=", ".join(TABLES))
     return _from_journal(journal.read(journal.find(source, runs).path))
 
 
-def _joined(parts: Sequence[Curves]) -> Curves:
+def _joined(folder: Path, files: Sequence[Path], parts: Sequence[Curves]) -> Curves:
+    """Curves of several files; those that are called alike get their file's name before their own."""
     if len({part.about.get("family") for part in parts}) > 1:
-        raise BadInput("the folder holds curves of several families", accepted="one file, or files of one family")
+        accepted = "one file, or files of one family"
+        raise BadInput("the folder holds curves of several families", where=folder, accepted=accepted)
     notes = tuple(dict.fromkeys(note for part in parts for note in part.notes))
-    return Curves(tuple(curve for part in parts for curve in part.curves), parts[0].about, notes)
+    names = Counter(curve.name for part in parts for curve in part.curves)
+
+    def own(file: Path, curve: Curve) -> Curve:
+        place = file.relative_to(folder).with_suffix("")
+        return curve if names[curve.name] == 1 else replace(curve, name=f"{place}/{curve.name}")
+
+    curves = tuple(own(file, curve) for file, part in zip(files, parts, strict=True) for curve in part.curves)
+    return Curves(curves, parts[0].about, notes)
 
 
 # ------------------------------------------------------------------------------------------------------------- tables
@@ -124,21 +146,30 @@ def _read_file(path: Path, steps_per_epoch: int | None) -> Curves:
     notes = []
     if not set(STEPS) & set(columns) and steps_per_epoch is None:
         notes.append(f"curves without steps are taken to have {STEPS_PER_EPOCH:,} an epoch")
-    curves = tuple(
-        _curve(key, group, known.get(key), steps_per_epoch or STEPS_PER_EPOCH, path) for key, group in groups.items()
-    )
+    notes += _no_numbers(columns, rows)
+    curves = tuple(_curve(key, group, known.get(key), steps_per_epoch, path) for key, group in groups.items())
     return Curves(curves, {key: value for key, value in about.items() if key != "trials"}, tuple(notes))
 
 
 def _csv(path: Path) -> tuple[list[str], list[Row]]:
     try:
         with path.open(encoding="utf-8-sig", newline="") as handle:
-            reader = csv.DictReader(handle)
-            texts = list(reader)
+            reader = csv.reader(handle)
+            names = next(reader, [])
+            lines = [(reader.line_num, cells) for cells in reader if cells]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise BadInput(f"the table cannot be read ({error})", where=path) from None
-    columns = [column for column in reader.fieldnames or () if column]
-    return columns, [{column: _cell(text[column]) for column in columns} for text in texts]
+    columns = [name for name in names if name]
+    if twice := [name for name, count in Counter(columns).items() if count > 1]:
+        raise BadInput("is a column twice", where=path, key=twice[0])
+    rows: list[Row] = []
+    for number, cells in lines:
+        if any(cell.strip() for cell in cells[len(names) :]):
+            problem, accepted = f"line {number} has more cells than there are columns", "numbers with a decimal point"
+            raise BadInput(problem, where=path, value=",".join(cells), accepted=accepted)
+        pairs = zip_longest(names, cells[: len(names)])
+        rows.append({name: cell if name in NAMES else _cell(cell) for name, cell in pairs if name})  # 0007 is a name
+    return columns, rows
 
 
 def _cell(text: str | None) -> float | str | None:
@@ -151,6 +182,17 @@ def _cell(text: str | None) -> float | str | None:
         return float(text)
     except ValueError:
         return text
+
+
+def _no_numbers(columns: Sequence[str], rows: Sequence[Row]) -> list[str]:
+    """Notes on columns of numbers in which some cells hold none."""
+    notes = []
+    for column in columns:
+        texts = [row[column] for row in rows if isinstance(row[column], str)]
+        if column not in _MOMENT and texts and any(isinstance(row[column], (int, float)) for row in rows):
+            cells = f"{len(texts):,} cell{'s' * (len(texts) > 1)}"
+            notes.append(f"column {column}: {cells} without a number left out, such as {texts[0]!r}")
+    return notes
 
 
 def _parquet(path: Path) -> tuple[list[str], list[Row], dict[str, Any]]:
@@ -168,52 +210,77 @@ def _parquet(path: Path) -> tuple[list[str], list[Row], dict[str, Any]]:
     return columns, rows, about
 
 
-def _curve(name: str, rows: Sequence[Row], known: Mapping[str, Any] | None, steps_per_epoch: int, path: Path) -> Curve:
+def _curve(
+    name: str, rows: Sequence[Row], known: Mapping[str, Any] | None, steps_per_epoch: int | None, path: Path
+) -> Curve:
     step_column = next((column for column in STEPS if any(row.get(column) is not None for row in rows)), None)
     by = step_column or "epoch"
     at = [_at(row, by, path) for row in rows]
+    for before, after in pairwise(at):
+        if after < before:
+            problem = f"the rows of {name} go back from {by} {before:g} to {after:g}"
+            accepted = f"rows in the order of their reports; of several curves also a column {' or '.join(NAMES)}"
+            raise BadInput(problem, where=path, key=by, accepted=accepted)
     epochs = _epochs(rows)
-    steps = [int(value) for value in at] if step_column else [epoch * steps_per_epoch for epoch in epochs]
+    steps = [int(value) for value in at]
+    if step_column is None:
+        assert epochs is not None  # `_at` has read them
+        steps = [epoch * (steps_per_epoch or STEPS_PER_EPOCH) for epoch in epochs]
+    elif epochs is None:
+        epochs = [step // steps_per_epoch if steps_per_epoch else 0 for step in steps]
     given = "full_beta_steps" in rows[0] and "full_beta_epochs" in rows[0]
     full = None if given else _full_from(rows)
-    first_phase = min((int(row.get("phase") or 0) for row in rows), default=0)
+    phases = [_count(row, "phase", path) for row in rows]
     reports: list[Line] = []
     for index, row in enumerate(rows):
         metrics = {key: value for key, value in row.items() if key not in _MOMENT and not isinstance(value, str)}
         present = {key: float(value) for key, value in metrics.items() if value is not None}
-        before = (epochs[full - 1], steps[full - 1]) if full else (0, 0)
-        age = (epochs[index] - before[0], steps[index] - before[1]) if full is not None and index >= full else (0, 0)
+        since = (epochs[full - 1], steps[full - 1]) if full else (0, 0)
+        age = (epochs[index] - since[0], steps[index] - since[1]) if full is not None and index >= full else (0, 0)
         if given:
-            age = (int(row["full_beta_epochs"]), int(row["full_beta_steps"]))
+            age = (_count(row, "full_beta_epochs", path), _count(row, "full_beta_steps", path))
         reports.append(
             {
                 "epoch": epochs[index],
                 "step": steps[index],
                 "full_beta_epochs": age[0],
                 "full_beta_steps": age[1],
-                "phase": int(row.get("phase") or 0) - (0 if given else first_phase),
-                "closing": bool(row.get("closing") or 0),
+                "phase": phases[index] - (0 if given else min(phases)),
+                "closing": bool(_count(row, "closing", path)),
                 "metrics": {key: value if math.isfinite(value) else None for key, value in present.items()},
                 "nonfinite": [key for key, value in present.items() if not math.isfinite(value)],
             }
         )
-    seconds = tuple(float(row["cpu_s"]) for row in rows) if rows[0].get("cpu_s") is not None else None
+    spent = [row.get("cpu_s") for row in rows]
+    seconds = tuple(float(each) for each in spent if isinstance(each, (int, float)))
     budget = int((known or {}).get("budget_epochs") or max(epochs))
-    return Curve(name, tuple(reports), tuple(at), budget, _truth(rows, known, path), seconds, known or {})
+    timed = seconds if len(seconds) == len(rows) else None
+    return Curve(name, tuple(reports), tuple(at), budget, _truth(rows, known, path), timed, known or {})
 
 
 def _at(row: Row, column: str, path: Path) -> float:
     value = row.get(column)
-    if not isinstance(value, (int, float)) or not math.isfinite(value):
+    if not isinstance(value, (int, float)) or not math.isfinite(value) or value < 0:
         raise BadInput("a row does not say when it was reported", where=path, key=column, value=value)
     return int(value) if float(value).is_integer() else float(value)
 
 
-def _epochs(rows: Sequence[Row]) -> list[int]:
-    """Completed epochs at each row; 0 throughout where only steps are told."""
-    if any(not isinstance(row.get("epoch"), (int, float)) for row in rows):
-        return [0] * len(rows)
-    numbers = [int(row["epoch"]) for row in rows]
+def _count(row: Row, column: str, path: Path) -> int:
+    """A whole number; 0 for an empty cell and a column that is not there."""
+    value = row.get(column)
+    if value is None:
+        return 0
+    if not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise BadInput("is no number", where=path, key=column, value=value)
+    return int(value)
+
+
+def _epochs(rows: Sequence[Row]) -> list[int] | None:
+    """Completed epochs at each row; None where only steps are told."""
+    told = [row.get("epoch") for row in rows]
+    numbers = [int(each) for each in told if isinstance(each, (int, float)) and math.isfinite(each)]
+    if len(numbers) < len(rows):
+        return None
     health = len(set(numbers)) < len(numbers)  # several reports an epoch: ours, which count what is completed
     return [number + 1 for number in numbers] if numbers[0] == 0 and not health else numbers
 

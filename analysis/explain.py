@@ -7,7 +7,7 @@ how far beyond them, and what was saved.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from analysis.advice import place_sentence
@@ -66,14 +66,14 @@ def reason(journal: Journal, record: TrialRecord) -> str:
     done = record.outcome
     epoch, _ = epochs_run(record)
     if done is None and record.state == "suspended" and (aside := record.probation) is not None:
-        why = evidence_sentence(aside.evidence[0]) if aside.evidence else aside.message or str(aside.rule)
+        why = evidence_sentence(telling(aside.evidence)) if aside.evidence else aside.message or str(aside.rule)
         return f"Set aside at epoch {number(epoch)} of {number(budget_of(record))}: {why}"
     if done is None:
         return f"{record.state} at epoch {number(epoch)} of {number(budget_of(record))}"
     if done.outcome in ("collapsed", "diverged"):
         text = done.message or f"the rule {done.rule or done.kind} held"
         if done.evidence:
-            text = evidence_sentence(done.evidence[0])  # what the margin was computed from; `explain` has the others
+            text = evidence_sentence(telling(done.evidence))
         return text[:1].upper() + text[1:]
     if done.outcome == "pruned":
         stops = [rung for rung in record.rungs if rung.decision == "stop"]
@@ -87,6 +87,12 @@ def reason(journal: Journal, record: TrialRecord) -> str:
 def evidence_sentence(entry: Mapping[str, Any]) -> str:
     """One observation of a verdict in words: an entry of the outcome line's `evidence`."""
     return Evidence.from_dict(entry).sentence()
+
+
+def telling(evidence: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """The observation to show where there is room for one: the first that held. (What a margin is computed from comes
+    first, but need not be one of the signs that condemned the trial.)"""
+    return next((entry for entry in evidence if Evidence.from_dict(entry).held), evidence[0])
 
 
 def margin_sentence(record: TrialRecord) -> str | None:
@@ -105,6 +111,8 @@ def margin_sentence(record: TrialRecord) -> str | None:
         return text
     graded = done.evidence[0]  # the verdict puts the one that the margin was computed from first
     what = _transformed(graded)
+    if not Evidence.from_dict(graded).held:
+        return f"margin {margin:+.2f}: just beyond, because the rule held; {what} by itself had not come so far"
     size = "larger" if graded.get("comparison") == "above" else "smaller"
     return f"{text}: {what} was {times(10**margin)} {size} than {number(graded.get('threshold'))}"
 
@@ -138,7 +146,7 @@ def _why(journal: Journal, record: TrialRecord) -> list[str]:
     if done.outcome in ("collapsed", "diverged"):
         if done.rule:
             lines.append(f"the rule {_rule_text(journal, done.rule)} held")
-        lines += [evidence_sentence(entry) for entry in done.evidence]
+        lines += _sentences(done.evidence)
         if done.message and (not done.evidence or (_rules(journal).get(done.rule or "") or {}).get("message")):
             lines.append(done.message)
     elif done.outcome != "completed":
@@ -173,7 +181,15 @@ def _probation(journal: Journal, record: TrialRecord) -> list[str]:
 def _condemned(journal: Journal, verdict: Condemned) -> list[str]:
     at = f"at epoch {verdict.epochs} of {number(verdict.epochs_budget)}, step {number(verdict.step)}"
     lines = [f"{at}, the rule {_rule_text(journal, verdict.rule or '')} held"]
-    return [*lines, *(evidence_sentence(entry) for entry in verdict.evidence)]
+    return [*lines, *_sentences(verdict.evidence)]
+
+
+def _sentences(evidence: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Every observation in words; the first says so where it was only what the margin is computed from."""
+    told = [evidence_sentence(entry) for entry in evidence]
+    if evidence and not Evidence.from_dict(evidence[0]).held:
+        told[0] += " (only the margin is computed from it)"
+    return told
 
 
 def _saved(record: TrialRecord) -> list[str]:
@@ -275,7 +291,7 @@ def _rule_text(journal: Journal, name: str) -> str:
 
 
 def _sign(sign: Mapping[str, Any]) -> str:
-    flag = {"absent": "absent", "nonfinite": "not finite"}.get(sign.get("transform") or "value")
+    flag = {"absent": "absent", "lost": "lost", "nonfinite": "not finite"}.get(sign.get("transform") or "value")
     if flag:
         return f"{sign['metric']} {flag}"
     limits = [f"{key} {_threshold(sign[key])}" for key in ("below", "above") if sign.get(key) is not None]

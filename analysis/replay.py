@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from analysis.curves import Curve, Curves
 from analysis.intervals import Share
 from analysis.judging import Judged
-from collapse.rules import RuleSet
+from collapse.rules import Rule, RuleSet
+from search_spaces.errors import BadInput
 
 #: The winners: this share of the healthy trials, by objective.
 TOP = 0.05
@@ -137,19 +138,20 @@ def score(curves: Sequence[Curve], replayed: Sequence[Replayed], direction: str 
     dead = [(curve, found) for curve, found in known if curve.truth and curve.truth.dead]
     healthy = [(curve, found) for curve, found in known if curve.truth and curve.truth.is_ == "healthy"]
     ranked = ranked_healthy([curve for curve, _ in healthy], direction)
-    killed = {found.curve for _, found in healthy if found.killed is not None}
+    wrong = [curve for curve, found in healthy if found.killed is not None]
+    killed = set(map(id, wrong))  # not their names, which may recur
     best = winners(ranked)
     caught = [found for _, found in dead if found.killed is not None]
     return Score(
         caught=Share(len(caught), len(dead)),
-        false_kill=Share(len(killed), len(healthy)),
-        winners=Share(sum(curve.name in killed for curve in best), len(best)),
+        false_kill=Share(len(wrong), len(healthy)),
+        winners=Share(sum(id(curve) in killed for curve in best), len(best)),
         ambiguous=sum(curve.truth.is_ == "ambiguous" for curve, _ in known if curve.truth),
         median_delay=statistics.median(found.delay or 0.0 for found in caught) if caught else None,
         mean_delay=statistics.fmean(_delay(curve, found) for curve, found in dead) if dead else 0.0,
         median_spent=statistics.median(found.spent for found in caught) if caught else None,
         compute_saved=_saved(known),
-        winner_killed=ranked[0].name in killed if ranked else None,
+        winner_killed=id(ranked[0]) in killed if ranked else None,
         recoverers_killed=_among(healthy, "recoverer"),
         late_bloomers_killed=_among(healthy, "late_bloomer"),
     )
@@ -189,8 +191,10 @@ def _saved(known: Sequence[tuple[Curve, Replayed]]) -> float:
 def result(found: Curves, rules: RuleSet, *, family: str) -> dict[str, Any]:
     """What `buttress replay --json` prints: `{"family", "curves": [...], "summary": {...}, "notes": [...]}`.
 
-    `summary` always has `curves`, `killed`, `warned`; with ground truth also the figures of `Score`.
+    `summary` always has `curves`, `killed`, `warned`; with ground truth also the figures of `Score`. Raises BadInput
+    where no rule looks at anything that the curves hold.
     """
+    notes = [*found.notes, *unheard(found.curves, rules)]
     replayed = [replay(curve, rules) for curve in found.curves]
     scored = score(found.curves, replayed, str(found.about.get("direction", "max")))
     summary: dict[str, Any] = {
@@ -201,7 +205,34 @@ def result(found: Curves, rules: RuleSet, *, family: str) -> dict[str, Any]:
     if scored is not None:
         summary |= scored.to_dict()
     curves = [each.to_dict() for each in replayed]
-    return {"family": family, "curves": curves, "summary": summary, "notes": list(found.notes)}
+    return {"family": family, "curves": curves, "summary": summary, "notes": notes}
+
+
+def unheard(curves: Sequence[Curve], rules: RuleSet) -> list[str]:
+    """Notes on the rules that can say nothing of these curves; raises BadInput where that are all of them."""
+    held = {name for curve in curves for report in curve.reports for name in (*report["metrics"], *report["nonfinite"])}
+    speaking = {name: rule for name, rule in rules.rules.items() if rule.action != "off"}
+    blind = [name for name, rule in speaking.items() if not _sees(rule, rules.aliases, held)]
+    if blind and len(blind) == len(speaking):
+        signs = [sign.metric for rule in speaking.values() for sign in rule.signs]
+        looked_at = dict.fromkeys(name for metric in signs for name in (metric, *rules.aliases.get(metric, ())))
+        problem = "the curves hold nothing that a rule looks at"
+        raise BadInput(problem, value=sorted(held), accepted=f"{', '.join(looked_at)}, or aliases in the rules file")
+    notes = [f"the curves do not hold what these rules look at: {', '.join(blind)}"] if blind else []
+    timeless = not any(report["epoch"] for curve in curves for report in curve.reports)
+    if waiting := [name for name, rule in speaking.items() if timeless and rule.grace.epochs and name not in blind]:
+        names = ", ".join(waiting)
+        notes.append(f"the curves tell no epochs, and a grace in epochs keeps silent: {names}; see --steps-per-epoch")
+    return notes
+
+
+def _sees(rule: Rule, aliases: Mapping[str, Sequence[str]], held: Collection[str]) -> bool:
+    """Whether enough of a rule's signs have their metric in some curve (`absent` needs none) for it to hold at all."""
+    seen = [
+        sign for sign in rule.signs
+        if sign.transform == "absent" or any(name in held for name in (sign.metric, *aliases.get(sign.metric, ())))
+    ]  # fmt: skip
+    return len(seen) >= (rule.votes or 1)
 
 
 def sentences(summary: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -129,6 +129,9 @@ def where(table: Sequence[Row], conditions: Iterable[str]) -> list[Row]:
             )
         name, sign, wanted = match.groups()
         key = column(table, name, where="--where")
+        if key == "outcome" and (unknown := {each.strip() for each in wanted.split(",")} - {*ORDER, "null"}):
+            accepted = ", ".join(ORDER)
+            raise BadInput("no such outcome", where="--where", value=min(unknown), accepted=accepted)
         chosen = [row for row in chosen if _meets(row[key], sign, wanted, condition)]
     return chosen
 
@@ -159,7 +162,7 @@ def column(table: Sequence[Row], name: str, *, where: str) -> str:
         ends = [key for key in keys if key.startswith(prefix) and re.split(r"[./]", key)[-1] == name]
         if len(ends) == 1:
             return ends[0]
-    close = difflib.get_close_matches(name, keys, n=4, cutoff=0.4) or keys[:10]
+    close = difflib.get_close_matches(name, keys, n=4, cutoff=0.6) or keys[:10]
     raise BadInput("no such column", where=where, value=name, accepted=", ".join(close))
 
 

@@ -59,8 +59,9 @@ def listing(words: Sequence[str], last: str = "and") -> str:
     return f"{', '.join(words[:-1])} {last} {words[-1]}"
 
 
-def plural(count: int, noun: str) -> str:
-    return f"{count:,} {noun}" + ("" if count == 1 else "s")
+def plural(count: float, noun: str) -> str:
+    """`1 trial`, `1,200 trials`, `0.5 GPUs`."""
+    return f"{count if count % 1 else int(count):,} {noun}" + ("" if count == 1 else "s")
 
 
 def times(factor: float) -> str:

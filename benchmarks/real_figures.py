@@ -184,6 +184,7 @@ def _summary(seeds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {
         "median_best": middle("best"),
         "median_winner_best": middle("winner_best"),
+        "winners": sum(each["winner_collapsed"] is not None for each in seeds),
         "collapsed_winners": sum(each["winner_collapsed"] is True for each in seeds),
         "never": sum(each["to_target_s"] is None for each in seeds),
         **{key: sum(each[key] for each in seeds) for key in ("begun", "finished", "dead", "too_young")},

@@ -14,6 +14,8 @@ benchmarks/README.md says what the keys mean. Leave the machine alone meanwhile.
 from __future__ import annotations
 
 import argparse
+import functools
+import hashlib
 import json
 import os
 import random
@@ -23,6 +25,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,6 +38,7 @@ from benchmarks.real_arms import ARMS, run_arm, space  # noqa: E402
 from benchmarks.real_figures import Run, compare  # noqa: E402
 from benchmarks.real_target import target_of  # noqa: E402
 from search_spaces.errors import BadInput  # noqa: E402
+from sweep.opening import commit  # noqa: E402
 
 NAMES = tuple(sorted(path.stem for path in FAMILIES.glob("[a-z]*.py")))
 GRACE_S = 600.0  # beyond its clock, for a Ray to start and stop and for the trials that a sweep of ours lets end
@@ -59,7 +63,7 @@ def planned(families: Sequence[str], arms: Sequence[str], seeds: int) -> Iterato
 
 
 def kept(plan: Planned, work: Path, minutes: float) -> Run | None:
-    """What an earlier command has run; raises BadInput where that had another clock."""
+    """What an earlier command has run; raises BadInput where that had another clock or searched another space."""
     path = plan.record(work)
     if not path.is_file():
         return None
@@ -67,7 +71,15 @@ def kept(plan: Planned, work: Path, minutes: float) -> Run | None:
     if run.limit != minutes * 60:
         accepted = f"--minutes {run.limit / 60:g}, or another --work"
         raise BadInput("was run for another time", where=path, key="--minutes", value=minutes, accepted=accepted)
+    if (searched := run.notes.get("space")) is not None and searched != digest(plan.family):
+        raise BadInput("was run in another search space", where=path, accepted="another --work")
     return run
+
+
+@functools.cache
+def digest(family: str) -> str:
+    """Of the family's search space."""
+    return hashlib.blake2b(json.dumps(space(family).to_dict(), sort_keys=True).encode(), digest_size=8).hexdigest()
 
 
 # --- a run, in a process of its own ---------------------------------------------------------------------------------
@@ -95,6 +107,7 @@ def part_sweep(family: str, seed: int, arm: str, minutes: float, work: str) -> N
     shutil.rmtree(folder, ignore_errors=True)  # of a command that did not come to its end
     folder.mkdir(parents=True)
     run = run_arm(family, arm, seed, minutes, folder)
+    run = replace(run, notes={**run.notes, "space": digest(family), "commit": commit()})
     path = Planned(family, arm, seed).record(Path(work))
     part = path.with_suffix(".part")
     part.write_text(json.dumps(run.to_dict()))
@@ -173,7 +186,7 @@ def table(family: str, found: dict[str, Any]) -> str:
         least = "at least " if any(pair["they_never"] for pair in entry["paired"]) else ""
         faster = "" if entry["ratio"] is None else f"{least}{entry['ratio']:.2f} times"
         lines.append(
-            f"| {ARMS[arm]} | {best} | {own} | {entry['collapsed_winners']} of {len(seeds)} | {counts} | {share} "
+            f"| {ARMS[arm]} | {best} | {own} | {entry['collapsed_winners']} of {entry['winners']} | {counts} | {share} "
             f"| {_listed(seeds, 'to_target_s', '{:.0f}')} | {faster} |"
         )
     return "\n".join(lines)

@@ -52,7 +52,7 @@ class Run:
     best_healthy: float | None
     trials: int
     dead: int
-    winner_dead: bool
+    winner_dead: bool | None  # None: nothing that it calls its winner
     healthy: int = 0
     killed: int = 0
     audited: int = 0
@@ -84,7 +84,8 @@ class Watch:
             self.reached = event.clock * SLOTS
 
     def run(self, winner: str | None) -> Run:
-        return Run(self.reached, self.best, len(self.dead), sum(self.dead.values()), bool(winner and self.dead[winner]))
+        winner_dead = self.dead[winner] if winner else None
+        return Run(self.reached, self.best, len(self.dead), sum(self.dead.values()), winner_dead)
 
 
 class Condemned:
@@ -153,6 +154,7 @@ OURS: dict[str, dict[str, Any]] = {
     "ours with 25 % audited": {"spec": {"audit": {"share": 0.25}}},
     "ours with all audited": {"spec": {"audit": {"share": 1.0}}},
     "ours with probation": {"spec": {"probation": {"epochs": 3}}},
+    "ours with probation of suspects": {"spec": {"probation": {"epochs": 3, "when": "suspect"}}},
 }
 
 
@@ -295,7 +297,10 @@ class Kept:
     def __init__(self, path: Path | None) -> None:
         self._path = path
         self._runs: dict[str, Run] = {}
-        for line in path.read_text().splitlines() if path is not None and path.is_file() else ():
+        whole, _, torn = path.read_text().rpartition("\n") if path is not None and path.is_file() else ("", "", "")
+        if torn and path is not None:  # of a command that was killed
+            path.write_text(whole + "\n" if whole else "")
+        for line in whole.splitlines():
             entry = json.loads(line)
             self._runs[entry["key"]] = Run(**entry["run"])
 

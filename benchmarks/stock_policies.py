@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import math
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -24,7 +25,7 @@ from trainables.base import Reported
 Value = Callable[[Mapping[str, float | None]], float | None]
 
 
-class Stock:
+class Stock(ABC):
     """What the three share: the space, the metric, and the trial that they would call their best."""
 
     def __init__(self, spec: SweepSpec, Config: type[Any], value: Value, direction: str, epochs: int) -> None:
@@ -49,7 +50,7 @@ class Stock:
                 return Drawn(trial, params)
             self.refuse(trial)
 
-    def begun(self, trial: str, slot: str) -> None: ...
+    def begun(self, trial: str, slot: str) -> None: ...  # noqa: B027 - optional
 
     def reported(self, trial: str, reported: Reported) -> bool:
         value = self.value(reported.metrics)
@@ -63,16 +64,17 @@ class Stock:
 
     # --- what a tuner is
 
+    @abstractmethod
     def suggest(self, trial: str) -> dict[str, Any]:
-        raise NotImplementedError
+        """The parameters of the next trial, which is to be called `trial`."""
 
-    def refuse(self, trial: str) -> None: ...
+    def refuse(self, trial: str) -> None: ...  # noqa: B027 - optional
 
     def take(self, trial: str, epoch: int, value: float) -> bool:
         """An epoch's value; True: the trial is to stop."""
         return False
 
-    def end(self, trial: str) -> None: ...
+    def end(self, trial: str) -> None: ...  # noqa: B027 - optional
 
     def parameters(self, suggest: Callable[[str, Parameter], Any]) -> dict[str, Any]:
         params: dict[str, Any] = {}

@@ -47,6 +47,7 @@ DRAWN = 2000  # bootstrap samples
 def summed(runs: Sequence[Run], budget: float) -> dict[str, Any]:
     costs = [budget if run.reached is None else run.reached for run in runs]
     bests = [run.best_healthy for run in runs if run.best_healthy is not None]
+    winners = [run.winner_dead for run in runs if run.winner_dead is not None]
     return {
         "seeds": len(runs),
         "median_compute_s": median(costs),
@@ -55,7 +56,7 @@ def summed(runs: Sequence[Run], budget: float) -> dict[str, Any]:
         "never": sum(run.reached is None for run in runs) / len(runs),
         "best_healthy": median(bests) if bests else None,
         "collapsed_share": sum(run.dead for run in runs) / max(1, sum(run.trials for run in runs)),
-        "collapsed_winners": Share(sum(run.winner_dead for run in runs), len(runs)).to_dict(),
+        "collapsed_winners": Share(sum(map(bool, winners)), len(winners)).to_dict(),
         "false_kills": Share(sum(run.killed for run in runs), sum(run.healthy for run in runs)).to_dict(),
         "audit": {
             "told": Share(sum(run.acquitted for run in runs), sum(run.audited for run in runs)).to_dict(),
@@ -106,9 +107,10 @@ def compare(runs: Mapping[str, Callable[[], list[Run]]], budget: float, tell: Ca
         best = "-" if arm["best_healthy"] is None else f"{arm['best_healthy']:.3f}"
         kills, winners = arm["false_kills"], arm["collapsed_winners"]
         wrong = f"{kills['count']} of {kills['of']}" if kills["of"] else "-"
+        saved = "- | -" if name == "ours" else f"{_saves(against)} | {_saves(against['geometric'])}"
         tell(
             f"| {name} | {arm['median_compute_s']:.0f} | {arm['never']:.0%} | {best} | {arm['collapsed_share']:.0%} "
-            f"| {winners['count']} of {winners['of']} | {wrong} | {_saves(against)} | {_saves(against['geometric'])} |"
+            f"| {winners['count']} of {winners['of']} | {wrong} | {saved} |"
         )
     stock = {name: arm for name, arm in arms.items() if name.startswith("(")}
     ours = arms["ours"]

@@ -91,6 +91,11 @@ class Evidence:
         clears = f", and never back past {_number(self.clears_at)}{unit}" if self.clears_at is not None else ""
         return f"{limit} in {beyond} of {count} reports{clears}"
 
+    @property
+    def held(self) -> bool:
+        """Whether some value lay beyond the threshold; a sign without a threshold is here because it held."""
+        return self.threshold is None or any(map(self._beyond, self.values))
+
     def _beyond(self, value: float | None) -> bool:
         if value is None or self.threshold is None:
             return False

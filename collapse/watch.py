@@ -50,6 +50,7 @@ class TrialWatch:
         self._epoch = 0
         self._warnings: dict[str, Warned] = {}
         self._verdict = Verdict()
+        self._report: Report | None = None
         self._final = True
 
     @property
@@ -82,6 +83,14 @@ class TrialWatch:
     def holding(self) -> tuple[str, ...]:
         """Kill rules whose signs hold on the last report, also those that may not speak yet (grace, `min_step`)."""
         return tuple(rule.name for rule in self._kills if rule.holds)
+
+    def impatient(self) -> Verdict | None:
+        """The verdict of collapse on a suspect trial if its patience were over now; None for any other trial, and for
+        one that is suspect of nothing but having diverged."""
+        rule = next((rule for rule in self._kills if rule.count and not rule.diverged), None)
+        if self._verdict.state != "suspect" or rule is None or self._report is None:
+            return None
+        return self._collapsed(rule, self._report)
 
     def margin(self) -> float:
         """Decades beyond the nearest threshold, see the module; NaN as long as no graded metric has been reported."""
@@ -126,7 +135,7 @@ class TrialWatch:
     def _take(self, report: Report, closing: bool = False) -> Verdict:
         if self._verdict.final and self._final:
             return self._verdict
-        self._epoch = report.epoch
+        self._epoch, self._report = report.epoch, report
         row: Row = {}
         for name, columns in self._needed:
             value = report.read(columns)
@@ -150,14 +159,17 @@ class TrialWatch:
             margin = MOST + self._budget_left(report.epoch)
             return Verdict("diverged", rule.name, rule.kind, margin, *self._why(rule, report), self.warnings)
         if rule is not None:
-            margin = rule.condemned_margin()
-            return Verdict("collapsed", rule.name, rule.kind, margin, *self._why(rule, report), self.warnings)
+            return self._collapsed(rule, report)
         nearest = max((median(rule.margins) for rule in self._kills if rule.margins), default=math.nan)
         suspect = next((rule for rule in self._kills if rule.count), None)
         if suspect is not None:
             return Verdict("suspect", suspect.name, suspect.kind, nearest, *self._why(suspect, report), self.warnings)
         healthy = nearest if math.isnan(nearest) else min(nearest, -SURE)
         return Verdict(margin=healthy, warnings=self.warnings)
+
+    def _collapsed(self, rule: RuleWatch, report: Report) -> Verdict:
+        why = self._why(rule, report)
+        return Verdict("collapsed", rule.name, rule.kind, rule.condemned_margin(), *why, self.warnings)
 
     def _budget_left(self, epoch: int) -> float:
         return min(max(1 - epoch / self._budget, 0.0), 1.0) if self._budget else 0.0

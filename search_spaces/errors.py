@@ -62,8 +62,9 @@ def from_pydantic(error: Any, model: Any, *, where: str | os.PathLike[str] | Non
     entries = error.errors()
     for entry in sorted(entries, key=lambda entry: entry["type"] != "extra_forbidden"):
         found.setdefault(key_of(entry["loc"], model), []).append(_told(entry, model))
-    for key in list(found):  # of a union's members only the group speaks where a mapping was given
-        if len(found) > 1 and isinstance(found[key][0].value, dict) and any(k.startswith(f"{key}.") for k in found):
+    for key in list(found):  # of a union's members, and of a list whose items are wrong, only what stands below speaks
+        grouped = isinstance(found[key][0].value, (dict, list, tuple))
+        if len(found) > 1 and grouped and any(k.startswith(f"{key}.") for k in found):
             del found[key]
     key, told = next(iter(found.items()))
     problem = " or ".join(dict.fromkeys(one.problem for one in told))

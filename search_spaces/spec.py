@@ -120,9 +120,13 @@ class Audit(Section):
 
 
 class Probation(Section):
-    """A second chance: a trial that collapses is set aside, and if it ranks comes back for so many further epochs."""
+    """A second chance: a trial that collapses is set aside, and if it ranks comes back for so many further epochs.
+
+    `when`: it is set aside once it is `condemned`, or as soon as a kill rule is `suspect` of it, patience or not.
+    """
 
     epochs: Count | None = None
+    when: Literal["condemned", "suspect"] = "condemned"
 
 
 class Resources(Section):
@@ -188,7 +192,7 @@ class SweepSpec(Section):
         config = spec.config(params, Config, seed=spec.seed_of(0))
     """
 
-    name: str = Field("sweep", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    name: str = "sweep"
     trainable: str = Field(min_length=1)
     data: dict[str, Any] = Field(default_factory=dict)
     fixed: dict[str, Any] = Field(default_factory=dict)
@@ -267,6 +271,14 @@ class SweepSpec(Section):
     @classmethod
     def _one_or_several(cls, given: Any) -> Any:
         return given if isinstance(given, list | tuple) else [given]
+
+    @field_validator("name")
+    @classmethod
+    def _names_a_folder(cls, name: str) -> str:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
+            accepted = "letters, digits, '_', '.' and '-', a letter or digit first"
+            raise BadInput("is no name for a folder", value=name, accepted=accepted)
+        return name
 
     @field_validator("objectives", mode="before")
     @classmethod

@@ -1,7 +1,7 @@
 """The `buttress` command. Every verb imports what it needs when it is called: `--help` is fast, `table` needs no Ray.
 
-Exit codes: 0 done; 1 a sweep without a healthy trial; 2 bad input; 3 an internal error (traceback in a file);
-130 interrupted, by Ctrl-C or a full disk (the sweep can be resumed).
+Exit codes: 0 done; 1 a sweep without a healthy trial; 2 bad input; 3 an internal error (traceback in a file); 4 stopped
+by its circuit breaker; 130 interrupted, by Ctrl-C or a full disk (the sweep can be resumed).
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ import sys
 import tempfile
 import time
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -66,6 +68,11 @@ Set = Annotated[
     typer.Option("--set", "-s", metavar="KEY=VALUE", help="Change the spec (`budget.trials=8`) or fix a training "
                  "parameter (`config.train.epochs=5`). May be given several times."),
 ]
+SetConfig = Annotated[
+    list[str] | None,
+    typer.Option("--set", "-s", metavar="PATH=VALUE", help="Change the config (`train.epochs=5`). May be given several "
+                 "times."),
+]
 WarmStart = Annotated[
     list[str] | None,
     typer.Option("--warm-start", metavar="SWEEP", help="Tell the sampler the trials of this earlier sweep first, "
@@ -74,6 +81,11 @@ WarmStart = Annotated[
 Address = Annotated[
     str | None,
     typer.Option("--address", envvar="RAY_ADDRESS", help="A running Ray cluster; by default Ray is started here."),
+]
+StepsPerEpoch = Annotated[
+    int | None,
+    typer.Option(min=1, help="Of curves that tell their epochs only (default 1,000) or their steps only (default: no "
+                 "epoch is ever over).")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on the last line of standard output.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress display.")]
@@ -219,9 +231,7 @@ def replay(
     ],
     family: Annotated[str, typer.Option("--family", "-f", help="Whose rules, such as lithology or radio.")],
     rules: Annotated[Path | None, typer.Option(help="This rules file instead of the family's.")] = None,
-    steps_per_epoch: Annotated[
-        int | None, typer.Option(min=1, help="Of curves that tell their epochs only; default 1,000.")
-    ] = None,
+    steps_per_epoch: StepsPerEpoch = None,
     json_: Json = False,
 ) -> None:
     """Show what rules would have done to recorded curves: kills, warnings, and where the truth is known, how right."""
@@ -230,7 +240,9 @@ def replay(
     from analysis.replay import result
     from sweep.opening import rules_of
 
-    found = result(read(curves, steps_per_epoch=steps_per_epoch), rules_of(family, rules), family=family)
+    read_, watching = read(curves, steps_per_epoch=steps_per_epoch), rules_of(family, rules)
+    with _about(curves):
+        found = result(read_, watching, family=family)
     _console().print(replayed(found))
     if json_:
         _print_json(found)
@@ -250,6 +262,7 @@ def calibrate(
         float, typer.Option(min=0.0, max=1.0, help="A mean delay of this share of the budget is soon enough.")
     ] = 0.05,
     rules: Annotated[Path | None, typer.Option(help="Begin with this rules file instead of the family's.")] = None,
+    steps_per_epoch: StepsPerEpoch = None,
     json_: Json = False,
 ) -> None:
     """Propose thresholds, grace and patience for a family's rules from curves whose end is known."""
@@ -257,10 +270,12 @@ def calibrate(
     from analysis.curves import read
     from sweep.opening import rules_of
 
-    found = read(curves)
+    found = read(curves, steps_per_epoch=steps_per_epoch)
     direction = str(found.about.get("direction", "max"))
     limits = {"false_kill": false_kill, "delay": delay}
-    made = calibrate(rules_of(family, rules), found.curves, **limits, direction=direction, tell=typer.echo)
+    start = rules_of(family, rules)
+    with _about(curves):
+        made = calibrate(start, found.curves, **limits, direction=direction, tell=typer.echo)
     typer.echo(write(made, output, source=curves, family=family, false_kill=false_kill))
     if json_:
         _print_json({"rules": str(output), **made.to_dict()})
@@ -272,9 +287,9 @@ def train(
         Path, typer.Argument(metavar="CONFIG", help="A config, such as one written by `buttress export`.")
     ],
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="The folder to write to; default: runs/train-<time>.")
+        Path | None, typer.Option("--out", "-o", help="The folder to write to; default: runs/train-TIME.")
     ] = None,
-    set_: Set = None,
+    set_: SetConfig = None,
     json_: Json = False,
 ) -> None:
     """Train one config: writes model.pt, history.json and checkpoints, watched by the same rules as in a sweep."""
@@ -294,7 +309,7 @@ def train(
 def data_check(
     family: Annotated[str, typer.Argument(help="A family, such as lithology.")],
     path: Annotated[Path, typer.Argument(help="Its file or folder.")],
-    set_: Set = None,
+    set_: SetConfig = None,
 ) -> None:
     """Read data as the trainer would, and say what is in it."""
     from sweep.handover import check_data
@@ -341,6 +356,15 @@ def cluster_token(
     from sweep.cluster_token import default_path, make
 
     typer.echo(f"wrote {make(path or default_path(), force=force)}")
+
+
+@contextmanager
+def _about(source: str) -> Iterator[None]:
+    """What is wrong with curves is said to be wrong with `source`."""
+    try:
+        yield
+    except BadInput as error:
+        raise error.at(source) from None
 
 
 def _warm(spec: Any, sweeps: list[str] | None) -> Any:

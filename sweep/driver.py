@@ -20,7 +20,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import trainables
 from analysis import journal
 from analysis.journal import DURABLE, JournalWriter
 from analysis.storage import Storage, is_url, origin
@@ -34,7 +33,7 @@ from sweep.finish import TRIPPED, Finish
 from sweep.following import Following
 from sweep.keeping import Checkpoints, Files, LocalFiles
 from sweep.nodes import Nodes, free
-from sweep.opening import check, header, new_id, resolve_rules, versions
+from sweep.opening import check, header, load, new_id, resolve_rules, versions
 from sweep.state import Line, SweepState
 from sweep.warm_start import gathered, resolved, sentence
 from sweep.watchers import Watcher, Watchers
@@ -68,7 +67,7 @@ class Driver:
         self.spec, self.folder, self.sweep, self.address = spec, folder, sweep, address
         self.store, self._take_over = store, take_over
         self.where = store.url if store is not None else str(folder)
-        self.trainable = trainables.load(spec.trainable)
+        self.trainable = load(spec)
         check(spec, self.trainable)
         self.rules = rules or resolve_rules(spec)
         self.watchers = Watchers(watchers)

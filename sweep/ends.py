@@ -1,11 +1,13 @@
 """How a trial ends, as the journal line that says so.
 
 In goes a live trial and what has happened to it: its trainer returned, its time is over, a rung stopped it, the rules
-condemned it. Out comes its `outcome` line; for a condemned trial that goes on, the `audit` or `suspended` line. Nothing
-is changed here: the state of the sweep applies the line.
+condemned or suspect it. Out comes its `outcome` line; for a condemned trial that goes on, the `audit` or `suspended`
+line. Nothing is changed here: the state of the sweep applies the line.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 from analysis import journal
 from analysis.judging import Line
@@ -51,20 +53,39 @@ def condemned(spec: SweepSpec, live: LiveTrial, verdict: Verdict, report: Line) 
     Only a first verdict of collapse has such a choice, and none that the closing check reached.
     """
     fresh = verdict.state == "collapsed" and not report["closing"] and not live.audited and not live.told
-    audits = spec.audits(int(live.id))
-    if not fresh or not (audits or spec.probation.epochs):
-        return outcome(live, verdict.state, verdict=verdict, audited=live.audited)
-    details = journal.condemned(
+    if fresh and spec.audits(int(live.id)):
+        return journal.audit(live.id, live.attempt, **_so_far(live, verdict, report))
+    if fresh and spec.probation.epochs:
+        return _set_aside(spec.probation.epochs, live, verdict, report)
+    return outcome(live, verdict.state, verdict=verdict, audited=live.audited)
+
+
+def suspected(spec: SweepSpec, live: LiveTrial, report: Line) -> Line | None:
+    """The rules suspect the trial at `report`: it is set aside if the spec does not wait for a verdict; else None.
+
+    One that would be audited, has had its second chance, or is at the end of its budget waits for its verdict.
+    """
+    if spec.probation.when != "suspect" or not spec.probation.epochs or live.audited or live.told:
+        return None
+    if report["closing"] or report["epoch"] >= live.epochs or spec.audits(int(live.id)):
+        return None
+    verdict = live.judged.watch.impatient()
+    return _set_aside(spec.probation.epochs, live, verdict, report) if verdict is not None else None
+
+
+def _set_aside(epochs: int, live: LiveTrial, verdict: Verdict, report: Line) -> Line:
+    details = _so_far(live, verdict, report)
+    return journal.suspended(live.id, live.attempt, until=report["epoch"] + epochs, **details)
+
+
+def _so_far(live: LiveTrial, verdict: Verdict, report: Line) -> dict[str, Any]:
+    return journal.condemned(
         verdict.to_dict(),
         epochs=report["epoch"],
         step=report["step"],
         epochs_budget=live.epochs,
         seconds=live.seconds + report["seconds"],
     )
-    if audits:
-        return journal.audit(live.id, live.attempt, **details)
-    until = report["epoch"] + (spec.probation.epochs or 0)
-    return journal.suspended(live.id, live.attempt, until=until, **details)
 
 
 def outcome(

@@ -26,7 +26,7 @@ class LiveTrial:
     losses: int = 0
     lost: bool = False  # its workers are gone, or as good as: what a zombie still reports is void
     audited: bool = False  # condemned, and runs on to its real end
-    suspended: Line | None = None  # condemned and set aside, waiting for a second chance or the end
+    suspended: Line | None = None  # condemned or suspect, and set aside, waiting for a second chance or the end
     rested: bool = False  # since it was set aside another trial has begun
     told: bool = False  # that it collapsed; what is told of it later is told beside that
     started: float | None = None

@@ -6,6 +6,7 @@ import contextlib
 import platform
 import secrets
 import subprocess
+from collections.abc import Iterator
 from importlib import metadata
 from importlib.resources import files
 from pathlib import Path
@@ -17,6 +18,24 @@ from analysis.judging import Line
 from collapse.rules import RuleSet
 from search_spaces.errors import BadInput
 from search_spaces.spec import SweepSpec
+from trainables.base import Trainable
+
+
+@contextlib.contextmanager
+def said_of(spec: SweepSpec) -> Iterator[None]:
+    """An error about a key of the spec is said to stand where that key was given."""
+    try:
+        yield
+    except BadInput as error:
+        if error.where:
+            raise
+        raise spec.wrong(error.problem, key=error.key or "", value=error.value, accepted=error.accepted) from None
+
+
+def load(spec: SweepSpec) -> Trainable[Any]:
+    """The spec's trainable; raises BadInput where there is none."""
+    with said_of(spec):
+        return trainables.load(spec.trainable)
 
 
 def check(spec: SweepSpec, trainable: Any) -> None:
@@ -31,17 +50,20 @@ def check(spec: SweepSpec, trainable: Any) -> None:
 
 
 def resolve_rules(spec: SweepSpec) -> RuleSet:
-    """The spec's rules over those it extends: a family, a file, or (by default) the trainable's own."""
+    """The spec's rules over those it extends: a family, a file (beside the spec, or from the working folder), or (by
+    default) the trainable's own."""
     overrides = dict(spec.rules)
     extends = str(overrides.pop("extends", spec.trainable))
     if extends.endswith((".yaml", ".yml")):
-        rules = RuleSet.load(Path(extends))
+        beside = Path(spec.where or ".").parent / extends
+        rules = RuleSet.load(beside if beside.is_file() else Path(extends))
     elif extends == spec.trainable or extends in trainables.rules_names():
         rules = family_rules(extends)
     else:
         accepted = f"{', '.join(trainables.rules_names())}, or a rules file (.yaml)"
         raise spec.wrong("no such rules", key="rules.extends", value=extends, accepted=accepted)
-    return rules.override(overrides, where=spec.where)
+    with said_of(spec):
+        return rules.override(overrides)
 
 
 def family_rules(trainable: str) -> RuleSet:

@@ -14,12 +14,11 @@ from dataclasses import asdict, dataclass
 from math import ceil, inf
 from typing import Any
 
-import trainables
 from search_spaces.errors import BadInput
 from search_spaces.spec import SweepSpec
 from sweep.building import build
 from sweep.cluster import free_resources
-from sweep.opening import check, resolve_rules
+from sweep.opening import check, load, resolve_rules, said_of
 from sweep.rungs import Rungs
 from sweep.timing import Timing, measure
 from sweep.warm_start import gathered, resolved, sentence
@@ -69,7 +68,7 @@ class Plan:
 
 def make(spec: SweepSpec, *, address: str | None = None, timing: bool = True) -> Plan:
     """The plan of a spec; raises BadInput for everything that would keep the sweep from running."""
-    trainable = trainables.load(spec.trainable)
+    trainable = load(spec)
     check(spec, trainable)
     rules = resolve_rules(spec)
     taught = sentence(gathered(resolved(spec), trainable)) if spec.warm_start else None
@@ -78,7 +77,8 @@ def make(spec: SweepSpec, *, address: str | None = None, timing: bool = True) ->
     free = free_resources(address)
     from sweep.slots import concurrency  # after `free_resources`: it imports Ray
 
-    slots = concurrency(spec.resources, [free])
+    with said_of(spec):
+        slots = concurrency(spec.resources, [free])
     timed = measure(spec, configs, slots) if timing else None
     trials = spec.budget.trials or spec.budget.healthy
     seconds = longest = None
@@ -168,9 +168,13 @@ def epochs_of_sweep(spec: SweepSpec, schedules: Sequence[Any]) -> list[int]:
 
 
 def described(parameter: Any) -> str:
+    from analysis.wording import number
+
     if parameter.kind == "choice":
-        return "choice of " + ", ".join(str(choice) for choice in parameter.choices)
-    text = f"{parameter.kind} {parameter.low:g} to {parameter.high:g}"
+        text = "choice of " + ", ".join("null" if choice is None else number(choice) for choice in parameter.choices)
+    else:
+        text = f"{parameter.kind} {parameter.low:g} to {parameter.high:g}"
+    text += f" in steps of {parameter.step:g}" if parameter.step is not None else ""
     return text + (f", when {parameter.when}" if parameter.when else "")
 
 

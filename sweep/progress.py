@@ -19,8 +19,9 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from analysis.explain import evidence_sentence
+from analysis.explain import evidence_sentence, telling
 from analysis.wording import clock, number
+from collapse.rules import YES_OR_NO, Evidence
 
 REFRESH_HZ = 2.0
 STATUS_EVERY_S = 20.0  # between status lines where there is no terminal
@@ -312,7 +313,7 @@ def signs(metrics: Mapping[str, float | None]) -> str:
 def ending(outcome: Mapping[str, Any], objective: str, *, short: bool = False) -> str:
     """How far a trial came and why it ended there, on one line, after the word of its outcome.
 
-    The reason of a kill is its first evidence in words, or (`short`) the last value of each observation.
+    The reason of a kill is the evidence that tells most in words, or (`short`) the last value of each observation.
     """
     text = f"at epoch {number(outcome.get('epochs'))} of {number(outcome.get('epochs_budget'))}"
     told = outcome["outcome"]
@@ -325,7 +326,10 @@ def ending(outcome: Mapping[str, Any], objective: str, *, short: bool = False) -
         margin = outcome.get("margin")
         evidence = outcome.get("evidence") or ()
         parts = [*([rule] if rule != told else []), *([f"margin {margin:+.2f}"] if margin is not None else [])]
-        parts += [observation(entry) for entry in evidence] if short else [evidence_sentence(e) for e in evidence[:1]]
+        if short:
+            parts += [observation(entry) for entry in evidence if Evidence.from_dict(entry).held]
+        elif evidence:
+            parts.append(evidence_sentence(telling(evidence)))
         return f"{text}: {', '.join(parts or ['its rule held'])}"
     lines = [line.strip() for line in (outcome.get("error") or "").splitlines() if line.strip()]
     reason = lines[-1] if lines else outcome.get("message") or outcome.get("kind")
@@ -335,8 +339,8 @@ def ending(outcome: Mapping[str, Any], objective: str, *, short: bool = False) -
 def observation(evidence: Mapping[str, Any]) -> str:
     """One observation as a comparison: `latent/kl_total 0.01 < 0.3`, `slope of latent/kl_total -0.2 < 0`."""
     transform = evidence.get("transform") or "value"
-    if transform == "absent":
-        return f"{evidence['metric']} absent"
+    if transform in YES_OR_NO:
+        return f"{evidence['metric']} {'not finite' if transform == 'nonfinite' else transform}"
     what = evidence["metric"] if transform == "value" else f"{transform} of {evidence['metric']}"
     value = number((evidence.get("values") or [None])[-1])
     sign = {"below": "<", "above": ">"}.get(evidence.get("comparison") or "", "against")

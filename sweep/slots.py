@@ -29,6 +29,7 @@ from ray.train.v2._internal.constants import get_env_vars_to_propagate
 from ray.train.v2._internal.execution.controller import TrainController
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from analysis.wording import plural
 from search_spaces.errors import BadInput
 from search_spaces.spec import Resources
 from sweep.worker import work
@@ -110,21 +111,21 @@ def concurrency(resources: Resources, nodes: Sequence[Mapping[str, float]]) -> i
         needs = {"CPU": resources.cpus_per_worker, "GPU": resources.gpus_per_worker}
         free = {kind: sum(node.get(kind, 0.0) for node in nodes) for kind in needs}
         most = {kind: max((node.get(kind, 0.0) for node in nodes), default=0.0) for kind in needs}
-        lacking = [
-            f"{resources.workers * need:g} {kind}s are needed and {free[kind]:g} are there"
+        lacking = {
+            kind: f"it needs {plural(resources.workers * need, kind)} and there are {free[kind]:g}"
             for kind, need in needs.items()
             if resources.workers * need > free[kind]
-        ]
-        lacking = lacking or [
-            f"each needs {need:g} {kind}s and no node has more than {most[kind]:g}"
+        } or {
+            kind: f"each worker needs {plural(need, kind)} and no node has more than {most[kind]:g}"
             for kind, need in needs.items()
             if need > most[kind]
-        ]
-        why = ", ".join(lacking) or "its parts lie on too many nodes"
+        }
+        why = ", ".join(lacking.values()) or "its parts lie on too many nodes"
+        blamed = "workers" if resources.workers > 1 or not lacking else f"{next(iter(lacking)).lower()}s_per_worker"
         raise BadInput(
-            f"a trial of {resources.workers} workers does not fit the cluster: {why}",
-            key="resources.workers",
-            value=resources.workers,
+            f"a trial of {plural(resources.workers, 'worker')} does not fit the cluster: {why}",
+            key=f"resources.{blamed}",
+            value=getattr(resources, blamed),
             accepted="fewer workers, fewer cpus_per_worker or gpus_per_worker, a larger cluster, or autoscale: true "
             "where nodes will join",
         )

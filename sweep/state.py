@@ -140,7 +140,8 @@ class SweepState:
             if not self.satisfied and (live.rested or self.exhausted) and self.probation.ranks(live):
                 return live
             if self.exhausted:
-                self._conclude(live, "collapsed", verdict=live.judged.verdict)
+                verdict = live.judged.watch.impatient() or live.judged.verdict
+                self._conclude(live, "collapsed", verdict=verdict)
         return None
 
     @property
@@ -318,6 +319,8 @@ class SweepState:
         self.probation.reported(live, line)
         if verdict.state == "diverged" or (verdict.state == "collapsed" and not live.judged.runs_on):
             self._due.append(ends.condemned(self.spec, live, verdict, line))
+        elif (aside := ends.suspected(self.spec, live, line)) is not None:
+            self._due.append(aside)
         elif (decision := self._compare(live, line)) is not None:
             self._due.append(decision)
             if decision["decision"] == "stop":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -94,6 +95,18 @@ def test_rules_that_cannot_keep_the_limit_are_refused() -> None:
 def test_too_few_curves_are_refused() -> None:
     with pytest.raises(BadInput, match="hold 20 dead and 5 healthy"):
         calibrate(rules(0.1, 0, 1), [c for c in population(1) if c.name[0] == "d"] + population(1)[:5])
+
+
+def test_curves_of_one_report_are_refused() -> None:
+    ends = [replace(each, reports=each.reports[-1:], at=each.at[-1:]) for each in population(1)]
+    with pytest.raises(BadInput, match="no curve has two reports"):
+        calibrate(rules(0.3, 200, 3), ends)
+
+
+def test_rules_that_look_at_nothing_the_curves_hold_are_refused() -> None:
+    blind = RuleSet.from_dict({"rules": {"dead": {"action": "kill", "signs": [{"metric": "elsewhere", "below": 1}]}}})
+    with pytest.raises(BadInput, match="these rules kill none of the curves"):
+        calibrate(blind, population(1))
 
 
 def test_the_file_is_a_rules_file(tmp_path: Path) -> None:

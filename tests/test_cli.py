@@ -79,6 +79,23 @@ def test_a_bad_spec_gets_one_sentence_before_anything_starts(
     assert not (here / "runs").exists()
 
 
+@pytest.mark.parametrize(
+    ("changes", "arguments", "place"),
+    [
+        ({"trainable": "lithologie"}, (), "spec.yaml: trainable: "),
+        ({"resources": {"workers": 4096}}, (), "spec.yaml: resources.workers: "),
+        ({"rules": {"posterior_collapse": {"patiense": 3}}}, (), "spec.yaml: rules.posterior_collapse.patiense: "),
+        ({}, ("--set", "rules.posterior_collapse.patiense=3"), "--set: rules.posterior_collapse.patiense: "),
+        ({}, ("--set", "resources.workers=4096"), "--set: resources.workers: "),
+    ],
+)
+def test_what_only_the_sweep_can_know_is_wrong_is_said_to_stand_where_it_was_given(
+    here: Path, capfd: pytest.CaptureFixture[str], changes: dict[str, Any], arguments: tuple[str, ...], place: str
+) -> None:
+    code, _, err = call(capfd, "plan", spec_file(here, **changes), "--no-timing", *arguments)
+    assert code == 2 and place in err
+
+
 def table_with(here: Path, damage: str) -> str:
     """A lithology table with something wrong, as a spec file."""
     columns = ["Borehole_ID", "Depth_Bin", "Bulk density (GRA)", "Principal", "Magnetic susceptibility (instr. units)",

@@ -83,6 +83,13 @@ def test_run_stopped_and_resumed_by_command_ends_as_one_never_stopped(config_fil
     assert rest == metrics(Path("whole"))[-len(rest) :]
 
 
+def test_overrides_may_be_written_as_in_a_sweep_and_are_named_when_wrong(config_file: Path) -> None:
+    _, config = read_config(config_file, ["config.buttress.seed=7"])
+    assert config.buttress.seed == 7
+    with pytest.raises(BadInput, match=r"^--set: buttress.seed: .*'x'"):
+        read_config(config_file, ["buttress.seed=x"])
+
+
 def test_two_workers_give_the_same_bits_with_and_without_torchrun(config_file: Path) -> None:
     before = children()
     trainable, config = read_config(config_file, ["buttress.workers=2"])
@@ -132,8 +139,8 @@ def test_worker_that_does_not_start_is_an_error_at_once(tmp_path: Path) -> None:
     ("arguments", "says"),
     [
         (["none.yaml"], "none.yaml: cannot be read (No such file or directory)"),
-        (["mine.yaml", "--set", "train.epoch=1"], "mine.yaml: train.epoch: unknown key"),
-        (["mine.yaml", "--set", "train.epochs=many"], "mine.yaml: train.epochs: "),
+        (["mine.yaml", "--set", "train.epoch=1"], "--set: train.epoch: unknown key"),
+        (["mine.yaml", "--set", "train.epochs=many"], "--set: train.epochs: "),
         (["mine.yaml", "--set", "train.epochs"], "--set: is not path=value (got 'train.epochs')"),
         (["mine.yaml", "--set", "train.epochs.x=1"], "--set: train.epochs.x: epochs is not a group"),
         (["mine.yaml", "--set", "buttress.trainable=rivers"], "mine.yaml: "),

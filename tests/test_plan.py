@@ -10,9 +10,10 @@ from sweeps import Toy, spec
 
 import trainables
 from search_spaces.errors import BadInput
+from search_spaces.parameter import Parameter
 from search_spaces.spec import SweepSpec
 from sweep import timing
-from sweep.plan import epochs_of_sweep, typical
+from sweep.plan import described, epochs_of_sweep, typical
 from trainables.base import Buttress, Reported, Schedule, Section
 
 ROOT = Path(__file__).parents[1]
@@ -59,6 +60,13 @@ def test_the_length_of_an_epoch_that_did_not_end_comes_from_its_progress() -> No
     assert found.epoch_s == pytest.approx(40 * 4.0 * (1 + timing.VALIDATION))
     with pytest.raises(BadInput, match="no epoch ended"):
         timing.read([reported(0, 1, 5.0)], ["val/score"])
+
+
+def test_a_range_is_told_with_its_step_and_its_condition() -> None:
+    parameter = Parameter.model_validate({"choice": [0.0, True, None, "a"], "when": "config.x > 1"})
+    assert described(parameter) == "choice of 0, true, null, a, when config.x > 1"
+    parameter = Parameter.model_validate({"int": [0, 60], "step": 5})
+    assert described(parameter) == "int 0 to 60 in steps of 5"
 
 
 def test_rungs_shorten_the_sweep_as_halving_does() -> None:

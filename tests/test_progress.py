@@ -298,6 +298,8 @@ def test_an_ending_says_how_far_and_why(outcome: dict[str, Any], text: str) -> N
          "slope of a -0.2 < 0"),
         ({"metric": "a", "values": [0.1, None], "comparison": "above", "threshold": 12}, "a - > 12"),
         ({"metric": "a", "transform": "absent", "values": [], "comparison": None, "threshold": None}, "a absent"),
+        ({"metric": "a", "transform": "lost", "values": [], "comparison": None, "threshold": None}, "a lost"),
+        ({"metric": "a", "transform": "nonfinite", "values": [None]}, "a not finite"),
     ],
 )  # fmt: skip
 def test_an_observation_is_a_comparison(evidence: dict[str, Any], text: str) -> None:

@@ -382,3 +382,8 @@ def test_a_kept_run_is_what_it_was_and_of_its_own_clock(tmp_path: Path) -> None:
     assert kept(plan, tmp_path, 5.0) == made
     with pytest.raises(BadInput, match="another --work"):
         kept(plan, tmp_path, 4.0)
+    elsewhere = replace(made, family="lithology", notes={**made.notes, "space": "0123"})
+    other = plan._replace(family="lithology")
+    other.record(tmp_path).write_text(json.dumps(elsewhere.to_dict()))
+    with pytest.raises(BadInput, match="another search space"):
+        kept(other, tmp_path, 5.0)

@@ -110,12 +110,84 @@ def test_a_sweep_is_replayed_from_its_journal(tmp_path: Path) -> None:
         ([{"loss": 1.0}], "no column says when"),
         ([{"step": "x", "loss": 1.0}], "does not say when"),
         ([{"step": 1, "truth": "dead"}], "no ground truth"),
+        ([{"step": -1, "loss": 1.0}], "does not say when"),
+        ([{"step": 200, "loss": 1.0}, {"step": 100, "loss": 1.0}], "go back from step 200 to 100"),
+        ([{"step": 1, "phase": "vae", "loss": 1.0}], "phase: is no number"),
+        ([{"step": 1, "closing": "no", "loss": 1.0}], "closing: is no number"),
+        ([{"step": 1, "full_beta_epochs": "x", "full_beta_steps": 1}], "full_beta_epochs: is no number"),
     ],
 )
 def test_a_table_that_is_no_curve_is_refused_by_name(tmp_path: Path, rows: list[Row], sentence: str) -> None:
     with pytest.raises(BadInput, match=sentence) as refused:
         read(table(tmp_path / "run.csv", rows))
     assert "run.csv" in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("", "the table has no rows"),
+        ("step,kl\n", "the table has no rows"),
+        ("step,kl,kl\n1,2,3\n", "kl: is a column twice"),
+        ("step,kl\n1,2,5\n", "line 2 has more cells"),  # a decimal comma
+    ],
+)
+def test_a_file_that_is_no_table_is_refused(tmp_path: Path, text: str, sentence: str) -> None:
+    (tmp_path / "run.csv").write_text(text)
+    with pytest.raises(BadInput, match=sentence):
+        read(tmp_path / "run.csv")
+
+
+def test_what_holds_no_curves_is_refused_by_name(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("step,kl\n1,2\n")
+    for source in (tmp_path, tmp_path / "notes.txt"):
+        with pytest.raises(BadInput, match="neither") as refused:
+            read(source)
+        assert str(refused.value).startswith(str(source))
+
+
+def test_cells_without_a_number_are_told_of(tmp_path: Path) -> None:
+    rows = [{"step": step, "kl": kl, "by": "me"} for step, kl in ((1, 2.0), (2, "2;5"), (3, "?"))]
+    found = read(table(tmp_path / "run.csv", rows))
+    assert found.notes == ("column kl: 2 cells without a number left out, such as '2;5'",)
+    assert [report["metrics"] for report in found.curves[0].reports] == [{"kl": 2.0}, {}, {}]
+
+
+def test_curves_of_several_files_that_are_called_alike_are_told_apart(tmp_path: Path) -> None:
+    """Both files hold a healthy trial 1; the rules kill the second file's."""
+    for name, kl in (("one", 3.0), ("two", 0.1)):
+        table(tmp_path / f"{name}.csv", [{"trial": 1, "step": s, "kl": kl, "truth": "healthy"} for s in (1, 2, 3)])
+    found = read(tmp_path)
+    assert [curve.name for curve in found.curves] == ["one/1", "two/1"]
+    again = [Curve("1", curve.reports, curve.at, 1, Truth("healthy", value=1.0)) for curve in found.curves]
+    scored = score([*again, *again], [replay(curve, DEAD_BELOW_HALF) for curve in [*again, *again]])
+    assert scored is not None and scored.false_kill == Share(2, 4)
+
+
+def test_curves_without_epochs_count_them_when_told_how_long_they_are(tmp_path: Path) -> None:
+    """A grace in epochs never ends where none is counted, and the replay says so."""
+    path = table(tmp_path / "run.csv", [{"step": step, "kl": 0.1} for step in range(100, 600, 100)])
+    waiting = DEAD_BELOW_HALF.override({"posterior_collapse": {"grace": {"epochs": 2}}})
+    silent = result(read(path), waiting, family="x")
+    assert silent["summary"]["killed"] == 0
+    assert silent["notes"] == [
+        "the curves tell no epochs, and a grace in epochs keeps silent: posterior_collapse; see --steps-per-epoch"
+    ]
+    told = result(read(path, steps_per_epoch=100), waiting, family="x")
+    assert told["curves"][0]["killed_at"] == 300 and told["notes"] == []
+
+
+def test_rules_that_the_curves_say_nothing_to_are_named(tmp_path: Path) -> None:
+    path = table(tmp_path / "run.csv", [{"step": step, "kl": 0.1, "loss": 1.0} for step in (1, 2, 3)])
+    other = {"action": "warn", "signs": [{"metric": "ablation/relative", "below": 0.1}]}
+    two = {"action": "warn", "signs": [{"metric": "loss", "below": 0.1}, {"metric": "x", "below": 0.1}], "votes": 2}
+    gone = {"action": "warn", "signs": [{"metric": "y", "transform": "absent"}]}
+    found = result(read(path), DEAD_BELOW_HALF.override({"other": other, "two": two, "gone": gone}), family="x")
+    assert found["notes"] == ["the curves do not hold what these rules look at: other, two"]
+    one = {"action": "warn", "signs": [{"metric": "a", "below": 1}]}
+    blind = RuleSet.from_dict({"aliases": {"a": ["b"]}, "rules": {"one": one}})
+    with pytest.raises(BadInput, match=r"nothing that a rule looks at .*kl.*accepted: a, b, or aliases"):
+        result(read(path), blind, family="x")
 
 
 # --- scores ---------------------------------------------------------------------------------------------------------

@@ -319,7 +319,7 @@ def put(addition: str) -> str:
         ("profiles: {a: 3}", ["profiles.a: has to be a mapping"]),
         ("profiles: {a: {profiles: {}}}", ["profiles.a.profiles: cannot be set by a profile"]),
         ("profile: quick", ["profile: a file cannot choose its profile", "--profile NAME"]),
-        ("name: 'a/b'", ["name: does not fit the pattern", "got 'a/b'"]),
+        ("name: 'a/b'", ["name: is no name for a folder", "got 'a/b'"]),
         ("seed: -1", ["seed: has to be at least 0 (got -1)"]),
         ("trial_seed: x", ["trial_seed: has to be a whole number (got 'x')"]),
         ("rules: [a]", ["rules: has to be a mapping"]),

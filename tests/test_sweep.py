@@ -104,8 +104,8 @@ def test_concurrency_is_what_fits(resources: dict[str, Any], free: dict[str, flo
 @pytest.mark.parametrize(
     ("resources", "sentence"),
     [
-        ({"workers": 3}, "resources.workers: a trial of 3 workers does not fit the cluster: 3 CPUs are needed"),
-        ({"gpus_per_worker": 1.0}, "1 GPUs are needed and 0 are there"),
+        ({"workers": 3}, "resources.workers: a trial of 3 workers does not fit the cluster: it needs 3 CPUs and"),
+        ({"gpus_per_worker": 1.0}, "gpus_per_worker: a trial of 1 worker does not fit the cluster: it needs 1 GPU and"),
         ({"concurrency": 5}, "resources.concurrency: only 2 trials of this size fit"),
     ],
 )

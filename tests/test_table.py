@@ -41,6 +41,13 @@ def row(journal: Journal, trial: str) -> dict[str, Any]:
 # --- which trial is best ----------------------------------------------------------------------------------------------
 
 
+def test_a_misspelt_outcome_is_refused_and_not_an_empty_table() -> None:
+    table = [{"trial": "0000", "outcome": "collapsed"}]
+    assert where(table, ["outcome=collapsed,pruned"]) == table and where(table, ["outcome=null"]) == []
+    with pytest.raises(BadInput, match=r"no such outcome \(got 'colapsed'\); accepted: completed, running"):
+        where(table, ["outcome=colapsed"])
+
+
 def test_a_collapsed_trial_is_never_best(mixed: Journal) -> None:
     """Trial 0002 reached 0.9 in a valid epoch before it collapsed, and 0.95 after; 0006 is at 0.99 but unfinished."""
     assert [record.id for record in healthy(mixed)] == ["0001", "0000"]
@@ -364,6 +371,24 @@ def test_a_margin_above_a_threshold_is_told_as_larger() -> None:
                  "reports": [[1, 10]]}]  # fmt: skip
     book.outcome("0000", "collapsed", kind="full", rule="full", margin=2.0, evidence=evidence)
     assert "2.0 decades beyond the threshold: fill was 100 times larger than 0.5" in str(explain(book.journal(), "0"))
+
+
+def test_what_is_shown_of_a_kill_is_an_observation_that_held() -> None:
+    """The margin may be computed from a metric that had not passed its threshold, and that is no reason to kill."""
+    book = SyntheticSweep()
+    book.trial("0000")
+    at = {"transform": "value", "comparison": "below", "reports": [[9, 90]]}
+    graded = {**at, "metric": "latent/kl_total", "values": [0.09], "threshold": 0.05}
+    sign = {**at, "metric": "ablation/relative", "values": [0.03], "threshold": 0.06}
+    book.outcome("0000", "collapsed", kind="dead", rule="dead", margin=0.001, evidence=[graded, sign])
+    journal = book.journal()
+    said = "the share of the loss that the latent code removes was 0.03 at epoch 9 (step 90): below 0.06"
+    assert reason(journal, journal.trial("0")) == said[:1].upper() + said[1:]
+    lines = dict(explain(journal, "0").sections)["why"]
+    assert said in lines
+    told = "total KL was 0.09 nats at epoch 9 (step 90): not below 0.05 nats (only the margin is computed from it)"
+    assert told in lines
+    assert "margin +0.00: just beyond, because the rule held; latent/kl_total by itself had not come so far" in lines
 
 
 def test_why_prints_text_with_brackets_as_it_stands() -> None:

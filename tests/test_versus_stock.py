@@ -97,6 +97,7 @@ def test_the_target_is_reached_by_a_healthy_trial_at_full_beta_alone() -> None:
     watch(Event(4.0, "2", curve("healthy", [0.1, 0.6]), 1, False))
     watch(Event(5.0, "3", curve("healthy", [0.1, 0.8]), 1, False))
     assert watch.run("0") == Run(4.0 * SLOTS, 0.8, trials=4, dead=1, winner_dead=True)
+    assert watch.run(None).winner_dead is None
 
 
 def test_a_sweep_that_never_gets_there_counts_its_budget() -> None:
@@ -104,6 +105,8 @@ def test_a_sweep_that_never_gets_there_counts_its_budget() -> None:
     found = summed(runs, budget=100.0)
     assert (found["median_compute_s"], found["never"], found["best_healthy"]) == (20.0, pytest.approx(1 / 3), 0.6)
     assert found["collapsed_share"] == pytest.approx(4 / 20) and found["collapsed_winners"]["count"] == 1
+    nothing = summed([*runs, Run(None, None, 1, 1, None)], budget=100.0)["collapsed_winners"]
+    assert (nothing["count"], nothing["of"]) == (1, 3)  # a sweep without a winner has none that is dead or alive
 
 
 def test_the_ratio_is_of_medians_and_its_interval_holds_it() -> None:
@@ -121,6 +124,17 @@ def test_geometric_means_are_of_all_seeds_and_pairs_of_those_that_both_have() ->
 
 BENCH = Bench("lithology", HERE / "curves")
 TASKS = [Task(BENCH, "nearest", once, arm, 3) for once in (False, True) for arm in ("ours", "(d) random search")]
+
+
+def test_a_line_that_a_killed_command_left_torn_is_cut_off(tmp_path: Path) -> None:
+    path, run = tmp_path / "runs.jsonl", Run(1.0, 0.5, 2, 0, False)
+    Kept(path).add(TASKS[0], run)
+    with path.open("a") as handle:
+        handle.write('{"key": "half')
+    kept = Kept(path)
+    assert kept.get(TASKS[0]) == run
+    kept.add(TASKS[1], run)
+    assert Kept(path).get(TASKS[1]) == run and len(path.read_text().splitlines()) == 2
 
 
 def test_runs_do_not_depend_on_the_number_of_processes_and_are_kept(tmp_path: Path) -> None:

@@ -42,10 +42,11 @@ def load(name: str) -> Trainable[Any]:
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
-        problem = f"module {module_name} needs {error.name}, which is not installed"
+        problem, accepted = f"module {module_name} needs {error.name}, which is not installed", "pip install it"
         if error.name and (module_name == error.name or module_name.startswith(error.name + ".")):
             problem = f"there is no module {module_name}"
-        raise BadInput(problem, key="trainable", value=name) from None
+            accepted = "a module in the folder that this was called in, or one that Python finds (PYTHONPATH)"
+        raise BadInput(problem, key="trainable", value=name, accepted=accepted) from None
     cls = getattr(module, class_name, None)
     if cls is None:
         own = sorted(n for n, v in vars(module).items() if isinstance(v, type) and v.__module__ == module_name)

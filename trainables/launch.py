@@ -189,14 +189,17 @@ def read_config(path: Path, overrides: Sequence[str] = (), *, workers: int | Non
         raise BadInput(f"is not YAML ({str(error).splitlines()[0]})", where=path) from error
     if not isinstance(content, dict):
         raise BadInput("is not a config", where=path, value=content, accepted="a mapping of groups (data, model, ...)")
+    changed = []
     for override in overrides:
         key, equals, value = override.partition("=")
+        key = key.strip().removeprefix("config.")  # as the spec of a sweep would have it
         if not equals:
             raise BadInput("is not path=value", where="--set", value=override, accepted="train.epochs=5")
         try:
-            _put(content, key.strip(), yaml.safe_load(value))
+            _put(content, key, yaml.safe_load(value))
         except yaml.YAMLError as error:
             raise BadInput("the value is not YAML", where="--set", key=key, value=value) from error
+        changed.append(key)
     group = content.get("buttress")
     name = group.get("trainable") if isinstance(group, dict) else None
     if not isinstance(name, str) or not name:
@@ -207,7 +210,9 @@ def read_config(path: Path, overrides: Sequence[str] = (), *, workers: int | Non
         trainable = load(name)
         return trainable, trainable.Config.model_validate(content)
     except ValidationError as error:
-        raise from_pydantic(error, trainable.Config, where=path) from None
+        told = from_pydantic(error, trainable.Config)
+        given = any(f"{told.key}.".startswith(f"{key}.") for key in changed)
+        raise told.at("--set" if given else path) from None
     except BadInput as error:
         raise error.at(path) from None
 

@@ -7,6 +7,7 @@ bit for bit, stops early on a metric that no searched weight can move, and close
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -28,7 +29,7 @@ from trainables.world import World
 __all__ = ["Borrowed", "EarlyStopping", "Ended", "Pass", "StepState", "Task", "fused_adam", "run"]
 
 
-class Task:
+class Task(ABC):
     """What a family gives the loop. `passes`, `steps_per_epoch`, `batches` and `evaluate` are its own; the rest is
     optional. All of it runs on every rank, at the same points: it may use collectives (`world.sum`)."""
 
@@ -42,12 +43,12 @@ class Task:
         """
         return {}
 
+    @abstractmethod
     def batches(self, epoch: int) -> Iterator[Any]:
         """This rank's batches of epoch `epoch` (from 0): a function of (seed, epoch) alone, so that a resumed run sees
         the same. Enough for `steps_per_epoch` groups of `accumulate` batches; the last group may be short."""
-        raise NotImplementedError
 
-    def observe(self, logs: Mapping[str, torch.Tensor], state: StepState) -> None:
+    def observe(self, logs: Mapping[str, torch.Tensor], state: StepState) -> None:  # noqa: B027 - optional
         """After each forward and backward: feed the monitors. No `.item()`; references to tensors may be kept."""
 
     def stepped(self, state: StepState) -> None:
@@ -61,17 +62,17 @@ class Task:
         `train/<scheduled>` and `train/<0-dim log>`."""
         return {}
 
+    @abstractmethod
     def evaluate(self, state: StepState, *, full: bool, objectives: bool) -> dict[str, Any]:
         """Validation at an epoch's end, under `no_grad`, modules in eval mode, random draws the same at every call and
         without effect on training. `full`: the monitors see the whole validation set (the closing check) instead of
         the fixed subset. `objectives=False`: leave the objectives out (the closing check of a run stopped early)."""
-        raise NotImplementedError
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain types beyond modules and optimisers that the rest of the run depends on."""
         return {}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...  # noqa: B027 - optional
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ Nothing here has a state that a checkpoint would have to hold, but `Plateau`, wh
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil, cos, inf, pi
@@ -48,8 +49,9 @@ class _Rise(Section):
             return self.end
         return self.start + (self.end - self.start) * self._risen(progress / self.length)
 
+    @abstractmethod
     def _risen(self, share: float) -> float:
-        raise NotImplementedError
+        """How far it has risen, 0 to 1, after this share of the length."""
 
     @property
     def full_at(self) -> float:

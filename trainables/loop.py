@@ -51,7 +51,7 @@ class Task(ABC):
     def observe(self, logs: Mapping[str, torch.Tensor], state: StepState) -> None:  # noqa: B027 - optional
         """After each forward and backward: feed the monitors. No `.item()`; references to tensors may be kept."""
 
-    def stepped(self, state: StepState) -> None:
+    def stepped(self, state: StepState) -> None:  # noqa: B027 - optional
         """After each step, all its passes done and counted in `state.step`: keep an average of the weights, say. What
         it keeps belongs into `state_dict`."""
 

@@ -273,13 +273,13 @@ def _numbers(rule: Rule) -> dict[str, Any]:
     return numbers
 
 
-def write(found: Calibrated, path: Path, *, source: str, family: str, false_kill: float) -> str:
-    """Writes the proposed rules as a rules file whose first lines tell where its numbers come from, and returns these.
+def write(found: Calibrated, path: Path, *, command: str) -> str:
+    """Writes the proposed rules as a rules file; returns its first lines, which tell what made it and how good it is.
 
     Raises BadInput where the file cannot be written.
     """
     head = [
-        f"Proposed by `buttress calibrate {source} --family {family} --false-kill {false_kill:g}`.",
+        f"Proposed by `{command}`.",
         "On the curves they were tuned on (expect less on new ones), and of the rules they came from:",
         f"  dead and caught       {found.score.caught}; before {found.before.caught}",
         f"  healthy, but killed   {found.score.false_kill}; before {found.before.false_kill}",

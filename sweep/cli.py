@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import sys
 import tempfile
@@ -276,7 +277,9 @@ def calibrate(
     start = rules_of(family, rules)
     with _about(curves):
         made = calibrate(start, found.curves, **limits, direction=direction, tell=typer.echo)
-    typer.echo(write(made, output, source=curves, family=family, false_kill=false_kill))
+    given = {"family": family, "rules": rules, "steps-per-epoch": steps_per_epoch, **limits}
+    options = [f"--{name.replace('_', '-')}={value}" for name, value in given.items() if value is not None]
+    typer.echo(write(made, output, command=shlex.join(["buttress", "calibrate", curves, *options])))
     if json_:
         _print_json({"rules": str(output), **made.to_dict()})
 

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import csv
+import json
 import random
+import shlex
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from analysis.calibrate import calibrate, write
 from analysis.curves import Curve, Truth
 from analysis.replay import replay, score
 from collapse.rules import RuleSet
 from search_spaces.errors import BadInput
+from sweep.cli import app
 
 REPORTS, GAP = 40, 50
 
@@ -111,6 +116,28 @@ def test_rules_that_look_at_nothing_the_curves_hold_are_refused() -> None:
 
 def test_the_file_is_a_rules_file(tmp_path: Path) -> None:
     found = calibrate(rules(0.1, 2000, 8), population(1))
-    head = write(found, tmp_path / "rules.yaml", source="curves.csv", family="toy", false_kill=0.02)
+    head = write(found, tmp_path / "rules.yaml", command="buttress calibrate curves.csv --family=toy")
     assert RuleSet.load(tmp_path / "rules.yaml") == found.rules
     assert "20 of 20" in head and "grace.steps 2000 ->" in head
+
+
+def test_the_command_in_the_files_first_line_makes_the_file_again(tmp_path: Path) -> None:
+    start, table, made = tmp_path / "start.yaml", tmp_path / "my curves.csv", tmp_path / "rules.yaml"
+    start.write_text(json.dumps(rules(0.1, 2000, 8).to_dict()))
+    with table.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["trial", "step", "latent/kl_total", "truth"])
+        for each in population(1):
+            assert each.truth is not None
+            for report in each.reports:
+                writer.writerow([each.name, report["step"], report["metrics"]["latent/kl_total"], each.truth.is_])
+    options = ["--family", "lithology", "--rules", str(start), "--steps-per-epoch", "250", "--false-kill", "0.1"]
+    first = CliRunner().invoke(app, ["calibrate", str(table), *options, "-o", str(made)])
+    assert first.exit_code == 0, first.output
+    written = made.read_text()
+    command = written.splitlines()[0].removeprefix("# Proposed by `").removesuffix("`.")
+    program, *again = shlex.split(command)
+    assert program == "buttress"
+    made.unlink()
+    second = CliRunner().invoke(app, [*again, "-o", str(made)])
+    assert second.exit_code == 0 and made.read_text() == written

@@ -146,7 +146,7 @@ def _watched(spec: SweepSpec, config: Any, *, steps_only: bool = False) -> list[
 def read(reports: Sequence[Reported], objectives: Sequence[str]) -> Timing:
     """The timing that the first reports of a training give."""
     step_s, data_s = _steps(reports)
-    ends = [reported for reported in reports if reported.epoch >= 1]
+    ends = _ends(reports)
     if not ends:
         return _unended(reports, step_s, data_s)
     lengths = [b.seconds - a for a, b in zip([data_s, *(end.seconds for end in ends)], ends, strict=False)]
@@ -165,6 +165,12 @@ def read(reports: Sequence[Reported], objectives: Sequence[str]) -> Timing:
         objective_s=max(0.0, statistics.fmean(dear) - epoch_s) if plain and dear else 0.0,
         objective_every=max(1, first.full_beta_epochs) if first is not None and plain else 1,
     )
+
+
+def _ends(reports: Sequence[Reported]) -> list[Reported]:
+    """The reports that end an epoch: those inside the next one hold the same number of completed epochs."""
+    done = [0, *(each.epoch for each in reports)]
+    return [each for each, before in zip(reports, done, strict=False) if each.epoch > before]
 
 
 def _has(reported: Reported, objectives: Sequence[str]) -> bool:

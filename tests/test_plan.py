@@ -48,6 +48,17 @@ def test_an_objective_in_every_epoch_is_part_of_the_epoch() -> None:
     assert found.trial(10, 9) == pytest.approx(20.0)
 
 
+def test_reports_inside_later_epochs_end_none() -> None:
+    """Every 50 of 100 steps; epochs of 1.2 s, the third with the objective."""
+    reports = [reported(0, 25, 3.3), reported(0, 50, 3.6)]
+    for epoch in range(1, 4):
+        reports.append(reported(epoch, 100 * epoch, 3 + 1.2 * epoch, **({"val__score": 0.5} if epoch == 3 else {})))
+        reports.append(reported(epoch, 100 * epoch + 50, 3 + 1.2 * epoch + 0.6))
+    found = timing.read(reports, ["val/score"])
+    assert found.steps_per_epoch == 100
+    assert (found.data_s, found.epoch_s, found.objective_every) == (pytest.approx(3.0), pytest.approx(1.2), 2)
+
+
 def test_reading_the_data_is_no_part_of_an_epoch_that_has_no_reports_inside() -> None:
     found = timing.read([reported(epoch, 100 * epoch, 7.0 + 0.5 * epoch) for epoch in (1, 2, 3)], ["val/score"])
     assert (found.data_s, found.epoch_s) == (pytest.approx(7.0), pytest.approx(0.5))

@@ -51,6 +51,15 @@ def cached(key: Any, build: Callable[[], Mapping[str, np.ndarray]]) -> dict[str,
     return arrays
 
 
+def made_up(family: str, name: str, write: Callable[[Path], Path]) -> Path:
+    """A family's folder `name` of synthetic data in the cache; `write(folder)` makes it if it is not there."""
+    folder = cache_folder() / family / name
+    if folder.is_dir():
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    return write(folder)
+
+
 def _store(entry: Path, arrays: Mapping[str, np.ndarray]) -> None:
     building = entry.with_name(entry.name + ".building")
     shutil.rmtree(building, ignore_errors=True)  # what a process that died left; we hold the lock

@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from search_spaces.cache_folder import cache_folder
 from search_spaces.errors import BadInput
+from trainables.cache import made_up
 from trainables.radio import synthetic
 from trainables.radio.config import Config, Data
 
@@ -184,12 +184,8 @@ def folder_of(data: Data) -> Path:
     """The folder to read; the synthetic one is written when it is not there."""
     if data.kind == "files":
         return Path(str(data.root)).expanduser()
-    cache = cache_folder() / "radio"
-    folder = cache / f"synthetic-{data.size}-{data.seed}-v{_VERSION}"
-    if folder.is_dir():
-        return folder
-    cache.mkdir(parents=True, exist_ok=True)
-    return synthetic.write(folder, data.size, data.seed)
+    name = f"synthetic-{data.size}-{data.seed}-v{_VERSION}"
+    return made_up("radio", name, lambda folder: synthetic.write(folder, data.size, data.seed))
 
 
 def _state(folder: Path) -> str:

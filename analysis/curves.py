@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from analysis import journal
+from analysis.wording import plural
 from search_spaces.errors import BadInput
 
 #: Of a curve that tells its epochs only: long enough that a grace in steps has passed after one epoch.
@@ -190,7 +191,7 @@ def _no_numbers(columns: Sequence[str], rows: Sequence[Row]) -> list[str]:
     for column in columns:
         texts = [row[column] for row in rows if isinstance(row[column], str)]
         if column not in _MOMENT and texts and any(isinstance(row[column], (int, float)) for row in rows):
-            cells = f"{len(texts):,} cell{'s' * (len(texts) > 1)}"
+            cells = plural(len(texts), "cell")
             notes.append(f"column {column}: {cells} without a number left out, such as {texts[0]!r}")
     return notes
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from analysis.wording import plural
 from search_spaces.spec import Resources
 from sweep.events import Answer
 from sweep.nodes import Nodes, free
@@ -35,7 +36,7 @@ class Following:
         answers += [("drain", slot) for slot in self._pool.on(change.draining)]
         for names, what in ((change.joined, "joined"), (change.lost, "lost"), (change.draining, "being drained")):
             if names:
-                self._note(f"{len(names)} node{'s' if len(names) > 1 else ''} {what}")
+                self._note(f"{plural(len(names), 'node')} {what}")
         if change.joined and self._resources.concurrency == "auto":
             self._grow()
         return answers
@@ -56,4 +57,4 @@ class Following:
         more = fitting(self._resources, free()) - self._pool.waiting()
         if more > 0:
             self._pool.add(more)
-            self._note(f"room for {more} more trial{'s' if more > 1 else ''} at once")
+            self._note(f"room for {plural(more, 'more trial')} at once")

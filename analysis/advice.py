@@ -2,17 +2,17 @@
 breaker stops a sweep.
 
 In goes a `Journal` (or the breaker's line); out come sentences. The ranges themselves are found in
-`analysis.separation`; those that the circuit breaker named are told as it named them.
+`buttress.search.separation`; those that the circuit breaker named are told as it named them.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from analysis.records import Breaker, Journal, TrialRecord
-from analysis.selection import best_of
-from analysis.separation import Fate, Region, regions
-from analysis.wording import listing
+from buttress.analysis.selection import best_of
+from buttress.journal.records import Breaker, Journal, TrialRecord
+from buttress.search.separation import Fate, Region, regions
+from buttress.wording import listing
 
 
 def fates(journal: Journal) -> list[Fate]:

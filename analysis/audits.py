@@ -9,9 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from analysis.intervals import Share
-from analysis.journal import Journal
-from analysis.wording import percent, plural
+from buttress.analysis.intervals import Share
+from buttress.journal import Journal
+from buttress.wording import percent, plural
 
 
 @dataclass(frozen=True)

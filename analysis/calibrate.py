@@ -25,10 +25,10 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from analysis.curves import Curve
-from analysis.replay import Score, replay, score
-from collapse.rules import DIVERGED, Observation, PerDim, Relative, Rule, RuleSet
-from search_spaces.errors import BadInput
+from buttress.analysis.curves import Curve
+from buttress.analysis.replay import Score, replay, score
+from buttress.errors import BadInput
+from buttress.rules.schema import DIVERGED, Observation, PerDim, Relative, Rule, RuleSet
 
 SLACK = 1.1
 FINEST = 0.005  # of the budget: smaller differences of the mean delay do not count

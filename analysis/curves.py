@@ -26,9 +26,9 @@ from itertools import pairwise, zip_longest
 from pathlib import Path
 from typing import Any
 
-from analysis import journal
-from analysis.wording import plural
-from search_spaces.errors import BadInput
+from buttress import journal
+from buttress.errors import BadInput
+from buttress.wording import plural
 
 #: Of a curve that tells its epochs only: long enough that a grace in steps has passed after one epoch.
 STEPS_PER_EPOCH = 1000

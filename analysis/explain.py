@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from analysis.advice import place_sentence
-from analysis.journal import Condemned, Journal, Rung, TrialRecord
-from analysis.selection import best, best_of, pareto
-from analysis.table import budget_of, epochs_run, epochs_saved, searched
-from analysis.wording import duration, listing, number, percent, plural, sparkline, times
-from collapse.rules import Evidence
+from buttress.analysis.advice import place_sentence
+from buttress.analysis.selection import best, best_of, pareto
+from buttress.analysis.table import budget_of, epochs_run, epochs_saved, searched
+from buttress.journal import Condemned, Journal, Rung, TrialRecord
+from buttress.rules.schema import Evidence
+from buttress.wording import duration, listing, number, percent, plural, sparkline, times
 
 CURVES = ("kl_total", "active_kl", "active_var_1e2", "ablation/relative", "train/loss")
 

@@ -19,12 +19,12 @@ from typing import Any
 
 import yaml
 
-from analysis.explain import reason
-from analysis.journal import Journal, TrialRecord
-from analysis.selection import best, best_of, pareto
-from analysis.storage import origin, unreachable
-from analysis.wording import listing, number
-from search_spaces.errors import BadInput
+from buttress.analysis.explain import reason
+from buttress.analysis.selection import best, best_of, pareto
+from buttress.errors import BadInput
+from buttress.journal import Journal, TrialRecord
+from buttress.storage import origin, unreachable
+from buttress.wording import listing, number
 
 #: First line of every exported file; a file that begins with it may be written over.
 MARK = "# Exported by Buttress"

@@ -1,6 +1,6 @@
 """The trial table on a terminal: what `buttress table`, `run`, `status` and `why` print.
 
-In goes a `Journal` (and rows of `analysis.table`, filtered and sorted), out come rich renderables: the table, a second
+In goes a `Journal` (and rows of `analysis/table.py`, filtered and sorted), rich renderables out: the table, a second
 one with a sentence for every trial that was stopped or failed, and a summary. Nothing is decided here.
 """
 
@@ -14,14 +14,14 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from analysis.advice import breaker_sentence, collapse_sentence
-from analysis.audits import audits
-from analysis.explain import Explanation, reason
-from analysis.journal import Journal, owner
-from analysis.replay import sentences
-from analysis.selection import best, healthy, pareto, value_of
-from analysis.table import Row, budget_of, epochs_run, last_values, rows, searched, sort
-from analysis.wording import clock, duration, number, percent, plural
+from buttress.analysis.advice import breaker_sentence, collapse_sentence
+from buttress.analysis.audits import audits
+from buttress.analysis.explain import Explanation, reason
+from buttress.analysis.replay import sentences
+from buttress.analysis.selection import best, healthy, pareto, value_of
+from buttress.analysis.table import Row, budget_of, epochs_run, last_values, rows, searched, sort
+from buttress.journal import Journal, owner
+from buttress.wording import clock, duration, number, percent, plural
 
 STYLE = {
     "completed": "green", "running": "cyan", "suspended": "dim cyan", "pruned": "yellow", "collapsed": "red",
@@ -289,7 +289,7 @@ SHOWN = 40
 
 
 def replayed(result: Mapping[str, Any]) -> RenderableType:
-    """What rules would have done to recorded curves (`analysis.replay.result`): a line per curve, and the summary."""
+    """What rules would have done to recorded curves (`replay.result`): a line per curve, and the summary."""
     entries = result["curves"]
     if len(entries) > SHOWN:
         entries = [entry for entry in entries if entry["killed_at"] is not None or entry["warnings"]][:SHOWN]

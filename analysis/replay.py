@@ -3,7 +3,7 @@
 In come `Curve`s and a `RuleSet`; out comes one `Replayed` per curve (when it is killed, of what, which warnings) and,
 over all of them, a `Score`. Where the curves have a ground truth the score says how many dead trials were caught and
 how long after their onset, how many healthy ones were killed, and whether the winner was among them, each share with
-its Wilson interval. A curve is judged by the class that judges a running trial (analysis/judging.py).
+its Wilson interval. A curve is judged by the class that judges a running trial (buttress/sweep/evaluation.py).
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from analysis.curves import Curve, Curves
-from analysis.intervals import Share
-from analysis.judging import Judged
-from collapse.rules import Rule, RuleSet
-from search_spaces.errors import BadInput
+from buttress.analysis.curves import Curve, Curves
+from buttress.analysis.intervals import Share
+from buttress.errors import BadInput
+from buttress.rules.schema import Rule, RuleSet
+from buttress.sweep.evaluation import Judged
 
 #: The winners: this share of the healthy trials, by objective.
 TOP = 0.05

@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from analysis.journal import Best, Journal, Objective, Report, TrialRecord
+from buttress.journal import Best, Journal, Objective, Report, TrialRecord
 
 
 def valid_epochs(reports: Iterable[Report], objective: Objective) -> list[Report]:

@@ -5,7 +5,7 @@ In goes a `Journal`, out come JSON rows (`rows`), the same rows filtered (`where
 audited also `audited`, then `config.<path>` (the searched paths, or all of them), `metric.<name>` (at the best valid
 epoch) and `last.<name>`. What is missing is None, never NaN. `epoch` and `step` are those the trial had run when it
 ended (or by now); `epochs_saved` is what was left of its budget, known once it has ended; `audited` trials were
-condemned and ran on to their real end. Drawing is in `analysis.render`.
+condemned and ran on to their real end. Drawing is in `buttress.analysis.render`.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from analysis.journal import Journal, TrialRecord
-from analysis.selection import best_of, healthy
-from search_spaces.errors import BadInput
+from buttress.analysis.selection import best_of, healthy
+from buttress.errors import BadInput
+from buttress.journal import Journal, TrialRecord
 
 if TYPE_CHECKING:
     import pandas as pd

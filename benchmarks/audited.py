@@ -21,15 +21,15 @@ import sys
 from collections import Counter
 from typing import Any
 
-from analysis.curves import Curve
-from analysis.intervals import Share
-from analysis.judging import Judged
-from analysis.replay import TOP, replay
 from benchmarks.collapsebench.judge import HERE, curves_of, families, once
-from collapse.rules import RuleSet
-from search_spaces.errors import BadInput
-from sweep.opening import family_rules
-from sweep.rungs import goes_on
+from buttress.analysis.curves import Curve
+from buttress.analysis.intervals import Share
+from buttress.analysis.replay import TOP, replay
+from buttress.errors import BadInput
+from buttress.execution.setup import family_rules
+from buttress.rules.schema import RuleSet
+from buttress.search.halving import goes_on
+from buttress.sweep.evaluation import Judged
 
 FACTOR = 3  # of the rungs, as in a spec that says nothing
 

@@ -21,10 +21,10 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 from matplotlib.axes import Axes  # noqa: E402
 
-from analysis.curves import Curve  # noqa: E402
-from analysis.replay import Replayed, replay  # noqa: E402
 from benchmarks.collapsebench.judge import HERE, curves_of, once  # noqa: E402
-from sweep.opening import family_rules  # noqa: E402
+from buttress.analysis.curves import Curve  # noqa: E402
+from buttress.analysis.replay import Replayed, replay  # noqa: E402
+from buttress.execution.setup import family_rules  # noqa: E402
 
 LOOKS = {"healthy": ("#2a7f4f", 0.35), "collapsed": ("#b3261e", 0.55), "diverged": ("#7b3fa0", 0.8),
          "ambiguous": ("0.4", 0.8)}  # fmt: skip

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.collapsebench.judge import HERE, families
-from search_spaces.errors import BadInput
+from buttress.errors import BadInput
 
 
 def arguments(doc: str | None) -> argparse.ArgumentParser:

@@ -5,7 +5,7 @@
 
 Random draws of the bench's space are run in warm slots under successive halving, their curves being recorded ones:
 those of drawn configurations (`recorded`), and those that the two stand-ins give for draws of their own. Arms differ
-in what a rung counts: full-beta age (`sweep.rungs`, as in a sweep), or epochs since the start. A rung on epochs takes
+in what a rung counts: full-beta age (as in a sweep), or epochs since the start. A rung on epochs takes
 the first value that is reported at its epoch or later, as Tune's ASHA does: a trial whose warm-up lasted longer is
 younger then. Rungs on epochs that begin at the same number do not cost the same; so they are also set at the number
 at which the cost is nearest. Dead trials are killed by the family's rules in all arms, and leave the rungs. The best
@@ -29,22 +29,22 @@ sys.path.insert(0, str(ROOT))
 
 import numpy as np  # noqa: E402
 
-import trainables  # noqa: E402
-from analysis import journal  # noqa: E402
-from analysis.curves import Curve, Curves  # noqa: E402
-from analysis.intervals import Share  # noqa: E402
-from analysis.judging import Judged  # noqa: E402
 from benchmarks.collapsebench.family import load  # noqa: E402
 from benchmarks.collapsebench.judge import curves_of, once  # noqa: E402
 from benchmarks.command import arguments, told  # noqa: E402
 from benchmarks.simulated import as_today  # noqa: E402
-from collapse.rules import RuleSet  # noqa: E402
-from search_spaces.spec import SweepSpec  # noqa: E402
-from sweep.opening import resolve_rules  # noqa: E402
-from sweep.rungs import Decision, Rungs  # noqa: E402
-from sweep.simulator import Drawn, play, report_of  # noqa: E402
-from sweep.surrogate import SURROGATES, bench_space  # noqa: E402
-from trainables.base import Reported  # noqa: E402
+from benchmarks.simulator import Drawn, play, report_of  # noqa: E402
+from benchmarks.surrogate import SURROGATES, bench_space  # noqa: E402
+from buttress import journal  # noqa: E402
+from buttress.analysis.curves import Curve, Curves  # noqa: E402
+from buttress.analysis.intervals import Share  # noqa: E402
+from buttress.execution.setup import resolve_rules  # noqa: E402
+from buttress.rules.schema import RuleSet  # noqa: E402
+from buttress.search.halving import Decision, Rungs  # noqa: E402
+from buttress.spec.spec import SweepSpec  # noqa: E402
+from buttress.sweep.evaluation import Judged  # noqa: E402
+from buttress.training import registry  # noqa: E402
+from buttress.training.trainable import Reported  # noqa: E402
 
 SLOTS = 4
 TRIALS = 60
@@ -262,7 +262,7 @@ def _run(
 
 def study(family: str, curves: Curves, sweeps: int, tell: Callable[[str], None]) -> dict[str, Any]:
     space, direction = as_today(bench_space(curves), load(family).spec()), str(curves.about["direction"])
-    Config = trainables.load(family).Config
+    Config = registry.load(family).Config
     judge = Judge(resolve_rules(space), str(curves.about["objective"]), direction)
     budget = max(curve.budget_epochs for curve in curves.curves)
     first, factor = space.scheduler.first, space.scheduler.factor

@@ -23,12 +23,12 @@ sys.path.insert(0, str(ROOT))
 
 import numpy as np  # noqa: E402
 
-from analysis.curves import Curves  # noqa: E402
-from analysis.intervals import Share  # noqa: E402
 from benchmarks.collapsebench.family import Family, load  # noqa: E402
 from benchmarks.collapsebench.judge import HERE, curves_of, families, once  # noqa: E402
-from sweep.surrogate import spearman  # noqa: E402
-from trainables.cache import cached  # noqa: E402
+from benchmarks.surrogate import spearman  # noqa: E402
+from buttress.analysis.curves import Curves  # noqa: E402
+from buttress.analysis.intervals import Share  # noqa: E402
+from buttress.training.cache import cached  # noqa: E402
 
 #: Numbers of forecasts, and the metric that shows what became of them.
 SHOWN = {"nats": "latent/kl_total", "blind_fill": "occ/fill"}

@@ -13,9 +13,9 @@ import argparse
 from statistics import median
 from typing import Any
 
-from analysis import journal
-from analysis.records import Journal, TrialRecord
-from collapse.rules import RuleSet
+from buttress import journal
+from buttress.journal.records import Journal, TrialRecord
+from buttress.rules.schema import RuleSet
 
 
 def onset(rules: RuleSet, record: TrialRecord) -> Any:

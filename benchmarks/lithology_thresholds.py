@@ -19,13 +19,13 @@ from typing import Any
 
 import yaml
 
-from collapse.rules import RuleSet
-from trainables import rules_file
-from trainables.base import Reported
-from trainables.lithology.config import Config
-from trainables.lithology.train import Lithology
-from trainables.reporting import Reporter
-from trainables.world import World
+from buttress.rules.schema import RuleSet
+from buttress.trainables.lithology.config import Config
+from buttress.trainables.lithology.train import Lithology
+from buttress.training.registry import rules_file
+from buttress.training.reporting import Reporter
+from buttress.training.trainable import Reported
+from buttress.training.world import World
 
 BETAS = (0.05, 0.5, 1, 2, 3, 4, 5, 6, 7, 8, 12, 30)
 

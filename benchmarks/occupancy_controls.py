@@ -17,15 +17,15 @@ from pathlib import Path
 
 import yaml
 
-from collapse.rules import RuleSet
-from search_spaces.configs import nested
-from search_spaces.spec import SweepSpec
-from trainables import rules_file
-from trainables.base import Reported
-from trainables.occupancy.config import RECIPES, Config
-from trainables.occupancy.train import Occupancy
-from trainables.reporting import Reporter
-from trainables.world import World
+from buttress.rules.schema import RuleSet
+from buttress.spec.config_paths import nested
+from buttress.spec.spec import SweepSpec
+from buttress.trainables.occupancy.config import RECIPES, Config
+from buttress.trainables.occupancy.train import Occupancy
+from buttress.training.registry import rules_file
+from buttress.training.reporting import Reporter
+from buttress.training.trainable import Reported
+from buttress.training.world import World
 
 
 class Kept:

@@ -17,10 +17,10 @@ import matplotlib
 import numpy as np
 import torch
 
-from trainables.launch import read_config
-from trainables.occupancy import data as windows
-from trainables.occupancy.model import build
-from trainables.world import World
+from buttress.trainables.occupancy import data as windows
+from buttress.trainables.occupancy.model import build
+from buttress.training.local_run import read_config
+from buttress.training.world import World
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt

@@ -13,8 +13,8 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from analysis.journal import find, read
-from analysis.selection import best
+from buttress.analysis.selection import best
+from buttress.journal import find, read
 
 COLOURS = {
     "completed": "#2a7f4f",

@@ -34,7 +34,7 @@ SWEEPS: dict[str, list[str]] = {
 
 
 def last_json(verb: str, arguments: list[str]) -> dict[str, Any]:
-    command = [sys.executable, "-m", "sweep.cli", verb, *arguments, "--json"]
+    command = [sys.executable, "-m", "buttress", verb, *arguments, "--json"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode not in (0, 1):

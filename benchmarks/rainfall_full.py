@@ -20,15 +20,15 @@ from typing import Any
 
 import torch
 
-from collapse.rules import RuleSet
-from search_spaces.spec import SweepSpec
-from trainables import rules_file
-from trainables.base import Reported, TrialStopped
-from trainables.loop import run
-from trainables.rainfall.config import Config
-from trainables.rainfall.train import Rainfall, RainfallTask
-from trainables.reporting import Reporter
-from trainables.world import World
+from buttress.rules.schema import RuleSet
+from buttress.spec.spec import SweepSpec
+from buttress.trainables.rainfall.config import Config
+from buttress.trainables.rainfall.train import Rainfall, RainfallTask
+from buttress.training.loop import run
+from buttress.training.registry import rules_file
+from buttress.training.reporting import Reporter
+from buttress.training.trainable import Reported, TrialStopped
+from buttress.training.world import World
 
 ROOT = Path(__file__).parents[1]
 

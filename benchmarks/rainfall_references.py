@@ -23,11 +23,11 @@ import torch
 import yaml
 from torch.nn import functional
 
-from trainables.rainfall import data as files
-from trainables.rainfall.config import Config
-from trainables.rainfall.data import Dataset
-from trainables.rainfall.train import Rainfall
-from trainables.world import World
+from buttress.trainables.rainfall import data as files
+from buttress.trainables.rainfall.config import Config
+from buttress.trainables.rainfall.data import Dataset
+from buttress.trainables.rainfall.train import Rainfall
+from buttress.training.world import World
 
 
 def references(dataset: Dataset, folder: Path, split: str, days: int | None) -> dict[str, dict[str, float]]:

@@ -18,13 +18,13 @@ from typing import Any
 
 import yaml
 
-from collapse.rules import RuleSet
-from trainables import rules_file
-from trainables.base import Reported
-from trainables.rainfall.config import Config
-from trainables.rainfall.train import Rainfall
-from trainables.reporting import Reporter
-from trainables.world import World
+from buttress.rules.schema import RuleSet
+from buttress.trainables.rainfall.config import Config
+from buttress.trainables.rainfall.train import Rainfall
+from buttress.training.registry import rules_file
+from buttress.training.reporting import Reporter
+from buttress.training.trainable import Reported
+from buttress.training.world import World
 
 #: The quick profile's model and budget, without early stopping.
 QUICK: dict[str, dict[str, Any]] = {

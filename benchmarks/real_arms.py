@@ -18,20 +18,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import trainables
 from benchmarks import real_stock
 from benchmarks.collapsebench.family import ROOT, Family, load
 from benchmarks.real_figures import Ran, Run, Seen, last_told
 from benchmarks.real_stock import LINES, REPORTS, Value, value_of
 from benchmarks.stock_policies import StockTune
 from benchmarks.watched import name_of
-from collapse.rules import RuleSet
-from search_spaces.spec import SweepSpec
-from sweep.cluster import NAMESPACE, prepare_environment
-from sweep.driver import Driver, start
-from sweep.opening import new_id
-from sweep.state import Line, LiveTrial, SweepState
-from trainables.base import Reported
+from buttress.execution.driver import Driver, start
+from buttress.execution.ray_session import NAMESPACE, prepare_environment
+from buttress.execution.setup import new_id
+from buttress.rules.schema import RuleSet
+from buttress.spec.spec import SweepSpec
+from buttress.sweep.state import Line, LiveTrial, SweepState
+from buttress.training import registry
+from buttress.training.trainable import Reported
 
 ARMS = {
     "ours": "ours",
@@ -184,7 +184,7 @@ def read(folder: Path, run: Run, spec: SweepSpec, began: float) -> Run:
 
 def direction_of(spec: SweepSpec) -> str:
     first = spec.objectives[0]
-    return str(first.direction or trainables.load(spec.trainable).metrics[first.metric].direction)
+    return str(first.direction or registry.load(spec.trainable).metrics[first.metric].direction)
 
 
 # --- what its lines say ---------------------------------------------------------------------------------------------

@@ -23,10 +23,10 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
-from analysis import journal
 from benchmarks.collapsebench.family import Family, load
-from search_spaces.spec import SweepSpec
-from trainables.base import Reported
+from buttress import journal
+from buttress.spec.spec import SweepSpec
+from buttress.training.trainable import Reported
 
 LINES, REPORTS = "journal.jsonl", "reports"  # of the driver, and the folder of the workers' files
 SHARE = 0.001  # of a CPU, for Tune's part of a trial and for its worker
@@ -47,9 +47,9 @@ def run(
     from ray.tune.schedulers import ASHAScheduler
     from ray.tune.search.optuna import OptunaSearch
 
-    import trainables
+    from buttress.training import registry
 
-    trainable = trainables.load(spec.trainable)
+    trainable = registry.load(spec.trainable)
     epochs = trainable.schedule(spec.config({}, trainable.Config)).epochs
     (folder / REPORTS).mkdir(parents=True)
     common: dict[str, Any] = {"metric": "value", "mode": direction}
@@ -91,7 +91,7 @@ class Space:
         self.spec, self.Config, self.drawn = spec, Config, 0
 
     def __call__(self, trial: Any) -> dict[str, Any]:
-        from sweep.study import distribution
+        from buttress.search.optuna_study import distribution
 
         params: dict[str, Any] = {}
         for path, parameter in self.spec.parameters(params, self.Config):
@@ -128,10 +128,10 @@ def tune_function(given: dict[str, Any]) -> Callable[[dict[str, Any]], None]:
 
 def config_of(given: Mapping[str, Any], drawn: Mapping[str, Any]) -> tuple[Any, Any]:
     """Trainable and config of a draw; raises BadInput for one that the space refuses."""
-    import trainables
+    from buttress.training import registry
 
     spec = SweepSpec.from_dict(given["spec"])
-    trainable = trainables.load(spec.trainable)
+    trainable = registry.load(spec.trainable)
     config = spec.config(json.loads(drawn["params"]), trainable.Config, seed=spec.seed_of(drawn["number"]))
     if (violated := spec.violated(config)) is not None:
         raise spec.wrong("does not hold for this draw", key="require", value=violated)
@@ -145,8 +145,8 @@ def loop(settings: dict[str, Any]) -> None:
     os.chdir(settings["here"])
     from ray import train
 
-    from trainables.reporting import Reporter
-    from trainables.world import World
+    from buttress.training.reporting import Reporter
+    from buttress.training.world import World
 
     trainable, config = config_of(settings, settings)
     name = name_of(settings["number"])

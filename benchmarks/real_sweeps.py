@@ -37,8 +37,8 @@ from benchmarks.collapsebench.family import FAMILIES  # noqa: E402
 from benchmarks.real_arms import ARMS, run_arm, space  # noqa: E402
 from benchmarks.real_figures import Run, compare  # noqa: E402
 from benchmarks.real_target import target_of  # noqa: E402
-from search_spaces.errors import BadInput  # noqa: E402
-from sweep.opening import commit  # noqa: E402
+from buttress.errors import BadInput  # noqa: E402
+from buttress.execution.setup import commit  # noqa: E402
 
 NAMES = tuple(sorted(path.stem for path in FAMILIES.glob("[a-z]*.py")))
 GRACE_S = 600.0  # beyond its clock, for a Ray to start and stop and for the trials that a sweep of ours lets end
@@ -116,15 +116,15 @@ def part_sweep(family: str, seed: int, arm: str, minutes: float, work: str) -> N
 
 def part_data(family: str, work: str) -> None:
     """Builds what all sweeps of the family read from the cache, so that the first of them does not pay for it."""
-    import trainables
-    from trainables.launch import train
+    from buttress.training import registry
+    from buttress.training.local_run import train
 
     class Once:
         stop = True
 
         def send(self, reported: Any) -> None: ...
 
-    spec, trainable = space(family), trainables.load(family)
+    spec, trainable = space(family), registry.load(family)
     config = spec.config(spec.sample(random.Random(0), trainable.Config), trainable.Config)
     with tempfile.TemporaryDirectory() as folder:
         train(config, trainable, Path(folder), sink=Once(), workers=1, device="cpu")

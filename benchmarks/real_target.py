@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 
-import trainables
-from analysis.curves import Curve, Curves
 from benchmarks.collapsebench.judge import HERE, curves_of, families, once
 from benchmarks.real_figures import Run, figures
-from search_spaces.parameter import Parameter
-from search_spaces.spec import SweepSpec
+from buttress.analysis.curves import Curve, Curves
+from buttress.spec.parameters import Parameter
+from buttress.spec.spec import SweepSpec
+from buttress.training import registry
 
 TOP = 0.95  # quantile of the healthy values of CollapseBench
 CURVES = HERE / "curves"
@@ -33,7 +33,7 @@ def bench_target(held: Curves, spec: SweepSpec) -> tuple[float, str] | None:
     data, and all that is fixed but the number of epochs. Then the trials count that the spec's space could have drawn,
     and of them the epochs that its budget has. None where the bench is another task."""
     bench = SweepSpec.from_dict(held.about["spec"])
-    trainable = trainables.load(str(held.about["family"]))
+    trainable = registry.load(str(held.about["family"]))
     path = str(getattr(trainable, "epochs_path", "train.epochs"))
     apart = {key for key in bench.fixed.keys() | spec.fixed.keys() if bench.fixed.get(key) != spec.fixed.get(key)}
     metric = spec.objectives[0].metric

@@ -4,7 +4,7 @@
     python benchmarks/sampler_lessons.py lithology --json      # the same, and one JSON object as the last line
 
 Sweeps are simulated as in versus_stock.py (same slots, budget and target), on the bench's space and on two parts of
-it, in which nearly everything dies: the end of the clearest range that `analysis.separation` finds on the bench's own
+it, in which nearly everything dies: the end of the clearest range that `search/separation.py` finds on the bench's own
 trials, cut so that of the configurations in it at most nine in ten are dead (`deadly`), or only a few live
 (`deadliest`; the target there is any healthy value). Arms differ in what Optuna is told of a trial that collapsed or
 diverged: its margin as a constraint, whether it collapsed (1 or nothing), PRUNED alone, FAIL, or COMPLETE with the
@@ -30,18 +30,18 @@ import numpy as np  # noqa: E402
 import optuna  # noqa: E402
 from optuna.trial import TrialState  # noqa: E402
 
-from analysis.curves import Curve, Curves  # noqa: E402
-from analysis.intervals import Share  # noqa: E402
-from analysis.separation import Fate, Region, regions  # noqa: E402
 from benchmarks.collapsebench.judge import curves_of, once  # noqa: E402
 from benchmarks.command import arguments, told  # noqa: E402
 from benchmarks.simulated import SLOTS, Family, FlatStudy, PrunedStudy, Run  # noqa: E402
+from benchmarks.simulator import Simulator  # noqa: E402
+from benchmarks.surrogate import SURROGATES, Surrogate  # noqa: E402
 from benchmarks.versus_stock import summed  # noqa: E402
-from search_spaces.errors import BadInput  # noqa: E402
-from search_spaces.spec import Breaker, SweepSpec  # noqa: E402
-from sweep.simulator import Simulator  # noqa: E402
-from sweep.study import STARTUP, Study, Told  # noqa: E402
-from sweep.surrogate import SURROGATES, Surrogate  # noqa: E402
+from buttress.analysis.curves import Curve, Curves  # noqa: E402
+from buttress.analysis.intervals import Share  # noqa: E402
+from buttress.errors import BadInput  # noqa: E402
+from buttress.search.optuna_study import STARTUP, Study, Told  # noqa: E402
+from buttress.search.separation import Fate, Region, regions  # noqa: E402
+from buttress.spec.spec import Breaker, SweepSpec  # noqa: E402
 
 TRIALS = 100  # at most, as in the toy
 

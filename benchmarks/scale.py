@@ -30,8 +30,8 @@ from unittest.mock import patch
 
 import psutil
 
-from search_spaces.spec import SweepSpec
-from sweep import driver
+from buttress.execution import driver
+from buttress.spec.spec import SweepSpec
 
 EPOCHS, PER_EPOCH = 20, 4
 PARAMETERS = 8
@@ -218,7 +218,7 @@ class Scaled(driver.Driver):
 
 def measure(slots: int, trials: int, every: float) -> dict[str, Any]:
     PlayedPool.slots, PlayedPool.every = slots, every
-    with tempfile.TemporaryDirectory() as folder, patch("sweep.slots.SlotPool", PlayedPool):
+    with tempfile.TemporaryDirectory() as folder, patch("buttress.execution.worker_pool.SlotPool", PlayedPool):
         sweep = Scaled(spec(trials), Path(folder) / "scale-000000", sweep="scale-000000")
         finish = sweep.run()
         stages = [between(a, b) for a, b in zip(sweep.read, sweep.read[1:], strict=False)]
@@ -261,7 +261,7 @@ def main() -> None:
     parser.add_argument("--slots", type=int, default=100)
     parser.add_argument("--trials", type=int, default=1000)
     parser.add_argument("--every", type=float, default=1.0, help="seconds between two reports of a slot")
-    parser.add_argument("--gather", type=float, default=driver.GATHER_S, help="seconds a slot, see sweep/driver.py")
+    parser.add_argument("--gather", type=float, default=driver.GATHER_S, help="seconds a slot, see execution/driver.py")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
     driver.GATHER_S = given.gather

@@ -1,6 +1,6 @@
 """One arm of a simulated comparison, one seed: what was spent until the target, and what became of the trials.
 
-In come a family's CollapseBench curves, a stand-in for training (sweep/surrogate.py) and a seed; out comes a `Run`.
+In come a family's CollapseBench curves, a stand-in for training (surrogate.py) and a seed; out comes a `Run`.
 `Family` knows the bench's space, budget and target and how each arm is run: ours, ours without each of its parts, and
 the stock tuners of stock_policies.py. `Bench` is the same by name, so that other processes can make it for themselves,
 and `runs_of` spreads many runs over processes: a run is a function of its arguments alone, whichever process makes it.
@@ -23,17 +23,17 @@ from typing import Any, NamedTuple
 import numpy as np
 import optuna
 
-import trainables
-from analysis.curves import Curves
 from benchmarks.collapsebench.family import load
 from benchmarks.collapsebench.judge import curves_of, once
+from benchmarks.simulator import Event, Simulator, play
 from benchmarks.stock_policies import OptunaPruned, RandomSearch, Stock, StockTune, Value
-from collapse.rules import RuleSet
-from search_spaces.spec import SweepSpec
-from sweep.opening import commit, resolve_rules, versions
-from sweep.simulator import Event, Simulator, play
-from sweep.study import Study, Told
-from sweep.surrogate import SURROGATES, Once, Surrogate, bench_space
+from benchmarks.surrogate import SURROGATES, Once, Surrogate, bench_space
+from buttress.analysis.curves import Curves
+from buttress.execution.setup import commit, resolve_rules, versions
+from buttress.rules.schema import RuleSet
+from buttress.search.optuna_study import Study, Told
+from buttress.spec.spec import SweepSpec
+from buttress.training import registry
 
 SLOTS = 4
 TRIALS = 60  # the budget is what so many full trials cost
@@ -169,7 +169,7 @@ class Family:
         self.objective, self.direction = str(curves.about["objective"]), str(curves.about["direction"])
         bench = load(name)
         self.space = as_today(bench_space(curves), bench.spec())
-        self.trainable = trainables.load(name)
+        self.trainable = registry.load(name)
         single = once(curves.curves)
         values = [c.truth.value for c in single if c.truth and c.truth.is_ == "healthy" and c.truth.value is not None]
         self.target = float(np.quantile(values, TOP if self.direction == "max" else 1 - TOP))

@@ -32,7 +32,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.processes import Memory, growth  # noqa: E402
 from benchmarks.timed import Clock, Collapsing, flat_out  # noqa: E402
-from search_spaces.spec import SweepSpec  # noqa: E402
+from buttress.spec.spec import SweepSpec  # noqa: E402
 
 KINDS = ("empty", "lithology")
 WORKERS = (1, 2)
@@ -83,7 +83,7 @@ def sweep_spec(kind: str, workers: int, trials: int, **changes: Any) -> SweepSpe
 
 def run_sweep(spec: SweepSpec, folder: Path, *watchers: Any) -> tuple[Path, dict[str, int]]:
     """Runs the sweep on a Ray of its own; its folder, and how its trials ended."""
-    from sweep import driver
+    from buttress.execution import driver
 
     finish = driver.start(spec, folder, watchers=watchers).run()
     return finish.folder, finish.counts
@@ -161,7 +161,7 @@ def part_churn(trials: int) -> dict[str, Any]:
     import ray
     from ray.air.execution._internal.actor_manager import RayActorManager
 
-    import sweep.trial
+    from buttress.execution import slot_trial
 
     asked: list[float] = []
     add_actor = RayActorManager.add_actor
@@ -178,7 +178,7 @@ def part_churn(trials: int) -> dict[str, Any]:
             notes = Path(folder) / "actors"
             notes.mkdir()
 
-            class Noted(sweep.trial.SlotTrial):
+            class Noted(slot_trial.SlotTrial):
                 """Leaves a file named after its process, one byte longer for every trial."""
 
                 def _begin(self, config: dict[str, Any]) -> None:
@@ -186,7 +186,7 @@ def part_churn(trials: int) -> dict[str, Any]:
                         file.write("x")
                     super()._begin(config)
 
-            sweep.trial.SlotTrial = Noted  # type: ignore[misc]
+            slot_trial.SlotTrial = Noted  # type: ignore[misc]
             spec = sweep_spec("instant", 1, trials, resources={"workers": 1, "concurrency": 2})
             began = time.monotonic()
             where, counts = run_sweep(spec, Path(folder))
@@ -247,7 +247,7 @@ def costs(clocks: list[dict[int, Clock]], skip: Collection[int] = ()) -> dict[st
 
 def stages_of(path: Path, clocks: list[dict[int, Clock]]) -> dict[str, float]:
     """Where the turnaround goes, by the journal: median ms of each stage."""
-    from analysis import journal
+    from buttress import journal
 
     times: dict[tuple[str, str], float] = {}
     for line in journal.lines(path):

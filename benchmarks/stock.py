@@ -61,10 +61,10 @@ def loop(settings: dict[str, Any]) -> None:
     import torch.distributed as dist
     from ray import train
 
-    import trainables
-    from collapse.monitors import merge_rows, pack_row
-    from trainables.randomness import prepare
-    from trainables.world import World
+    from buttress.monitors.monitors import merge_rows, pack_row
+    from buttress.training import registry
+    from buttress.training.randomness import prepare
+    from buttress.training.world import World
 
     context = train.get_context()
     rank, size = context.get_world_rank(), context.get_world_size()
@@ -79,7 +79,7 @@ def loop(settings: dict[str, Any]) -> None:
         values, _, _ = merge_rows(layout, row[None])
         train.report({"epoch": metrics["epoch"], "step": metrics["step"], **values})
 
-    trainable = trainables.load(settings["trainable"])
+    trainable = registry.load(settings["trainable"])
     config: Any = trainable.Config.model_validate(settings["config"])
     prepare(config.buttress.seed, config.buttress.threads)
     world = World(

@@ -1,4 +1,4 @@
-"""Stock tuners as policies of the simulator's clock (sweep/simulator.py): what they draw, stop and call their best.
+"""Stock tuners as policies of the simulator's clock (simulator.py): what they draw, stop and call their best.
 
 `StockTune` is Ray Tune's own `OptunaSearch` and `AsyncHyperBandScheduler` at their defaults, called in the order in
 which Tune's controller calls them; no Ray is started. `OptunaPruned` is a plain Optuna study with a pruner, at its
@@ -17,10 +17,10 @@ from typing import Any
 
 import optuna
 
-from search_spaces.spec import Parameter, SweepSpec
-from sweep.simulator import Drawn
-from sweep.study import distribution
-from trainables.base import Reported
+from benchmarks.simulator import Drawn
+from buttress.search.optuna_study import distribution
+from buttress.spec.spec import Parameter, SweepSpec
+from buttress.training.trainable import Reported
 
 Value = Callable[[Mapping[str, float | None]], float | None]
 

@@ -29,14 +29,14 @@ import torch
 import yaml
 from torch.utils.data import DataLoader, TensorDataset
 
-from trainables.base import Reported
-from trainables.launch import train
-from trainables.lithology import train as family
-from trainables.lithology.config import Config
-from trainables.lithology.model import Vae
-from trainables.losses import gaussian_kl
-from trainables.reporting import Reporter
-from trainables.world import World, prepare
+from buttress.trainables.lithology import train as family
+from buttress.trainables.lithology.config import Config
+from buttress.trainables.lithology.model import Vae
+from buttress.training.local_run import train
+from buttress.training.losses import gaussian_kl
+from buttress.training.reporting import Reporter
+from buttress.training.trainable import Reported
+from buttress.training.world import World, prepare
 
 
 def config(size: str, *, epochs: int, monitors: bool = True, report_every: int = 100, workers: int = 1) -> Any:
@@ -161,9 +161,9 @@ def between(reports: list[tuple[int, float]]) -> list[float]:
 
 
 def slot_reports(epochs: int) -> list[tuple[int, float]]:
-    from analysis.journal import read
-    from search_spaces.spec import SweepSpec
-    from sweep import driver
+    from buttress.execution import driver
+    from buttress.journal import read
+    from buttress.spec.spec import SweepSpec
 
     settings = config("full", epochs=epochs, workers=2).model_dump(mode="json")
     with tempfile.TemporaryDirectory() as folder:
@@ -191,7 +191,7 @@ def torchrun_reports(epochs: int) -> list[tuple[int, float]]:
         path = Path(folder) / "config.yaml"
         path.write_text(yaml.safe_dump(config("full", epochs=epochs, workers=2).model_dump(mode="json")))
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-        command += ["-m", "trainables", str(path), "--out", str(Path(folder) / "out")]
+        command += ["-m", "buttress.training", str(path), "--out", str(Path(folder) / "out")]
         subprocess.run(command, check=True, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
         history = json.loads((Path(folder) / "out" / "history.json").read_text())
     return [(report["epoch"], report["seconds"]) for report in history["reports"]]

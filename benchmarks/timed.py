@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from trainables.base import Buttress, Metric, Report, Schedule, Section, TrialStopped
-from trainables.lithology import train as lithology
+from buttress.trainables.lithology import train as lithology
+from buttress.training.trainable import Buttress, Metric, Report, Schedule, Section, TrialStopped
 
 
 @dataclass

@@ -36,10 +36,10 @@ sys.path.insert(0, str(ROOT))
 
 import numpy as np  # noqa: E402
 
-from analysis.intervals import Share  # noqa: E402
 from benchmarks.command import arguments, told  # noqa: E402
 from benchmarks.simulated import SLOTS, Bench, Kept, Run, Task, family_of, processes, runs_of, stand_in  # noqa: E402
-from sweep.surrogate import SURROGATES  # noqa: E402
+from benchmarks.surrogate import SURROGATES  # noqa: E402
+from buttress.analysis.intervals import Share  # noqa: E402
 
 DRAWN = 2000  # bootstrap samples
 

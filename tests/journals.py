@@ -6,7 +6,7 @@
     path = book.write(tmp_path)                              # tmp_path/<sweep id>/journal.jsonl
     journal = book.journal()                                 # the same, folded without a file
 
-Lines go through the builders of `analysis.journal`, in order; times are made up, one second apart.
+Lines go through the builders of `buttress.journal`, in order; times are made up, one second apart.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from analysis import journal
-from analysis.journal import Best, Journal, JournalWriter, Line
+from buttress import journal
+from buttress.journal import Best, Journal, JournalWriter, Line
 
 Params = Mapping[str, Any] | None
 BEGIN = 1_700_000_000.0
@@ -41,7 +41,7 @@ METRICS = {
 
 @dataclass(frozen=True)
 class Reported:
-    """A stand-in for `trainables.base.Reported`."""
+    """A stand-in for `buttress.training.trainable.Reported`."""
 
     epoch: int
     step: int

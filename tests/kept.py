@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from trainables.base import Reported
+from buttress.training.trainable import Reported
 
 
 class Kept:

@@ -43,7 +43,7 @@ def when(
 
 def fill_disk(count: int) -> None:
     """From the `count`-th report on, files of this process cannot grow beyond a little more than the journal."""
-    from analysis.journal import JournalWriter
+    from buttress.journal import JournalWriter
 
     original = JournalWriter.write
     reports = 0
@@ -65,10 +65,10 @@ def line(kind: str) -> Callable[..., bool]:
 
 def arm(moment: str) -> None:
     """Sets the process up to die at `moment`."""
-    from analysis.journal import JournalWriter
-    from sweep import slots
-    from sweep import wandb as runs
-    from sweep.study import Study
+    from buttress.callbacks import wandb as runs
+    from buttress.execution import worker_pool as slots
+    from buttress.journal import JournalWriter
+    from buttress.search.optuna_study import Study
 
     if moment == "before the first report":
         when(JournalWriter, "write", after=True, only=line("start"))
@@ -99,7 +99,7 @@ def arm(moment: str) -> None:
 if __name__ == "__main__":
     moment, folder = sys.argv[1], Path(sys.argv[2])
     os.chdir(folder)
-    from sweep.cli import main
+    from buttress.cli.main import main
 
     arm(moment)
     runs = [str(path.parent) for path in Path("runs").glob("*/journal.jsonl")]

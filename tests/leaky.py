@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from toy import Config, Constant, Toy
 
-from trainables.randomness import seed_generators
+from buttress.training.randomness import seed_generators
 
 
 def fingerprint(state):

@@ -26,10 +26,13 @@ def at_call(owner: Any, name: str, count: int) -> None:
 
 
 def arm(error: str) -> None:
-    from sweep.cluster import prepare_environment
+    from buttress.execution.ray_session import prepare_environment
 
     prepare_environment()  # before Ray is imported
-    from sweep import slots, state, stopper, study
+    from buttress.execution import worker_pool as slots
+    from buttress.search import optuna_study as study
+    from buttress.sweep import state
+    from buttress.tune import stopper
 
     match error:
         case "in ask":
@@ -45,7 +48,7 @@ def arm(error: str) -> None:
 
 
 if __name__ == "__main__":
-    from sweep.cli import main
+    from buttress.cli.main import main
 
     error, *sys.argv[1:] = sys.argv[1:]
     if error != "none":

@@ -7,12 +7,12 @@ from typing import Any
 
 from kept import Kept
 
-from collapse.rules import RuleSet
-from trainables import rules_file
-from trainables.base import Reported
-from trainables.launch import train as launch
-from trainables.occupancy.config import Config
-from trainables.occupancy.train import Occupancy
+from buttress.rules.schema import RuleSet
+from buttress.trainables.occupancy.config import Config
+from buttress.trainables.occupancy.train import Occupancy
+from buttress.training.local_run import train as launch
+from buttress.training.registry import rules_file
+from buttress.training.trainable import Reported
 
 #: The quick profile's grid and network.
 GRID: dict[str, Any] = {"point_cloud_range": (-6.4, -6.4, -1.6, 6.4, 6.4, 4.8), "voxel_size": (0.4, 0.4, 0.4)}

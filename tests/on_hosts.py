@@ -131,7 +131,7 @@ def on_hosts(folder: Path) -> Iterator[Cluster]:
             assert old in text
             text = text.replace(old, new)
         laptop.write(f"{HOME}/onprem.yaml", text)
-        script = f'#!/bin/sh\nPYTHONPATH={ROOT} exec {HOME}/venv/bin/python -m sweep.cli "$@"'
+        script = f'#!/bin/sh\nPYTHONPATH={ROOT} exec {HOME}/venv/bin/python -m buttress.cli.main "$@"'
         laptop.write(f"{HOME}/venv/bin/buttress", script, 0o755)
         laptop.write(f"{HOME}/get.py", GET)
         head.write(f"{HOME}/ask.py", ASK)

@@ -66,7 +66,7 @@ class Ranks:
 
 
 def _serve(rank: int, size: int, pipe: Any, folder: str) -> None:
-    from trainables.world import World
+    from buttress.training.world import World
 
     while True:
         function, args, meeting, seed = pipe.recv()

@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from trainables.base import Buttress, Metric, Schedule, Section
-from trainables.checkpoints import load_checkpoint
+from buttress.training.checkpoints import load_checkpoint
+from buttress.training.trainable import Buttress, Metric, Schedule, Section
 
 
 class Config(Section):

@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from analysis.journal import plain
-from collapse.rules import RuleSet
-from search_spaces.spec import SweepSpec
-from sweep.state import Line, SweepState
-from trainables.base import Buttress, Metric, Reported, Schedule, Section
+from buttress.journal import plain
+from buttress.rules.schema import RuleSet
+from buttress.spec.spec import SweepSpec
+from buttress.sweep.state import Line, SweepState
+from buttress.training.trainable import Buttress, Metric, Reported, Schedule, Section
 
 
 class Loss(Section):

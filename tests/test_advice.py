@@ -9,13 +9,13 @@ import pytest
 from rich.console import Console
 from sweeps import RULES, Toy, drive, spec, state
 
-from analysis.advice import breaker_sentence, collapse_sentence, fates, guilty, place_sentence
-from analysis.explain import explain
-from analysis.records import Breaker, Journal, fold
-from analysis.render import overview
-from analysis.separation import Region
-from sweep.opening import header
-from sweep.state import Line
+from buttress.analysis.advice import breaker_sentence, collapse_sentence, fates, guilty, place_sentence
+from buttress.analysis.explain import explain
+from buttress.analysis.render import overview
+from buttress.execution.setup import header
+from buttress.journal.records import Breaker, Journal, fold
+from buttress.search.separation import Region
+from buttress.sweep.state import Line
 
 BETA = Region("loss.beta", "above", 2.0, 14, 15, 1, 5, 0.001).to_dict()
 LR = Region("train.lr", "below", 0.01, 4, 4, 11, 16, 0.03).to_dict()

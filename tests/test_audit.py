@@ -15,20 +15,20 @@ from rich.console import Console
 from sweeps import RULES, Toy, World, drive, spec, state
 from test_state import essence, report
 
-from analysis.audits import audits
-from analysis.explain import explain
-from analysis.intervals import Share
-from analysis.records import Journal, fold
-from analysis.render import overview, summary
-from analysis.selection import best
-from analysis.table import rows, where
-from search_spaces.errors import BadInput
-from search_spaces.spec import SweepSpec
-from sweep.opening import header
-from sweep.progress import Heading, Progress
-from sweep.state import Line
-from sweep.wandb import WandbRuns
-from trainables.base import Reported
+from buttress.analysis.audits import audits
+from buttress.analysis.explain import explain
+from buttress.analysis.intervals import Share
+from buttress.analysis.render import overview, summary
+from buttress.analysis.selection import best
+from buttress.analysis.table import rows, where
+from buttress.callbacks.progress import Heading, Progress
+from buttress.callbacks.wandb import WandbRuns
+from buttress.errors import BadInput
+from buttress.execution.setup import header
+from buttress.journal.records import Journal, fold
+from buttress.spec.spec import SweepSpec
+from buttress.sweep.state import Line
+from buttress.training.trainable import Reported
 
 
 @dataclass

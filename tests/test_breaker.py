@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 from sweeps import RULES, Toy, World, drive, spec, state
 
-from analysis.records import fold
-from analysis.separation import Region
-from search_spaces.errors import BadInput
-from search_spaces.spec import SweepSpec
-from sweep.opening import header
-from sweep.state import Line
+from buttress.errors import BadInput
+from buttress.execution.setup import header
+from buttress.journal.records import fold
+from buttress.search.separation import Region
+from buttress.spec.spec import SweepSpec
+from buttress.sweep.state import Line
 
 #: Nearly all of this space collapses: it does from a beta of 2 on.
 DEADLY: dict[str, Any] = {

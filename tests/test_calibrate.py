@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from analysis.calibrate import calibrate, write
-from analysis.curves import Curve, Truth
-from analysis.replay import replay, score
-from collapse.rules import RuleSet
-from search_spaces.errors import BadInput
-from sweep.cli import app
+from buttress.analysis.calibrate import calibrate, write
+from buttress.analysis.curves import Curve, Truth
+from buttress.analysis.replay import replay, score
+from buttress.cli.main import app
+from buttress.errors import BadInput
+from buttress.rules.schema import RuleSet
 
 REPORTS, GAP = 40, 50
 

@@ -14,7 +14,7 @@ import pytest
 import yaml
 from journals import mixed_sweep
 
-from sweep.cli import app, main
+from buttress.cli.main import app, main
 
 SPEC: dict[str, Any] = {
     "trainable": "lithology",
@@ -158,14 +158,14 @@ def test_an_internal_error_is_short_and_its_traceback_in_a_file(
     def broken(*_: Any, **__: Any) -> None:
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr("analysis.journal.find", broken)
+    monkeypatch.setattr("buttress.journal.find", broken)
     code, _, err = call(capfd, "table", "anything")
     assert code == 3 and "RuntimeError: a bug" in err and len(err.strip().splitlines()) == 1
     assert "raise RuntimeError" in Path(err.split("traceback in ")[1].strip(" )\n")).read_text()
 
 
 def test_help_teaches_every_verb_and_is_fast() -> None:
-    command = [sys.executable, "-m", "sweep.cli", "--help"]
+    command = [sys.executable, "-m", "buttress", "--help"]
     times = []
     for _ in range(3):
         began = time.perf_counter()

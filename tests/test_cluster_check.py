@@ -16,12 +16,12 @@ from typing import Any
 import pytest
 import yaml
 
-from search_spaces.errors import BadInput
-from search_spaces.spec import SweepSpec
-from sweep.cluster_check import kuberay, launcher
-from sweep.cluster_check.capacity import Nodes, slots
-from sweep.cluster_check.check import check
-from sweep.cluster_check.starts import read
+from buttress.cluster.check import kuberay, launcher
+from buttress.cluster.check.capacity import Nodes, slots
+from buttress.cluster.check.check import check
+from buttress.cluster.check.starts import read
+from buttress.errors import BadInput
+from buttress.spec.spec import SweepSpec
 
 ROOT = Path(__file__).parents[1]
 SHIPPED = ["cluster.yaml", "clusters/onprem.yaml", "clusters/gcp.yaml", "clusters/kuberay.yaml"]
@@ -211,8 +211,8 @@ BROKEN: dict[str, tuple[str, str, str, str, str]] = {
     ),
     "nobody to log in as": (ONPREM, "ssh_user: ubuntu  ", "ssh_private_key: ~/.ssh/id  ", "auth.ssh_user", "missing"),
     "a mount that is not there": (
-        AWS, "  ~/buttress/sweep: sweep\n", "  ~/buttress/sweep: sweeps\n",
-        "file_mounts.~/buttress/sweep", "no such file",
+        AWS, "  ~/buttress/analysis: analysis\n", "  ~/buttress/analysis: analyses\n",
+        "file_mounts.~/buttress/analysis", "no such file",
     ),
     # secrets
     "AWS key": (
@@ -492,7 +492,7 @@ def test_a_token_that_the_operator_makes_will_do(tmp_path: Path) -> None:
 
 
 def buttress(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "sweep.cli", "cluster", *arguments]
+    command = [sys.executable, "-m", "buttress", "cluster", *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
 
 

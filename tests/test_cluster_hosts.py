@@ -101,8 +101,8 @@ def test_a_machine_that_refuses_what_hosts_are_made_of_is_told_what(refused: str
 
 def test_the_nodes_run_the_code_that_was_mounted_and_the_head_trains_nothing(cluster: Cluster) -> None:
     for host in (cluster.head, *cluster.workers):
-        where = host.run("cd / && python -c 'import sweep; print(sweep.__file__)'").stdout.strip()
-        assert where == f"{HOME}/buttress/sweep/__init__.py"
+        where = host.run("cd / && python -c 'import buttress; print(buttress.__file__)'").stdout.strip()
+        assert where == f"{HOME}/buttress/buttress/__init__.py"
         assert host.run("stat -c %a ~/.ray/auth_token").stdout.strip() == "600"
     offered = {node["address"]: node.get("CPU", 0) for node in cluster.nodes()}
     assert offered[cluster.head.address] == 0 and all(offered[worker.address] >= 1 for worker in cluster.workers)

@@ -14,7 +14,7 @@ import pytest
 from hosts import lacking
 from on_hosts import DASHBOARD, JOB, OF_RAY, ROOT, Cluster, on_hosts, until
 
-from analysis.storage import LEASE_S
+from buttress.storage import LEASE_S
 
 pytestmark = [pytest.mark.cluster, pytest.mark.long]
 
@@ -34,7 +34,7 @@ class OnStorage:
         return self.cluster.laptop.run(f"cd {ROOT} && export {settings} && {line}", **options).stdout
 
     def sweep(self) -> str:
-        listed = "from analysis.storage import Storage; print(*Storage('s3://bucket/sweeps').folders())"
+        listed = "from buttress.storage import Storage; print(*Storage('s3://bucket/sweeps').folders())"
         return self.typed(f'python -c "{listed}"').strip()
 
     def rows(self, url: str) -> dict[str, dict[str, Any]]:

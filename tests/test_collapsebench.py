@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-import trainables
-from analysis.curves import read
 from benchmarks.collapsebench import judge, make, pack
 from benchmarks.collapsebench.family import Family, load
 from benchmarks.collapsebench.truth import truth_of
-from search_spaces.errors import BadInput
-from search_spaces.spec import SweepSpec
+from buttress.analysis.curves import read
+from buttress.errors import BadInput
+from buttress.spec.spec import SweepSpec
+from buttress.training import registry
 
 FAMILY = Family(
     "toy",
@@ -89,7 +89,7 @@ def test_the_value_is_that_of_the_best_epoch_at_full_beta() -> None:
 
 
 def test_the_sequence_is_the_same_every_time_and_fills_the_space() -> None:
-    spec, lithology = load("lithology").spec(), trainables.load("lithology")
+    spec, lithology = load("lithology").spec(), registry.load("lithology")
     sets = make.configurations(spec, lithology, 64)
     assert sets[:16] == make.configurations(spec, lithology, 16)
     betas = sorted(params["loss.beta"] for params in sets)
@@ -102,7 +102,7 @@ def test_the_sequence_is_the_same_every_time_and_fills_the_space() -> None:
 
 
 def test_further_seeds_are_spread_over_the_configurations() -> None:
-    spec, lithology = load("lithology").spec(), trainables.load("lithology")
+    spec, lithology = load("lithology").spec(), registry.load("lithology")
     trials = list(make.planned(spec, lithology, 30, 3, 2))
     assert [trial.configuration for trial in trials[30:]] == [0, 0, 10, 10, 20, 20]
     assert len({trial.seed for trial in trials}) == len(trials) == 36
@@ -164,7 +164,7 @@ def test_every_report_comes_back_from_the_file(made: tuple[Path, Family, list[fl
 
 def test_the_same_trial_runs_the_same_twice(made: tuple[Path, Family, list[float]]) -> None:
     folder, family, _ = made
-    lithology = trainables.load("lithology")
+    lithology = registry.load("lithology")
     trial = next(make.planned(family.spec(), lithology, 1, 0, 0))
     again = make.run(family, family.spec(), lithology, trial)
     first = json.loads((folder / "0000.json").read_text())
@@ -215,7 +215,7 @@ def test_published_trials_are_those_of_the_sequence(family: str) -> None:
     """The space has not moved since: the same 300 points, and five further seeds of 20 of them."""
     bench = judge.curves_of(family, CURVES)
     sequence = make.planned(
-        load(family).spec(), trainables.load(family), make.CONFIGURATIONS, make.REPEATED, make.SEEDS
+        load(family).spec(), registry.load(family), make.CONFIGURATIONS, make.REPEATED, make.SEEDS
     )
     plan = list(sequence)
     assert [curve.about["trial"] for curve in bench.curves] == [trial.trial for trial in plan]

@@ -13,12 +13,12 @@ from torch.nn import functional
 
 from benchmarks.collapsebench.families import occupancy
 from benchmarks.collapsebench.family import load
-from trainables.launch import train as launch
-from trainables.loop import StepState
-from trainables.occupancy.monitor import OccupancyMonitor, statistics
-from trainables.occupancy.train import OccupancyTask
-from trainables.reporting import load_checkpoint
-from trainables.world import World
+from buttress.trainables.occupancy.monitor import OccupancyMonitor, statistics
+from buttress.trainables.occupancy.train import OccupancyTask
+from buttress.training.local_run import train as launch
+from buttress.training.loop import StepState
+from buttress.training.reporting import load_checkpoint
+from buttress.training.world import World
 
 
 @pytest.fixture(autouse=True)

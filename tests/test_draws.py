@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from sweeps import ToyConfig, drive, spec, state
 
-from search_spaces.spec import SweepSpec
-from sweep.draws import NEAR, REDRAWS, REFUSALS, Draws
-from sweep.state import Line
-from sweep.study import Study
+from buttress.search.optuna_study import Study
+from buttress.search.proposals import NEAR, REDRAWS, REFUSALS, Draws
+from buttress.spec.spec import SweepSpec
+from buttress.sweep.state import Line
 
 SMALL: dict[str, Any] = {
     "search": {

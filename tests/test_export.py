@@ -10,9 +10,9 @@ import pytest
 import yaml
 from journals import SyntheticSweep, mixed_sweep
 
-from analysis.export import MARK, NothingHealthy, checkpoint_of, export, export_weights, write
-from analysis.journal import Journal, read
-from search_spaces.errors import BadInput
+from buttress.analysis.export import MARK, NothingHealthy, checkpoint_of, export, export_weights, write
+from buttress.errors import BadInput
+from buttress.journal import Journal, read
 
 
 @pytest.fixture

@@ -18,10 +18,10 @@ import psutil
 import pytest
 from optuna.trial import TrialState
 
-from analysis.journal import read
-from analysis.records import Journal, TrialRecord
-from search_spaces.spec import SweepSpec
-from sweep import driver
+from buttress.execution import driver
+from buttress.journal import read
+from buttress.journal.records import Journal, TrialRecord
+from buttress.spec.spec import SweepSpec
 
 HEALTHY = ("0000", "0002", "0004")  # between the faults, in every sweep of this module
 

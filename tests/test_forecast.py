@@ -8,15 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from analysis.curves import Curves
 from benchmarks.collapsebench.family import load
 from benchmarks.collapsebench.judge import curves_of
 from benchmarks.forecast import judged
-from trainables.forecast import gains, of_code
-from trainables.lithology.config import Loss
-from trainables.lithology.forecast import moments
-from trainables.occupancy.config import Loss as OccupancyLoss
-from trainables.occupancy.forecast import blind_constant
+from buttress.analysis.curves import Curves
+from buttress.trainables.lithology.config import Loss
+from buttress.trainables.lithology.forecast import moments
+from buttress.trainables.occupancy.config import Loss as OccupancyLoss
+from buttress.trainables.occupancy.forecast import blind_constant
+from buttress.training.forecast import gains, of_code
 
 CURVES = Path(__file__).parents[1] / "benchmarks" / "collapsebench" / "curves"
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
-from search_spaces.errors import BadInput
-from search_spaces.grammar import parse
+from buttress.errors import BadInput
+from buttress.spec.expressions import parse
 
 CONFIG = {
     "loss": {"warmup": 5, "beta": 0.5, "kind": "focal", "free": True, "clip": None, "weights": [1, 2, 4]},

@@ -18,9 +18,9 @@ from typing import Any
 import pytest
 from journals import Reported, SyntheticSweep, mixed_sweep
 
-from analysis import journal
-from analysis.journal import JournalUnwritable, JournalWriter, find, fold, owner, read
-from search_spaces.errors import BadInput
+from buttress import journal
+from buttress.errors import BadInput
+from buttress.journal import JournalUnwritable, JournalWriter, find, fold, owner, read
 
 ROOT = Path(__file__).parents[1]
 

@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 from toy import Collected, Config, Toy
 
-from search_spaces.errors import BadInput
-from trainables.base import Buttress, Metric, Reported
-from trainables.history import History
-from trainables.launch import WorkerFailed, main, read_config, train
+from buttress.errors import BadInput
+from buttress.training.history import History
+from buttress.training.local_run import WorkerFailed, main, read_config, train
+from buttress.training.trainable import Buttress, Metric, Reported
 
 CONFIG = """
 train: {epochs: 3, dropout: 0.2, batchnorm: true}
@@ -96,7 +96,7 @@ def test_two_workers_give_the_same_bits_with_and_without_torchrun(config_file: P
     train(config, trainable, "own")
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     again = subprocess.run(
-        [*torchrun, "-m", "trainables", str(config_file), "--out", "torchrun"],
+        [*torchrun, "-m", "buttress.training", str(config_file), "--out", "torchrun"],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
         capture_output=True,
         text=True,

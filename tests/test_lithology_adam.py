@@ -7,9 +7,9 @@ import io
 import torch
 from torch.optim import Adam
 
-from trainables.adam import SmallAdam
-from trainables.lithology.config import Model
-from trainables.lithology.model import Vae
+from buttress.trainables.lithology.config import Model
+from buttress.trainables.lithology.model import Vae
+from buttress.training.adam import SmallAdam
 
 
 def pair() -> tuple[list[Vae], list[Adam]]:

@@ -12,10 +12,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from search_spaces.errors import BadInput
-from trainables.lithology import data as tables
-from trainables.lithology import synthetic
-from trainables.lithology.config import Config, Data, Feature
+from buttress.errors import BadInput
+from buttress.trainables.lithology import data as tables
+from buttress.trainables.lithology import synthetic
+from buttress.trainables.lithology.config import Config, Data, Feature
 
 FORCE = "lithology/force2020_wells.csv"
 
@@ -261,7 +261,7 @@ def test_values_that_stand_for_nothing_or_cannot_be_count_as_missing(tiny: Path,
 
 
 def test_a_table_is_parsed_once_until_it_changes(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from trainables.world import World
+    from buttress.training.world import World
 
     monkeypatch.setenv("BUTTRESS_CACHE", str(tmp_path / "cache"))
     path, reads = tmp_path / "table.csv", []

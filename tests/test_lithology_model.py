@@ -8,10 +8,10 @@ from pydantic import ValidationError
 from torch import nn
 from torch.nn import functional
 
-from trainables.lithology.config import RECIPES, Config, Loss, Model
-from trainables.lithology.loss import Batch, Objective
-from trainables.lithology.model import Mlp, Vae
-from trainables.loop import StepState
+from buttress.trainables.lithology.config import RECIPES, Config, Loss, Model
+from buttress.trainables.lithology.loss import Batch, Objective
+from buttress.trainables.lithology.model import Mlp, Vae
+from buttress.training.loop import StepState
 
 PLAIN = {"hidden_dims": (32, 16), "batch_norm": False}
 

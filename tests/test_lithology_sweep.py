@@ -12,14 +12,14 @@ import pytest
 import torch
 from optuna.trial import TrialState
 
-from analysis.journal import read
-from analysis.records import Journal
-from analysis.selection import best
-from search_spaces.spec import SweepSpec
-from sweep import driver
-from sweep.handover import export_best, train_config
-from trainables.lithology.config import Config as LithologyConfig
-from trainables.lithology.model import Vae
+from buttress.analysis.selection import best
+from buttress.execution import driver
+from buttress.execution.handover import export_best, train_config
+from buttress.journal import read
+from buttress.journal.records import Journal
+from buttress.spec.spec import SweepSpec
+from buttress.trainables.lithology.config import Config as LithologyConfig
+from buttress.trainables.lithology.model import Vae
 
 CHANGES = [
     "budget.trials=4",
@@ -60,7 +60,7 @@ def test_export_then_train_reproduces_the_best_epoch_bit_for_bit(
     journal, _ = swept
     monkeypatch.chdir(journal.folder.parents[1])
     config, weights = export_best(str(journal.folder), tmp_path / "best.yaml", weights=True)
-    command = [sys.executable, "-m", "sweep.cli", "train", str(config), "--out", str(tmp_path / "again"), "--json"]
+    command = [sys.executable, "-m", "buttress", "train", str(config), "--out", str(tmp_path / "again"), "--json"]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
     result = json.loads(done.stdout.splitlines()[-1])
     winner = best(journal)
@@ -82,7 +82,8 @@ def test_one_config_runs_as_a_module_and_under_torchrun(
     (config,) = export_best(str(journal.folder), tmp_path / "best.yaml")
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     for name, start in (("module", [sys.executable]), ("torchrun", torchrun)):
-        command = [*start, "-m", "trainables", str(config), "--set", "train.epochs=2", "--out", str(tmp_path / name)]
+        out = str(tmp_path / name)
+        command = [*start, "-m", "buttress.training", str(config), "--set", "train.epochs=2", "--out", out]
         subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
         history = json.loads((tmp_path / name / "history.json").read_text())
         assert history["reports"][-1]["epoch"] == 2
@@ -91,7 +92,7 @@ def test_one_config_runs_as_a_module_and_under_torchrun(
 def test_a_run_that_collapses_is_stopped_and_says_why(
     swept: tuple[Journal, driver.Driver], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from sweep.handover import Collapsed
+    from buttress.execution.handover import Collapsed
 
     journal, _ = swept
     monkeypatch.chdir(journal.folder.parents[1])

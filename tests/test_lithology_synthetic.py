@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from trainables.lithology import synthetic
-from trainables.lithology.synthetic import SIZES, Size
+from buttress.trainables.lithology import synthetic
+from buttress.trainables.lithology.synthetic import SIZES, Size
 
 FULL = SIZES["full"]
 #: raw 25 %, 50 %, 75 % of the six features in the real table, and how far ours may be off, as a share of its spread

@@ -14,15 +14,15 @@ from kept import Kept
 from sklearn.metrics import adjusted_rand_score, balanced_accuracy_score, r2_score
 from sklearn.mixture import GaussianMixture
 
-from collapse.rules import RuleSet
-from search_spaces.errors import BadInput
-from search_spaces.spec import SweepSpec
-from trainables import load, rules_file
-from trainables.launch import train as launch
-from trainables.lithology.clustering import adjusted_rand
-from trainables.lithology.config import Config
-from trainables.lithology.train import Lithology, LithologyTask
-from trainables.world import World
+from buttress.errors import BadInput
+from buttress.rules.schema import RuleSet
+from buttress.spec.spec import SweepSpec
+from buttress.trainables.lithology.clustering import adjusted_rand
+from buttress.trainables.lithology.config import Config
+from buttress.trainables.lithology.train import Lithology, LithologyTask
+from buttress.training.local_run import train as launch
+from buttress.training.registry import load, rules_file
+from buttress.training.world import World
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 

@@ -16,13 +16,13 @@ from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from toy import ROWS, Collected, Config, GanTask, Toy, ToyTask, Train, Vae
 
-from search_spaces.errors import BadInput
-from trainables.base import Buttress, Reported, Schedule, TrialStopped
-from trainables.loop import EarlyStopping, Pass, StepState, Stopper, Task, agreed, fused_adam, moment, run
-from trainables.reporting import Reporter, load_checkpoint
-from trainables.schedules import Constant, Linear, WarmUp
-from trainables.steps import Descent, Meters, Sums, global_norm
-from trainables.world import World
+from buttress.errors import BadInput
+from buttress.training.loop import EarlyStopping, Pass, StepState, Stopper, Task, agreed, fused_adam, moment, run
+from buttress.training.optimization import Descent, Meters, Sums, global_norm
+from buttress.training.reporting import Reporter, load_checkpoint
+from buttress.training.schedules import Constant, Linear, WarmUp
+from buttress.training.trainable import Buttress, Reported, Schedule, TrialStopped
+from buttress.training.world import World
 
 
 def toy_config(report_every: int = 2, checkpoint_every: int = 1, **train: Any) -> Config:
@@ -73,7 +73,7 @@ def stopped_and_resumed(world: World, folder: str, config: Config, stop_after: i
 
 
 def restart(world: World, seed: int | None = None) -> None:
-    from trainables.randomness import prepare
+    from buttress.training.randomness import prepare
 
     prepare(world.seed if seed is None else seed)
 

@@ -9,8 +9,8 @@ import torch
 from ranks import Ranks, pair  # noqa: F401
 from torch.distributions import Normal, kl_divergence
 
-from trainables.losses import free_bits, gaussian_kl, ratio, reduce, sample, total
-from trainables.world import World
+from buttress.training.losses import free_bits, gaussian_kl, ratio, reduce, sample, total
+from buttress.training.world import World
 
 
 def normal(*shape: int, seed: int = 0) -> torch.Tensor:

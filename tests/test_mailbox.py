@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from sweep.mailbox import Mailbox
+from buttress.execution.mailbox import Mailbox
 
 
 async def with_slot(name: str = "slot-0") -> Mailbox:

@@ -17,10 +17,9 @@ import torch.multiprocessing as mp
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import collapse.moments
-import collapse.monitors
-from collapse.moments import HEADER, chunk_statistics, median_of_ranks, ranked_values
-from collapse.monitors import (
+from buttress.monitors import moments, monitors
+from buttress.monitors.moments import HEADER, chunk_statistics, median_of_ranks, ranked_values
+from buttress.monitors.monitors import (
     AblationMonitor,
     LatentMonitor,
     Maximum,
@@ -425,8 +424,8 @@ class NoLook(TorchDispatchMode):
 
 def test_nothing_waits_for_an_accelerator(monkeypatch: pytest.MonkeyPatch) -> None:
     """The path of an accelerator, taken on the host: the same numbers, and no look at any of them on the way."""
-    monkeypatch.setattr(collapse.moments, "on_host", lambda tensor: False)
-    monkeypatch.setattr(collapse.monitors, "on_host", lambda tensor: False)
+    monkeypatch.setattr(moments, "on_host", lambda tensor: False)
+    monkeypatch.setattr(monitors, "on_host", lambda tensor: False)
     monkeypatch.setattr(LatentMonitor, "HOLD_DEVICE", 2000)
     batches = [draw(64, seed=seed, mean=1e3, dtype=torch.bfloat16) for seed in range(9)]
     loss, others = torch.tensor(3.0), [torch.tensor([1.0, math.inf]), torch.ones(4)]
@@ -604,7 +603,7 @@ def test_a_summary_needs_only_pack_and_merge() -> None:
 
 
 def test_the_examples_in_the_docstrings_run() -> None:
-    assert doctest.testmod(collapse.monitors) == (0, 4)
+    assert doctest.testmod(monitors) == (0, 4)
 
 
 # --- real processes ------------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ import psutil
 import pytest
 from own_cluster import environment
 
-from analysis.journal import Journal, lines, read
+from buttress.journal import Journal, lines, read
 
 pytestmark = pytest.mark.cluster
 
@@ -165,7 +165,7 @@ class Sweep:
         (folder / "sweep.yaml").write_text(json.dumps({**SPEC, **changes}))
         self.folder = folder
         path = os.pathsep.join([str(HERE.parent), *filter(None, [cluster.environment.get("PYTHONPATH")])])
-        command = [sys.executable, "-m", "sweep.cli", "run", "sweep.yaml", "--address", cluster.address]
+        command = [sys.executable, "-m", "buttress", "run", "sweep.yaml", "--address", cluster.address]
         with (folder / "driver.log").open("w") as log:
             self.process = subprocess.Popen(
                 command, cwd=folder, env={**cluster.environment, "PYTHONPATH": path}, stdout=log, stderr=log

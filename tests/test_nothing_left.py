@@ -17,9 +17,9 @@ import psutil
 import pytest
 from own_cluster import Cluster, without_extras
 
-from analysis.journal import lines, read
-from search_spaces.spec import SweepSpec
-from sweep import driver
+from buttress.execution import driver
+from buttress.journal import lines, read
+from buttress.spec.spec import SweepSpec
 
 HERE = Path(__file__).parent
 SPEC = {

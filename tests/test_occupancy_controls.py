@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 from occupancy import GRID, QUICK, Judge, train
 
-from collapse.rules import RuleSet
-from search_spaces.errors import BadInput
-from trainables import rules_file
-from trainables.occupancy.config import Config
+from buttress.errors import BadInput
+from buttress.rules.schema import RuleSet
+from buttress.trainables.occupancy.config import Config
+from buttress.training.registry import rules_file
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 

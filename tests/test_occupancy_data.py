@@ -13,12 +13,19 @@ import numpy as np
 import pytest
 from occupancy import GRID, SMALL_GRID
 
-from search_spaces.errors import BadInput
-from trainables.occupancy import clouds, synthetic
-from trainables.occupancy import data as windows
-from trainables.occupancy.config import Config, Data
-from trainables.occupancy.poses import camera_to_lidar, from_json, from_matrices, matrix, quaternion, velocities
-from trainables.occupancy.voxels import Alignment, Grid, pack, to_world, unpack
+from buttress.errors import BadInput
+from buttress.trainables.occupancy import clouds, synthetic
+from buttress.trainables.occupancy import data as windows
+from buttress.trainables.occupancy.config import Config, Data
+from buttress.trainables.occupancy.poses import (
+    camera_to_lidar,
+    from_json,
+    from_matrices,
+    matrix,
+    quaternion,
+    velocities,
+)
+from buttress.trainables.occupancy.voxels import Alignment, Grid, pack, to_world, unpack
 
 FEW = {"history_frames": 2, "future_frames": 2}
 
@@ -501,7 +508,7 @@ def test_kitti_moves_forward_in_the_lidars_frame(shared: Path) -> None:
 @pytest.mark.parametrize("name", ["kitti_00", "balm_2hz"])
 def test_real_clouds_meet_in_the_world_with_their_poses(name: str, shared: Path) -> None:
     """Consecutive clouds overlap once both stand in the first one's frame: 0.44 (KITTI), 0.47 (BALM)."""
-    from trainables.occupancy import scenes
+    from buttress.trainables.occupancy import scenes
 
     data = Data(kind="files", path="x", layout="scenes", **LIDAR[name][0])
     sequence = scenes.read(shared / "data/lidar" / name, data)

@@ -12,8 +12,8 @@ from occupancy import config_of
 from ranks import Ranks, pair  # noqa: F401
 from torch.nn import functional
 
-from trainables.occupancy.config import RECIPES, Config, Loss
-from trainables.occupancy.loss import (
+from buttress.trainables.occupancy.config import RECIPES, Config, Loss
+from buttress.trainables.occupancy.loss import (
     Batch,
     Objective,
     occupancy_terms,
@@ -23,10 +23,10 @@ from trainables.occupancy.loss import (
     simple_pose,
     uncertainty_term,
 )
-from trainables.occupancy.lovasz import exact, lovasz
-from trainables.occupancy.model import Predicted, build
-from trainables.steps import StepState
-from trainables.world import World
+from buttress.trainables.occupancy.lovasz import exact, lovasz
+from buttress.trainables.occupancy.model import Predicted, build
+from buttress.training.optimization import StepState
+from buttress.training.world import World
 
 CELLS, STEPS = (5, 4, 3), 3
 OFF = {f"{term}_weight": 0.0 for term in ("focal", "bce", "dice", "mean", "lovasz", "recall")}
@@ -213,7 +213,7 @@ WEIGHTS: dict[str, Any] = {
 def test_every_key_of_the_loss_moves_it(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """From a config in which all terms are on; none is overridden by a constant, as several were in the original."""
     if name == "pose_variance_weight":  # acts where all predicted poses are the same
-        monkeypatch.setattr("trainables.occupancy.loss._SAME", 10.0)
+        monkeypatch.setattr("buttress.trainables.occupancy.loss._SAME", 10.0)
     groups: dict[str, Any] = {"loss": {"bce_weight": 1.0, "focal_alpha": 0.9}, "buttress": {"dtype": "float64"}}
     before = loss_of(config_of(**groups))
     groups["loss"][name] = WEIGHTS[name]

@@ -14,13 +14,13 @@ from ranks import Ranks, pair  # noqa: F401
 from sklearn.metrics import average_precision_score, f1_score, jaccard_score, precision_score, recall_score
 from torch import nn
 
-from collapse.monitors import merge_rows, pack_row
-from trainables.occupancy import data as windows
-from trainables.occupancy.config import Config
-from trainables.occupancy.heldout import HeldOut, scores
-from trainables.occupancy.model import Predicted
-from trainables.occupancy.monitor import OccupancyMonitor, statistics
-from trainables.world import World
+from buttress.monitors.monitors import merge_rows, pack_row
+from buttress.trainables.occupancy import data as windows
+from buttress.trainables.occupancy.config import Config
+from buttress.trainables.occupancy.heldout import HeldOut, scores
+from buttress.trainables.occupancy.model import Predicted
+from buttress.trainables.occupancy.monitor import OccupancyMonitor, statistics
+from buttress.training.world import World
 
 
 class Fixed(nn.Module):

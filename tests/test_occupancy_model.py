@@ -8,9 +8,9 @@ import torch
 from occupancy import QUICK
 from torch.nn import functional
 
-from trainables.occupancy.config import Model
-from trainables.occupancy.model import build, hamilton, moved
-from trainables.occupancy.poses import product
+from buttress.trainables.occupancy.config import Model
+from buttress.trainables.occupancy.model import build, hamilton, moved
+from buttress.trainables.occupancy.poses import product
 
 SMALL = Model(channels=(4, 8, 16), latent_dim=16, pose_dim=16, pool=(2, 2, 2))
 

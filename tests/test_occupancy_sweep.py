@@ -12,14 +12,14 @@ import pytest
 import torch
 import yaml
 
-from analysis.journal import read
-from analysis.selection import best
-from search_spaces.spec import SweepSpec
-from sweep import driver
-from sweep.handover import check_data, export_best
-from trainables.occupancy import synthetic
-from trainables.occupancy.config import Config, Data
-from trainables.occupancy.model import build
+from buttress.analysis.selection import best
+from buttress.execution import driver
+from buttress.execution.handover import check_data, export_best
+from buttress.journal import read
+from buttress.spec.spec import SweepSpec
+from buttress.trainables.occupancy import synthetic
+from buttress.trainables.occupancy.config import Config, Data
+from buttress.trainables.occupancy.model import build
 
 CHANGES = [
     "budget.trials=3",
@@ -52,7 +52,7 @@ def test_export_then_train_reproduces_the_best_epoch_bit_for_bit(
     assert chosen.buttress.occ_threshold == 0.3  # the trial's own, at which its rules looked
     build(chosen.model, 4, 6, chosen.data.grid).load_state_dict(torch.load(weights, weights_only=True))
 
-    command = [sys.executable, "-m", "sweep.cli", "train", str(config), "--out", str(tmp_path / "again"), "--json"]
+    command = [sys.executable, "-m", "buttress", "train", str(config), "--out", str(tmp_path / "again"), "--json"]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
     again = json.loads(done.stdout.splitlines()[-1])
     assert again["epoch"] == winner.outcome.best.epoch

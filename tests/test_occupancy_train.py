@@ -13,17 +13,17 @@ from kept import Kept
 from occupancy import SMALL_GRID, config_of, train
 from scipy.spatial.transform import Rotation
 
-from search_spaces.errors import BadInput
-from search_spaces.spec import SweepSpec
-from trainables import load
-from trainables.occupancy import data as windows
-from trainables.occupancy import synthetic
-from trainables.occupancy.config import Config, Data
-from trainables.occupancy.mirrors import mirrored
-from trainables.occupancy.poses import from_matrices, matrix, velocities
-from trainables.occupancy.train import Occupancy, OccupancyTask
-from trainables.steps import StepState
-from trainables.world import World
+from buttress.errors import BadInput
+from buttress.spec.spec import SweepSpec
+from buttress.trainables.occupancy import data as windows
+from buttress.trainables.occupancy import synthetic
+from buttress.trainables.occupancy.config import Config, Data
+from buttress.trainables.occupancy.mirrors import mirrored
+from buttress.trainables.occupancy.poses import from_matrices, matrix, velocities
+from buttress.trainables.occupancy.train import Occupancy, OccupancyTask
+from buttress.training.optimization import StepState
+from buttress.training.registry import load
+from buttress.training.world import World
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 

@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 from sweeps import Toy, spec
 
-import trainables
-from search_spaces.errors import BadInput
-from search_spaces.parameter import Parameter
-from search_spaces.spec import SweepSpec
-from sweep import timing
-from sweep.plan import described, epochs_of_sweep, typical
-from trainables.base import Buttress, Reported, Schedule, Section
+from buttress.errors import BadInput
+from buttress.execution import step_timing as timing
+from buttress.execution.plan import described, epochs_of_sweep, typical
+from buttress.spec.parameters import Parameter
+from buttress.spec.spec import SweepSpec
+from buttress.training import registry
+from buttress.training.trainable import Buttress, Reported, Schedule, Section
 
 ROOT = Path(__file__).parents[1]
 
@@ -118,7 +118,7 @@ def test_trials_are_timed_together_until_their_objective_is_known() -> None:
         ROOT / "search_spaces" / "lithology.yaml", profile="quick",
         overrides=["config.data.size=tiny", "config.loss.anneal=constant"],
     )  # fmt: skip
-    configs, _ = typical(small, trainables.load(small.trainable))
+    configs, _ = typical(small, registry.load(small.trainable))
     found = timing.measure(small, configs, slots=2)
     assert found.at_once == min(2, timing.os.cpu_count() or 1)
     assert found.objective_every == configs[0].buttress.ari_every

@@ -22,18 +22,18 @@ from test_audit import Recovering
 from test_mailbox import events, with_slot, work
 from test_state import essence, report
 
-from analysis.audits import audits
-from analysis.explain import explain, reason
-from analysis.journal import JournalWriter, lines, read
-from analysis.records import Journal, fold
-from analysis.selection import best
-from search_spaces.errors import BadInput
-from search_spaces.spec import SweepSpec
-from sweep.mailbox import Mailbox
-from sweep.opening import header
-from sweep.progress import Heading, Progress
-from sweep.rungs import goes_on
-from sweep.state import Line, LiveTrial, SweepState
+from buttress.analysis.audits import audits
+from buttress.analysis.explain import explain, reason
+from buttress.analysis.selection import best
+from buttress.callbacks.progress import Heading, Progress
+from buttress.errors import BadInput
+from buttress.execution.mailbox import Mailbox
+from buttress.execution.setup import header
+from buttress.journal import JournalWriter, lines, read
+from buttress.journal.records import Journal, fold
+from buttress.search.halving import goes_on
+from buttress.spec.spec import SweepSpec
+from buttress.sweep.state import Line, LiveTrial, SweepState
 
 
 def lenient(epochs: int = 3, **changes: Any) -> SweepSpec:
@@ -334,7 +334,7 @@ class Played:
     def __init__(
         self, made: SweepSpec, folder: Path, world: World, late: int, earlier: list[Line] | None = None
     ) -> None:
-        from sweep.driver import Driver
+        from buttress.execution.driver import Driver
 
         self.world, self.late, self.folder = world, late, folder
         self.driver = made_by = Driver(made, folder, sweep="toy-000000", rules=RULES, earlier=earlier)
@@ -455,7 +455,7 @@ WAKING: dict[str, Any] = {
 
 @pytest.fixture(scope="module")
 def swept(ray_cluster: Any, tmp_path_factory: pytest.TempPathFactory) -> Journal:
-    from sweep import driver
+    from buttress.execution import driver
 
     folder = tmp_path_factory.mktemp("waking")
     shutil.copy(Path(__file__).parent / "waking.py", folder)
@@ -503,7 +503,7 @@ def test_it_is_the_sweep_that_the_journal_gives_again_from_any_of_its_decisions(
     swept: Journal, ray_cluster: Any, tmp_path: Path
 ) -> None:
     """The driver dies just after it set a trial aside; the checkpoint is there, the verdict is not taken twice."""
-    from sweep import driver
+    from buttress.execution import driver
 
     raw = list(lines(swept.folder / "journal.jsonl"))
     back = next(t.id for t in swept.trials.values() if t.probation and len(t.attempts) == 2)

@@ -14,12 +14,12 @@ from test_audit import audited
 from test_probation import Played, Promising, Stubborn, journal_of, of, with_everything
 from test_state import essence, report
 
-from analysis.explain import explain
-from analysis.journal import lines
-from analysis.selection import best
-from search_spaces.errors import BadInput
-from search_spaces.spec import SweepSpec
-from sweep.state import SweepState
+from buttress.analysis.explain import explain
+from buttress.analysis.selection import best
+from buttress.errors import BadInput
+from buttress.journal import lines
+from buttress.spec.spec import SweepSpec
+from buttress.sweep.state import SweepState
 
 SUSPECT = {"epochs": 3, "when": "suspect"}
 

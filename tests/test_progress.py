@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from analysis.explain import evidence_sentence
-from sweep.progress import Heading, Progress, ending, observation, signs
+from buttress.analysis.explain import evidence_sentence
+from buttress.callbacks.progress import Heading, Progress, ending, observation, signs
 
 HEADING = Heading("toy-k3j9x2", "ari", "max", trials=24)
 EVIDENCE = [
@@ -167,7 +167,7 @@ def test_without_a_terminal_a_line_per_start_and_end_and_a_status_at_the_end() -
 
 
 def test_without_a_terminal_a_status_line_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sweep.progress.STATUS_EVERY_S", 0.02)
+    monkeypatch.setattr("buttress.callbacks.progress.STATUS_EVERY_S", 0.02)
     progress, text = plain()
     progress.start()
     progress.trial_started("0000", {}, 0)

@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from search_spaces.errors import BadInput
-from search_spaces.spec import SweepSpec
-from sweep.building import build
-from sweep.opening import resolve_rules
-from sweep.plan import typical
-from trainables import load
-from trainables.radio.config import Config
+from buttress.errors import BadInput
+from buttress.execution.plan import typical
+from buttress.execution.setup import resolve_rules
+from buttress.search.building import build
+from buttress.spec.spec import SweepSpec
+from buttress.trainables.radio.config import Config
+from buttress.training.registry import load
 
 
 def test_the_defaults_are_the_originals() -> None:

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 from kept import Kept
 
-from search_spaces.spec import SweepSpec
-from sweep.opening import resolve_rules
-from trainables import rules_file
-from trainables.base import Reported
-from trainables.launch import train as launch
-from trainables.radio.config import Config
-from trainables.radio.train import Radio
+from buttress.execution.setup import resolve_rules
+from buttress.spec.spec import SweepSpec
+from buttress.trainables.radio.config import Config
+from buttress.trainables.radio.train import Radio
+from buttress.training.local_run import train as launch
+from buttress.training.registry import rules_file
+from buttress.training.trainable import Reported
 
 pytestmark = [pytest.mark.control, pytest.mark.usefixtures("own_cache")]
 

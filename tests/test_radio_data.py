@@ -12,11 +12,11 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from search_spaces.errors import BadInput
-from trainables.cache import cached
-from trainables.radio import data as files
-from trainables.radio import synthetic
-from trainables.radio.config import Config, Data
+from buttress.errors import BadInput
+from buttress.trainables.radio import data as files
+from buttress.trainables.radio import synthetic
+from buttress.trainables.radio.config import Config, Data
+from buttress.training.cache import cached
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -236,7 +236,7 @@ def test_folders_that_are_no_radiomapseer_are_refused(tmp_path: Path) -> None:
 
 
 def test_data_check_tells_what_is_there_and_what_is_missing(few: Path) -> None:
-    from sweep.cli import app
+    from buttress.cli.main import app
 
     config = Config.of_groups({"data": {"size": "tiny"}})
     rows = files.check(few, config)

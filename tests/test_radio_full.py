@@ -9,12 +9,12 @@ import pytest
 import torch
 from kept import Kept
 
-from trainables.launch import train as launch
-from trainables.radio import synthetic
-from trainables.radio.config import Config
-from trainables.radio.synthetic import Size
-from trainables.radio.train import Radio, RadioTask
-from trainables.world import World
+from buttress.trainables.radio import synthetic
+from buttress.trainables.radio.config import Config
+from buttress.trainables.radio.synthetic import Size
+from buttress.trainables.radio.train import Radio, RadioTask
+from buttress.training.local_run import train as launch
+from buttress.training.world import World
 
 pytestmark = pytest.mark.long
 

@@ -11,13 +11,13 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from search_spaces.errors import BadInput
-from trainables.radio.config import Extra, LossConfig, Model
-from trainables.radio.loss import Autoencoding, Batch, Judging, critic_loss
-from trainables.radio.model import Code, Discriminator, RadioVae
-from trainables.radio.perceptual import Lpips, RandomFeatures, build
-from trainables.steps import StepState
-from trainables.world import World
+from buttress.errors import BadInput
+from buttress.trainables.radio.config import Extra, LossConfig, Model
+from buttress.trainables.radio.loss import Autoencoding, Batch, Judging, critic_loss
+from buttress.trainables.radio.model import Code, Discriminator, RadioVae
+from buttress.trainables.radio.perceptual import Lpips, RandomFeatures, build
+from buttress.training.optimization import StepState
+from buttress.training.world import World
 
 SMALL: dict[str, Any] = {"ddconfig": {"ch": 32, "ch_mult": [1, 1], "num_res_blocks": 1}}
 SIDE = 12

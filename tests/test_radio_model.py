@@ -9,10 +9,10 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from buttress.trainables.radio.config import DDConfig, Model
+from buttress.trainables.radio.model import Attention, BatchNorm, Code, Discriminator, Double, Halve, RadioVae
+from buttress.training.world import World
 from tests.ranks import Ranks, pair  # noqa: F401
-from trainables.radio.config import DDConfig, Model
-from trainables.radio.model import Attention, BatchNorm, Code, Discriminator, Double, Halve, RadioVae
-from trainables.world import World
 
 SMALL: dict[str, Any] = {"ddconfig": {"ch": 32, "ch_mult": [1, 1], "num_res_blocks": 1}}
 

@@ -11,18 +11,18 @@ import torch
 from kept import Kept
 from PIL import Image
 
-from collapse.rules import RuleSet
-from search_spaces.errors import BadInput
+from buttress.errors import BadInput
+from buttress.rules.schema import RuleSet
+from buttress.trainables.radio.config import Config
+from buttress.trainables.radio.heldout import MapMonitor
+from buttress.trainables.radio.loss import Batch
+from buttress.trainables.radio.train import Radio, RadioTask
+from buttress.training.local_run import train as launch
+from buttress.training.registry import rules_file
+from buttress.training.reporting import Reporter, load_checkpoint
+from buttress.training.trainable import Reported
+from buttress.training.world import World
 from tests.ranks import Ranks, pair  # noqa: F401
-from trainables import rules_file
-from trainables.base import Reported
-from trainables.launch import train as launch
-from trainables.radio.config import Config
-from trainables.radio.heldout import MapMonitor
-from trainables.radio.loss import Batch
-from trainables.radio.train import Radio, RadioTask
-from trainables.reporting import Reporter, load_checkpoint
-from trainables.world import World
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -260,7 +260,7 @@ class Poisoned(RadioTask):
 
 
 def test_a_nan_in_the_images_is_told_as_divergence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trainables.radio.train.RadioTask", Poisoned)
+    monkeypatch.setattr("buttress.trainables.radio.train.RadioTask", Poisoned)
     kept = train(config_of(buttress={"epoch_steps": 3, "report_every": 1, "eval_images": 2}), tmp_path)
     assert kept.reports[2].metrics["train/nonfinite"] > 0
     verdict = judged(kept.reports).verdict

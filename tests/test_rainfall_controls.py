@@ -10,11 +10,11 @@ import torch
 from kept import Kept
 
 from benchmarks.rainfall_thresholds import QUICK, judged, trial
-from trainables.base import Reported
-from trainables.launch import train as launch
-from trainables.rainfall.config import Config
-from trainables.rainfall.model import RainVae
-from trainables.rainfall.train import Rainfall
+from buttress.trainables.rainfall.config import Config
+from buttress.trainables.rainfall.model import RainVae
+from buttress.trainables.rainfall.train import Rainfall
+from buttress.training.local_run import train as launch
+from buttress.training.trainable import Reported
 
 pytestmark = [pytest.mark.control, pytest.mark.usefixtures("own_cache")]
 

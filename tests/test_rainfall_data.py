@@ -14,10 +14,10 @@ import xarray
 from scipy.ndimage import distance_transform_edt
 from typer.testing import CliRunner
 
-from search_spaces.errors import BadInput
-from trainables.rainfall import data as files
-from trainables.rainfall import prepare, store, synthetic
-from trainables.rainfall.config import Config, Data
+from buttress.errors import BadInput
+from buttress.trainables.rainfall import data as files
+from buttress.trainables.rainfall import prepare, store, synthetic
+from buttress.trainables.rainfall.config import Config, Data
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -234,7 +234,7 @@ def test_untouched_data_are_read(tiny: Path) -> None:
 
 
 def test_a_changed_file_is_read_again(tiny: Path, tmp_path: Path) -> None:
-    from trainables.world import World
+    from buttress.training.world import World
 
     root = tmp_path / "changing"
     shutil.copytree(tiny, root)
@@ -249,7 +249,7 @@ def test_a_changed_file_is_read_again(tiny: Path, tmp_path: Path) -> None:
 
 
 def test_data_check_tells_what_is_there(tiny: Path) -> None:
-    from sweep.cli import app
+    from buttress.cli.main import app
 
     result = CliRunner().invoke(app, ["data", "check", "rainfall", str(tiny)])
     assert result.exit_code == 0, result.output

@@ -10,11 +10,11 @@ import pytest
 import torch
 from scipy.stats import norm
 
-from analysis.journal import plain as journalled
 from benchmarks.rainfall_references import climatology, scored
-from collapse.monitors import merge_rows, pack_row
-from trainables.rainfall.heldout import NAMES, Sums, correlation, crps, diversity, scores
-from trainables.rainfall.rain import Rain
+from buttress.journal import plain as journalled
+from buttress.monitors.monitors import merge_rows, pack_row
+from buttress.trainables.rainfall.heldout import NAMES, Sums, correlation, crps, diversity, scores
+from buttress.trainables.rainfall.rain import Rain
 
 
 def rain(tail: float = 20.0, extreme: float = 40.0, pixels: int = 9) -> Rain:

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 
+from buttress.trainables.rainfall.config import Loss, Model
+from buttress.trainables.rainfall.loss import Batch, Objective, floored_kl, gradient, mass, reconstruction
+from buttress.trainables.rainfall.model import Grids, RainVae
+from buttress.trainables.rainfall.rain import Rain
+from buttress.training.optimization import StepState
+from buttress.training.world import World
 from tests.ranks import Ranks, pair  # noqa: F401
-from trainables.rainfall.config import Loss, Model
-from trainables.rainfall.loss import Batch, Objective, floored_kl, gradient, mass, reconstruction
-from trainables.rainfall.model import Grids, RainVae
-from trainables.rainfall.rain import Rain
-from trainables.steps import StepState
-from trainables.world import World
 
 H, W = 6, 5
 ALONE = World()

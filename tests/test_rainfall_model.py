@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from trainables.rainfall.config import Config, Model
-from trainables.rainfall.model import Grids, Pool, RainVae, stages
+from buttress.trainables.rainfall.config import Config, Model
+from buttress.trainables.rainfall.model import Grids, Pool, RainVae, stages
 
 S64 = {"d_x": 64, "d_y": 256, "d_z": 64, "base_filters": 64}
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from collapse.rules import RuleSet
-from trainables import rules_file
+from buttress.rules.schema import RuleSet
+from buttress.training.registry import rules_file
 
 #: A healthy epoch of the quick model (beta 0.1): measured.
 HEALTHY = {

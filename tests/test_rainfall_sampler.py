@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from trainables.rainfall.config import Train
-from trainables.rainfall.sampler import Sampler, share_of
+from buttress.trainables.rainfall.config import Train
+from buttress.trainables.rainfall.sampler import Sampler, share_of
 
 DAYS = np.arange(100, 700)
 HEAVY = np.sort(np.random.default_rng(0).choice(DAYS, 30, replace=False))

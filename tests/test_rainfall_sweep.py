@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import yaml
 
-from analysis.journal import read
-from analysis.selection import best
-from search_spaces.spec import SweepSpec
-from sweep import driver
-from sweep.handover import export_best
-from trainables.rainfall.config import Config
+from buttress.analysis.selection import best
+from buttress.execution import driver
+from buttress.execution.handover import export_best
+from buttress.journal import read
+from buttress.spec.spec import SweepSpec
+from buttress.trainables.rainfall.config import Config
 
 pytestmark = pytest.mark.long
 

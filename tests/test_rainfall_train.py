@@ -12,15 +12,15 @@ import torch
 from kept import Kept
 from pydantic import ValidationError
 
-from search_spaces.errors import BadInput
-from search_spaces.spec import SweepSpec
+from buttress.errors import BadInput
+from buttress.spec.spec import SweepSpec
+from buttress.trainables.rainfall.config import RECIPES, Config
+from buttress.trainables.rainfall.train import Rainfall, RainfallTask
+from buttress.training.local_run import train as launch
+from buttress.training.registry import load
+from buttress.training.reporting import Reporter
+from buttress.training.world import World
 from tests.ranks import Ranks, pair  # noqa: F401
-from trainables import load
-from trainables.launch import train as launch
-from trainables.rainfall.config import RECIPES, Config
-from trainables.rainfall.train import Rainfall, RainfallTask
-from trainables.reporting import Reporter
-from trainables.world import World
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -118,7 +118,7 @@ def test_only_some_days_are_scored_and_the_closing_check_watches_all(tmp_path: P
     task = task_of(config, tmp_path)
     assert len(task.held_out.rows[True]) == 5 and len(task.held_out.rows[False]) == 11
     assert task.held_out.rows[True][0] == 48 and task.held_out.rows[True][-1] == 63  # evenly spaced
-    from collapse.monitors import LatentMonitor
+    from buttress.monitors.monitors import LatentMonitor
 
     for full, days in ((False, 5), (True, 16)):
         latent = LatentMonitor(4)

@@ -13,9 +13,6 @@ import numpy as np
 import pytest
 from sweeps import Toy, ToyConfig, World, spec
 
-from analysis import journal
-from analysis.curves import Curves, read
-from analysis.journal import plain
 from benchmarks.collapsebench.family import Family, load
 from benchmarks.collapsebench.judge import once
 from benchmarks.real_arms import (
@@ -33,11 +30,14 @@ from benchmarks.real_sweeps import kept, planned, table
 from benchmarks.real_target import CURVES, bench_target, could_draw, fallback
 from benchmarks.stock_policies import StockTune
 from benchmarks.watched import name_of
-from collapse.rules import RuleSet
-from search_spaces.errors import BadInput
-from sweep.state import Line
-from trainables import load as load_trainable
-from trainables.base import Reported
+from buttress import journal
+from buttress.analysis.curves import Curves, read
+from buttress.errors import BadInput
+from buttress.journal import plain
+from buttress.rules.schema import RuleSet
+from buttress.sweep.state import Line
+from buttress.training.registry import load as load_trainable
+from buttress.training.trainable import Reported
 
 FAMILY = Family(
     "toy",

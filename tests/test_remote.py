@@ -18,12 +18,12 @@ import pytest
 import torch
 from object_store import ObjectStore
 
-from analysis.journal import Journal, find, read
-from analysis.selection import best
-from analysis.storage import Storage, leased, segments
-from search_spaces.spec import SweepSpec
-from sweep import driver
-from sweep.handover import export_best
+from buttress.analysis.selection import best
+from buttress.execution import driver
+from buttress.execution.handover import export_best
+from buttress.journal import Journal, find, read
+from buttress.spec.spec import SweepSpec
+from buttress.storage import Storage, leased, segments
 
 HERE = Path(__file__).parent
 SPEC: dict[str, Any] = {
@@ -116,7 +116,7 @@ def buttress(folder: Path, s3: ObjectStore, *verb: str) -> subprocess.Popen[str]
     """A `buttress` of its own: its own cache, so its own spool, and a Ray of its own."""
     path = os.pathsep.join([str(HERE.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = {**os.environ, **s3.environment, "BUTTRESS_CACHE": str(folder / "cache"), "PYTHONPATH": path}
-    command = [sys.executable, "-m", "sweep.cli", *verb]
+    command = [sys.executable, "-m", "buttress", *verb]
     return subprocess.Popen(
         command, cwd=folder, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )

@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 from journals import mixed_sweep
 
-from analysis.curves import Curve, Truth, read
-from analysis.intervals import Share
-from analysis.replay import Replayed, replay, result, score
-from collapse.rules import RuleSet
-from search_spaces.errors import BadInput
-from sweep.opening import rules_of
+from buttress.analysis.curves import Curve, Truth, read
+from buttress.analysis.intervals import Share
+from buttress.analysis.replay import Replayed, replay, result, score
+from buttress.errors import BadInput
+from buttress.execution.setup import rules_of
+from buttress.rules.schema import RuleSet
 
 Row = dict[str, Any]
 

@@ -19,12 +19,12 @@ import torch
 from ranks import Failed, Ranks, pair  # noqa: F401
 from toy import Collected
 
-from collapse.monitors import LatentMonitor, Mean
-from search_spaces.errors import BadInput
-from trainables import checkpoints, reporting
-from trainables.base import Reported, Schedule, TrialStopped
-from trainables.reporting import Reporter, ReportError, load_checkpoint
-from trainables.world import World
+from buttress.errors import BadInput
+from buttress.monitors.monitors import LatentMonitor, Mean
+from buttress.training import checkpoints, reporting
+from buttress.training.reporting import Reporter, ReportError, load_checkpoint
+from buttress.training.trainable import Reported, Schedule, TrialStopped
+from buttress.training.world import World
 
 
 class Asking(Collected):

@@ -15,11 +15,11 @@ import pytest
 import torch
 import yaml
 
-from analysis.journal import JournalWriter, lines, read
-from analysis.records import Journal
-from analysis.selection import best
-from search_spaces.errors import BadInput
-from sweep import driver
+from buttress.analysis.selection import best
+from buttress.errors import BadInput
+from buttress.execution import driver
+from buttress.journal import JournalWriter, lines, read
+from buttress.journal.records import Journal
 
 HERE = Path(__file__).parent
 SPEC: dict[str, Any] = {

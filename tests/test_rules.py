@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from watching import DEFAULT, KL, A, B, C, Row, one_rule, play, report, states
 
-from collapse import rules as rules_module
-from collapse import verdict as verdict_module
-from collapse.rules import Evidence, RuleSet
+from buttress.rules import schema as rules_module
+from buttress.rules import verdict as verdict_module
+from buttress.rules.schema import Evidence, RuleSet
 
 # --- transforms ----------------------------------------------------------------------------------------------------
 

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from watching import DEFAULT, KL, A, one_rule, play
 
-from collapse.rules import RuleSet
-from search_spaces.errors import BadInput
+from buttress.errors import BadInput
+from buttress.rules.schema import RuleSet
 
 # --- files, overrides, aliases -------------------------------------------------------------------------------------
 

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 from watching import DEFAULT, KL, A, Row, one_rule, play, report, states
 
-from collapse.rules import RuleSet
-from search_spaces.errors import BadInput
-from search_spaces.spec import SweepSpec
-from sweep.opening import resolve_rules, rules_of
+from buttress.errors import BadInput
+from buttress.execution.setup import resolve_rules, rules_of
+from buttress.rules.schema import RuleSet
+from buttress.spec.spec import SweepSpec
 
 # --- what other families will ask ----------------------------------------------------------------------------------
 

@@ -8,7 +8,7 @@ from math import isclose, nan
 import numpy as np
 import pytest
 
-from sweep.rungs import Rungs, _quantile
+from buttress.search.halving import Rungs, _quantile
 
 
 def test_rung_ages_are_first_times_powers_of_factor() -> None:

@@ -10,11 +10,11 @@ from sweeps import RULES, ToyConfig
 from sweeps import spec as toy_spec
 from test_simulator import bench, spec
 
-from analysis.curves import Curve, Truth
 from benchmarks.fair_rungs import Halving, Judge, one, warm_up
 from benchmarks.sampler_lessons import FailStudy, WorstStudy, deadly
-from sweep.rungs import Rungs
-from sweep.study import Told
+from buttress.analysis.curves import Curve, Truth
+from buttress.search.halving import Rungs
+from buttress.search.optuna_study import Told
 
 
 def curve(name: str, warm: int, slope: float, *, epochs: int = 12, truth: str = "healthy", kl: float = 5.0) -> Curve:

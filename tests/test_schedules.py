@@ -8,7 +8,7 @@ import pytest
 import torch
 from pydantic import TypeAdapter, ValidationError
 
-from trainables.schedules import (
+from buttress.training.schedules import (
     BetaSchedule,
     Constant,
     Cosine,

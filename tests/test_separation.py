@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from analysis.separation import LEVEL, Fate, Region, between, regions, tail
+from buttress.search.separation import LEVEL, Fate, Region, between, regions, tail
 
 SEARCH: dict[str, Any] = {
     "loss.beta": {"loguniform": [0.01, 100.0]},

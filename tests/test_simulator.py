@@ -14,12 +14,12 @@ import pytest
 from sweeps import RULES, Toy, ToyConfig, World, state
 from sweeps import spec as toy_spec
 
-from analysis import journal
-from analysis.curves import Curve, Curves, Truth
-from search_spaces.spec import SweepSpec
-from sweep.simulator import TURNAROUND_S, Drawn, Event, Simulator, play
-from sweep.surrogate import SURROGATES, Forest, Nearest, Once
-from trainables.base import Reported
+from benchmarks.simulator import TURNAROUND_S, Drawn, Event, Simulator, play
+from benchmarks.surrogate import SURROGATES, Forest, Nearest, Once
+from buttress import journal
+from buttress.analysis.curves import Curve, Curves, Truth
+from buttress.spec.spec import SweepSpec
+from buttress.training.trainable import Reported
 
 
 class Recorded(Toy):
@@ -205,7 +205,7 @@ def test_simulating_imports_no_ray() -> None:
 
 
 def test_spearman_is_numpys() -> None:
-    from sweep.surrogate import spearman
+    from benchmarks.surrogate import spearman
 
     rng = np.random.default_rng(1)
     one = rng.normal(size=50)

@@ -16,10 +16,10 @@ from typing import Annotated, Any, Literal
 import pytest
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from search_spaces.errors import BadInput, from_pydantic
-from search_spaces.reading import parse_yaml, read_yaml
-from search_spaces.spec import SweepSpec
-from trainables.base import Buttress, Metric, Schedule, Section
+from buttress.errors import BadInput, from_pydantic
+from buttress.spec.spec import SweepSpec
+from buttress.spec.yaml_io import parse_yaml, read_yaml
+from buttress.training.trainable import Buttress, Metric, Schedule, Section
 
 # "The spec, by example" of the design, as written there
 EXAMPLE = """\

@@ -10,13 +10,13 @@ import pytest
 from optuna.trial import TrialState
 from sweeps import RULES, Toy, World, drive, spec, state
 
-from analysis.records import fold
-from analysis.selection import best
-from search_spaces.errors import BadInput
-from sweep.building import unsettled
-from sweep.opening import header
-from sweep.state import Line
-from trainables.base import Reported, Schedule
+from buttress.analysis.selection import best
+from buttress.errors import BadInput
+from buttress.execution.setup import header
+from buttress.journal.records import fold
+from buttress.search.building import unsettled
+from buttress.sweep.state import Line
+from buttress.training.trainable import Reported, Schedule
 
 
 def essence(lines: list[Line]) -> list[tuple[Any, ...]]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from analysis.journal import find, lines, read
+from buttress.journal import find, lines, read
 
 HERE = Path(__file__).parent
 #: From a beta of 20 on every trial of this family collapses.
@@ -31,7 +31,7 @@ SPEC: dict[str, Any] = {
 
 def buttress(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "BUTTRESS_CACHE": str(folder / "cache"), "PYTHONPATH": str(HERE), "COLUMNS": "160"}
-    command = [sys.executable, "-m", "sweep.cli", *arguments]
+    command = [sys.executable, "-m", "buttress", *arguments]
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=240)
 
 

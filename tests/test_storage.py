@@ -12,12 +12,11 @@ import pytest
 from journals import mixed_sweep
 from object_store import ObjectStore
 
-from analysis import storage
-from analysis.journal import JournalWriter, find, lines, owner, read
-from analysis.storage import LEASE, SEGMENT, Storage, leased, mirror, patiently, segments
-from search_spaces.errors import BadInput
-from sweep import remote
-from sweep.remote import Upload
+from buttress import storage
+from buttress.errors import BadInput
+from buttress.journal import JournalWriter, find, lines, owner, read, remote
+from buttress.journal.remote import Upload
+from buttress.storage import LEASE, SEGMENT, Storage, leased, mirror, patiently, segments
 
 
 @pytest.fixture(scope="module")

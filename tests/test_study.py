@@ -11,9 +11,9 @@ import pytest
 from optuna.samplers import TPESampler
 from optuna.trial import TrialState
 
-from search_spaces.spec import SweepSpec
-from sweep.study import STARTUP, Study, WholeSpace, told
-from trainables.base import Buttress, Section
+from buttress.search.optuna_study import STARTUP, Study, WholeSpace, told
+from buttress.spec.spec import SweepSpec
+from buttress.training.trainable import Buttress, Section
 
 
 class Loss(Section):

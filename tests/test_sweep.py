@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from analysis.journal import read
-from analysis.records import Journal
-from analysis.selection import best
-from search_spaces.errors import BadInput
-from search_spaces.spec import Resources, SweepSpec
-from sweep import driver
-from sweep.slots import concurrency
+from buttress.analysis.selection import best
+from buttress.errors import BadInput
+from buttress.execution import driver
+from buttress.execution.worker_pool import concurrency
+from buttress.journal import read
+from buttress.journal.records import Journal
+from buttress.spec.spec import Resources, SweepSpec
 
 
 def readme_blocks(root: Path) -> dict[str, str]:

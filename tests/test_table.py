@@ -13,14 +13,14 @@ import pytest
 from journals import SyntheticSweep, mixed_sweep
 from rich.console import Console
 
-from analysis import journal as journals
-from analysis.explain import explain, reason
-from analysis.journal import Best, Journal, fold
-from analysis.render import explanation, overview, status_of
-from analysis.selection import best, best_epoch, best_json, best_of, healthy, pareto
-from analysis.table import FIXED, frame, rows, sort, where
-from analysis.wording import duration, number, sparkline, times
-from search_spaces.errors import BadInput
+from buttress import journal as journals
+from buttress.analysis.explain import explain, reason
+from buttress.analysis.render import explanation, overview, status_of
+from buttress.analysis.selection import best, best_epoch, best_json, best_of, healthy, pareto
+from buttress.analysis.table import FIXED, frame, rows, sort, where
+from buttress.errors import BadInput
+from buttress.journal import Best, Journal, fold
+from buttress.wording import duration, number, sparkline, times
 
 
 @pytest.fixture

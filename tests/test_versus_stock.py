@@ -9,16 +9,16 @@ import pytest
 from sweeps import ToyConfig
 from test_simulator import bench, spec
 
-from analysis.curves import Curve, Truth
 from benchmarks.collapsebench.family import load
 from benchmarks.collapsebench.judge import HERE
 from benchmarks.simulated import SLOTS, Bench, Kept, Run, Task, Watch, as_today, family_of, processes, runs_of
+from benchmarks.simulator import Event, play
 from benchmarks.stock_policies import OptunaPruned, RandomSearch, Stock, StockTune
+from benchmarks.surrogate import Nearest, bench_space
 from benchmarks.versus_stock import ratio, summed
-from search_spaces.spec import SweepSpec
-from sweep.opening import resolve_rules
-from sweep.simulator import Event, play
-from sweep.surrogate import Nearest, bench_space
+from buttress.analysis.curves import Curve, Truth
+from buttress.execution.setup import resolve_rules
+from buttress.spec.spec import SweepSpec
 
 KINDS: dict[str, Any] = {
     "tune": lambda *given: StockTune(*given, seed=3),

@@ -17,8 +17,8 @@ from typing import Any
 
 import pytest
 
-from sweep.wandb import MAX_FAILURES, WandbRuns, has_key, summary
-from trainables.base import Metric
+from buttress.callbacks.wandb import MAX_FAILURES, WandbRuns, has_key, summary
+from buttress.training.trainable import Metric
 
 COMPLETED = {
     "outcome": "completed",
@@ -233,7 +233,7 @@ def test_the_caller_never_waits_for_a_slow_wandb(tmp_path: Path) -> None:
 def test_reports_are_dropped_and_counted_when_too_many_wait(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("sweep.wandb.MAX_WAITING", 5)
+    monkeypatch.setattr("buttress.callbacks.wandb.MAX_WAITING", 5)
     wandb, gate = FakeWandb(), threading.Event()
     wandb.init_fault = lambda mode: gate.wait(30) and None
     runs = WandbRuns("toy", tmp_path, client=wandb)
@@ -278,7 +278,7 @@ def test_online_without_a_server_is_offline(tmp_path: Path, monkeypatch: pytest.
 
 def test_disabled_does_not_import_wandb(tmp_path: Path) -> None:
     code = (
-        "import sys, pathlib; from sweep.wandb import WandbRuns\n"
+        "import sys, pathlib; from buttress.callbacks.wandb import WandbRuns\n"
         f"runs = WandbRuns('toy', pathlib.Path({str(tmp_path / 'sweep')!r}), mode='disabled')\n"
         "runs.start('0001', {}, {}); runs.report('0001', {'step': 1}); runs.outcome('0001', {'outcome': 'failed'})\n"
         "runs.close(); print('wandb' in sys.modules)"
@@ -313,7 +313,7 @@ def records(file: Path) -> Iterator[Any]:
 def test_real_offline_runs_hold_the_outcome_and_keep_quiet(tmp_path: Path) -> None:
     code = (
         "import sys, pathlib, signal\n"
-        "from sweep.wandb import WandbRuns\n"
+        "from buttress.callbacks.wandb import WandbRuns\n"
         "before = sys.exit, sys.excepthook, signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)\n"
         f"runs = WandbRuns('toy-abc123', pathlib.Path({str(tmp_path)!r}), project='toy')\n"
         "for trial in ('0001', '0002'):\n"

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from analysis.journal import read
-from analysis.records import Journal, TrialRecord
-from search_spaces.spec import SweepSpec
-from sweep import driver
+from buttress.execution import driver
+from buttress.journal import read
+from buttress.journal.records import Journal, TrialRecord
+from buttress.spec.spec import SweepSpec
 
 HERE = Path(__file__).parent
 #: Role of each odd one of the warm sweep's trials, and the outcome that it has to have; a probe follows each.

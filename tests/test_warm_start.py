@@ -10,16 +10,16 @@ import pytest
 from optuna.trial import TrialState
 from sweeps import RULES, Toy, drive, spec, state
 
-import trainables
-from analysis import journal
-from analysis.records import fold
-from search_spaces.errors import BadInput
-from search_spaces.parameter import Parameter
-from search_spaces.spec import SweepSpec
-from sweep import plan
-from sweep.opening import header
-from sweep.state import Line, SweepState
-from sweep.warm_start import _OUTSIDE, gathered, inside, resolved, sentence
+from buttress import journal
+from buttress.errors import BadInput
+from buttress.execution import plan
+from buttress.execution.setup import header
+from buttress.journal.records import fold
+from buttress.search.warm_start import _OUTSIDE, gathered, inside, resolved, sentence
+from buttress.spec.parameters import Parameter
+from buttress.spec.spec import SweepSpec
+from buttress.sweep.state import Line, SweepState
+from buttress.training import registry
 
 
 def record(folder: Path, sweep: str = "toy-aaaaaa", made: SweepSpec | None = None) -> SweepState:
@@ -161,7 +161,7 @@ def test_a_value_is_taken_as_the_parameter_would_draw_it(parameter: Any, value: 
 
 
 def test_the_plan_says_what_earlier_sweeps_would_teach(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trainables, "load", lambda name: Toy())
+    monkeypatch.setattr(registry, "load", lambda name: Toy())
     record(tmp_path)
     lines: list[Line] = []
     warmed(tmp_path, lines)

@@ -16,10 +16,10 @@ import torch
 from ranks import Ranks, pair  # noqa: F401
 from scipy import stats
 
-from search_spaces.cache_folder import cache_folder
-from search_spaces.errors import BadInput
-from trainables.randomness import generators, keyed_normal, part_ranks, prepare, restore_generators, steady
-from trainables.world import World
+from buttress.cache_folder import cache_folder
+from buttress.errors import BadInput
+from buttress.training.randomness import generators, keyed_normal, part_ranks, prepare, restore_generators, steady
+from buttress.training.world import World
 
 CPU = torch.device("cpu")
 

@@ -10,12 +10,12 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from collapse.monitors import LatentMonitor, Mean
-from trainables.base import Buttress, Metric, Report, Schedule, Section
-from trainables.loop import Borrowed, EarlyStopping, Pass, StepState, Task, fused_adam, run
-from trainables.losses import gaussian_kl, sample
-from trainables.schedules import BetaSchedule, Constant, CosineLR, LearningRate, Linear, Plateau
-from trainables.world import World
+from buttress.monitors.monitors import LatentMonitor, Mean
+from buttress.training.loop import Borrowed, EarlyStopping, Pass, StepState, Task, fused_adam, run
+from buttress.training.losses import gaussian_kl, sample
+from buttress.training.schedules import BetaSchedule, Constant, CosineLR, LearningRate, Linear, Plateau
+from buttress.training.trainable import Buttress, Metric, Report, Schedule, Section
+from buttress.training.world import World
 
 ROWS, FEATURES, LATENT = 64, 4, 2
 

@@ -6,10 +6,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from collapse.rules import RuleSet, TrialWatch, Verdict
+from buttress.rules.schema import RuleSet, TrialWatch, Verdict
 
 Row = Mapping[str, float | None]
-DEFAULT = Path(__file__).parents[1] / "collapse" / "default_rules.yaml"
+DEFAULT = Path(__file__).parents[1] / "buttress" / "rules" / "default.yaml"
 
 
 def one_rule(*signs: Mapping[str, Any], action: str = "kill", **keys: Any) -> RuleSet:

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import trainables
-from search_spaces.errors import BadInput
-from search_spaces.spec import SweepSpec
+from buttress.errors import BadInput
+from buttress.spec.spec import SweepSpec
+from buttress.training import registry
 
 FAMILIES = Path(__file__).parent / "families"
 ROOT = Path(__file__).parents[2]
@@ -46,7 +46,7 @@ class Family:
         return SweepSpec.load(ROOT / "search_spaces" / f"{self.name}.yaml", profile=self.profile)
 
     def trainable(self) -> Any:
-        return trainables.load(self.name) if self.watched is None else self.watched()
+        return registry.load(self.name) if self.watched is None else self.watched()
 
 
 def load(name: str) -> Family:

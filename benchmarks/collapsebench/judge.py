@@ -23,14 +23,14 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from analysis.calibrate import calibrate  # noqa: E402
-from analysis.curves import Curve, Curves, read  # noqa: E402
-from analysis.replay import Replayed, Score, replay, score, sentences  # noqa: E402
 from benchmarks.collapsebench.family import load  # noqa: E402
-from collapse.rules import RuleSet  # noqa: E402
-from search_spaces.errors import BadInput  # noqa: E402
-from sweep.opening import family_rules, resolve_rules  # noqa: E402
-from trainables import rules_variants  # noqa: E402
+from buttress.analysis.calibrate import calibrate  # noqa: E402
+from buttress.analysis.curves import Curve, Curves, read  # noqa: E402
+from buttress.analysis.replay import Replayed, Score, replay, score, sentences  # noqa: E402
+from buttress.errors import BadInput  # noqa: E402
+from buttress.execution.setup import family_rules, resolve_rules  # noqa: E402
+from buttress.rules.schema import RuleSet  # noqa: E402
+from buttress.training.registry import rules_variants  # noqa: E402
 
 HERE = Path(__file__).parent
 FALSE_KILL = 0.02

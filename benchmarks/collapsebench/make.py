@@ -22,14 +22,14 @@ from typing import Any, NamedTuple
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from analysis.journal import plain
 from benchmarks.collapsebench.family import ROOT, Family, load
 from benchmarks.collapsebench.pack import overview, pack
-from search_spaces.errors import BadInput
-from search_spaces.spec import SweepSpec
-from sweep.building import unsettled
-from trainables.base import Reported
-from trainables.launch import train
+from buttress.errors import BadInput
+from buttress.journal import plain
+from buttress.search.building import unsettled
+from buttress.spec.spec import SweepSpec
+from buttress.training.local_run import train
+from buttress.training.trainable import Reported
 
 SOBOL_SEED = 2024
 CONFIGURATIONS, REPEATED, SEEDS = 300, 20, 5

@@ -17,10 +17,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from analysis.curves import COLLAPSEBENCH
 from benchmarks.collapsebench.family import Family
 from benchmarks.collapsebench.truth import truth_of
-from search_spaces.errors import BadInput
+from buttress.analysis.curves import COLLAPSEBENCH
+from buttress.errors import BadInput
 
 PART = 100
 INTEGERS = ("trial", "epoch", "step", "full_beta_epochs", "full_beta_steps", "phase")
@@ -43,7 +43,7 @@ def pack(family: Family, folder: Path, out: Path) -> list[Path]:
 
 
 def write(path: Path, family: Family, records: Sequence[dict[str, Any]]) -> None:
-    from trainables import load
+    from buttress.training.registry import load
 
     spec = family.spec()
     first = spec.objectives[0]

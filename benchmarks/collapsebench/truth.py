@@ -1,6 +1,6 @@
 """What a trial that nobody stopped became: the README's definitions as code. No rule is looked at here.
 
-In comes the record of one trial (`make.run`), out goes what `analysis.curves.Truth` holds and where it came from.
+In comes the record of one trial (`make.run`), out goes what `curves.Truth` holds and where it came from.
 """
 
 from __future__ import annotations

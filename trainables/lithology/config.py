@@ -12,8 +12,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from trainables.base import Buttress, Section
-from trainables.schedules import BetaSchedule, Constant, Cosine, Cyclical, Linear
+from buttress.training.schedules import BetaSchedule, Constant, Cosine, Cyclical, Linear
+from buttress.training.trainable import Buttress, Section
 
 Transform = Literal["none", "slog", "log1p", "log10"]
 

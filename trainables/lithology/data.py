@@ -17,10 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from search_spaces.cache_folder import cache_folder
-from search_spaces.errors import BadInput
-from trainables.lithology import synthetic
-from trainables.lithology.config import LAYOUTS, Config, Data, Feature, Layout
+from buttress.cache_folder import cache_folder
+from buttress.errors import BadInput
+from buttress.trainables.lithology import synthetic
+from buttress.trainables.lithology.config import LAYOUTS, Config, Data, Feature, Layout
 
 Cache = Callable[[Any, Callable[[], Mapping[str, np.ndarray]]], dict[str, np.ndarray]]
 

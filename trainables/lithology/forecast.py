@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from trainables.forecast import Cache, Forecast, gains, of_code
-from trainables.lithology import data as tables
-from trainables.lithology.config import Config, Loss
+from buttress.trainables.lithology import data as tables
+from buttress.trainables.lithology.config import Config, Loss
+from buttress.training.forecast import Cache, Forecast, gains, of_code
 
 
 def forecast(config: Config, cache: Cache) -> Forecast:

@@ -12,14 +12,14 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from collapse.monitors import AblationMonitor, LatentMonitor
-from trainables.lithology.clustering import adjusted_rand
-from trainables.lithology.config import Config
-from trainables.lithology.data import Dataset
-from trainables.lithology.model import Vae
-from trainables.losses import gaussian_kl, sample
-from trainables.randomness import keyed_normal
-from trainables.world import World
+from buttress.monitors.monitors import AblationMonitor, LatentMonitor
+from buttress.trainables.lithology.clustering import adjusted_rand
+from buttress.trainables.lithology.config import Config
+from buttress.trainables.lithology.data import Dataset
+from buttress.trainables.lithology.model import Vae
+from buttress.training.losses import gaussian_kl, sample
+from buttress.training.randomness import keyed_normal
+from buttress.training.world import World
 
 _AT_A_TIME = 8192  # rows
 

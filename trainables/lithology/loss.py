@@ -12,10 +12,10 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from trainables.lithology.config import Loss
-from trainables.lithology.model import Code, Vae
-from trainables.loop import StepState
-from trainables.losses import gaussian_kl, sample
+from buttress.trainables.lithology.config import Loss
+from buttress.trainables.lithology.model import Code, Vae
+from buttress.training.loop import StepState
+from buttress.training.losses import gaussian_kl, sample
 
 
 class Batch(NamedTuple):

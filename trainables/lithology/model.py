@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from trainables.lithology.config import Model
+from buttress.trainables.lithology.config import Model
 
 
 class Code(NamedTuple):

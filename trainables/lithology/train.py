@@ -16,22 +16,22 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
-from collapse.monitors import AblationMonitor, LatentMonitor
-from search_spaces.errors import BadInput
-from trainables.adam import SmallAdam
-from trainables.base import Metric, Report, Schedule
-from trainables.checkpoints import model_weights, restore
-from trainables.forecast import Cache, Forecast
-from trainables.lithology import data as tables
-from trainables.lithology.config import LAYOUTS
-from trainables.lithology.config import Config as LithologyConfig
-from trainables.lithology.forecast import forecast
-from trainables.lithology.heldout import HeldOut, share_of
-from trainables.lithology.loss import Batch, Objective
-from trainables.lithology.model import Vae
-from trainables.loop import EarlyStopping, Pass, StepState, Task, run
-from trainables.schedules import Plateau
-from trainables.world import World
+from buttress.errors import BadInput
+from buttress.monitors.monitors import AblationMonitor, LatentMonitor
+from buttress.trainables.lithology import data as tables
+from buttress.trainables.lithology.config import LAYOUTS
+from buttress.trainables.lithology.config import Config as LithologyConfig
+from buttress.trainables.lithology.forecast import forecast
+from buttress.trainables.lithology.heldout import HeldOut, share_of
+from buttress.trainables.lithology.loss import Batch, Objective
+from buttress.trainables.lithology.model import Vae
+from buttress.training.adam import SmallAdam
+from buttress.training.checkpoints import model_weights, restore
+from buttress.training.forecast import Cache, Forecast
+from buttress.training.loop import EarlyStopping, Pass, StepState, Task, run
+from buttress.training.schedules import Plateau
+from buttress.training.trainable import Metric, Report, Schedule
+from buttress.training.world import World
 
 _WEIGHTS = ("loss.beta", "loss.alpha", "loss.reduction", "loss.units", "loss.mask_prob", "loss.mask_weight",
             "loss.masked_only", "loss.feature_weights")  # fmt: skip

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from search_spaces.errors import BadInput
+from buttress.errors import BadInput
 
 SUFFIXES = (".txt", ".pcd", ".bin", ".npy")
 _KINDS = {"F": "f", "I": "i", "U": "u"}

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from trainables.base import Buttress, Section
+from buttress.training.trainable import Buttress, Section
 
 
 def _numbers(value: Any) -> Any:

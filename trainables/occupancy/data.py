@@ -18,13 +18,13 @@ from typing import Any
 
 import numpy as np
 
-from search_spaces.cache_folder import cache_folder
-from search_spaces.errors import BadInput
-from trainables.occupancy import scenes, sessions, synthetic
-from trainables.occupancy.config import Config, Data
-from trainables.occupancy.poses import POSITION, velocities
-from trainables.occupancy.sequences import Sequence
-from trainables.occupancy.voxels import Alignment, Grid, pack, unpack
+from buttress.cache_folder import cache_folder
+from buttress.errors import BadInput
+from buttress.trainables.occupancy import scenes, sessions, synthetic
+from buttress.trainables.occupancy.config import Config, Data
+from buttress.trainables.occupancy.poses import POSITION, velocities
+from buttress.trainables.occupancy.sequences import Sequence
+from buttress.trainables.occupancy.voxels import Alignment, Grid, pack, unpack
 
 Cache = Callable[[Any, Callable[[], Mapping[str, np.ndarray]]], dict[str, np.ndarray]]
 

@@ -13,11 +13,11 @@ import math
 import numpy as np
 import torch
 
-from trainables.forecast import Cache, Forecast
-from trainables.occupancy import data as windows
-from trainables.occupancy.config import Config, Loss
-from trainables.occupancy.loss import occupancy_terms
-from trainables.world import World
+from buttress.trainables.occupancy import data as windows
+from buttress.trainables.occupancy.config import Config, Loss
+from buttress.trainables.occupancy.loss import occupancy_terms
+from buttress.training.forecast import Cache, Forecast
+from buttress.training.world import World
 
 OCCUPIED = 200  # voxels of the field on which the loss is evaluated: far more than the 1 that dice adds to its sums
 LOGITS = np.linspace(-12, 8, 21)  # where the constant is looked for, and then around the best

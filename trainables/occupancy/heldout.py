@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from search_spaces.errors import BadInput
-from trainables.occupancy.config import Config
-from trainables.occupancy.data import Dataset
-from trainables.occupancy.loss import wide
-from trainables.occupancy.monitor import OccupancyMonitor, statistics
-from trainables.world import World
+from buttress.errors import BadInput
+from buttress.trainables.occupancy.config import Config
+from buttress.trainables.occupancy.data import Dataset
+from buttress.trainables.occupancy.loss import wide
+from buttress.trainables.occupancy.monitor import OccupancyMonitor, statistics
+from buttress.training.world import World
 
 BINS, REACH = 4096, 20.0  # of logits; a probability of 2e-9 is as good as 0
 

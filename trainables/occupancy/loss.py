@@ -16,13 +16,13 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from trainables.losses import total
-from trainables.occupancy.config import Loss
-from trainables.occupancy.lovasz import lovasz
-from trainables.occupancy.model import Predicted
-from trainables.occupancy.monitor import statistics
-from trainables.steps import StepState
-from trainables.world import World
+from buttress.trainables.occupancy.config import Loss
+from buttress.trainables.occupancy.lovasz import lovasz
+from buttress.trainables.occupancy.model import Predicted
+from buttress.trainables.occupancy.monitor import statistics
+from buttress.training.losses import total
+from buttress.training.optimization import StepState
+from buttress.training.world import World
 
 _SMALLEST_P = 1e-7  # the original's clamp of probabilities in the focal factor
 _RECALL_P = 1e-6  # and in the recall term

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import torch
 
-from trainables.losses import total
-from trainables.world import World
+from buttress.training.losses import total
+from buttress.training.world import World
 
 _EPS = 1e-8  # the original's, against a batch without an occupied voxel
 

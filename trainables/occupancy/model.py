@@ -17,8 +17,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from trainables.occupancy.config import Model
-from trainables.occupancy.poses import WIDTH
+from buttress.trainables.occupancy.config import Model
+from buttress.trainables.occupancy.poses import WIDTH
 
 
 class Predicted(NamedTuple):

@@ -16,11 +16,11 @@ from pathlib import Path
 
 import numpy as np
 
-from search_spaces.errors import BadInput
-from trainables.occupancy import clouds
-from trainables.occupancy.config import Data
-from trainables.occupancy.poses import camera_to_lidar, from_matrices, is_rotation, matrix
-from trainables.occupancy.sequences import Sequence, chosen
+from buttress.errors import BadInput
+from buttress.trainables.occupancy import clouds
+from buttress.trainables.occupancy.config import Data
+from buttress.trainables.occupancy.poses import camera_to_lidar, from_matrices, is_rotation, matrix
+from buttress.trainables.occupancy.sequences import Sequence, chosen
 
 SAMPLE_INFOS = "sampleinfos_interpolated.json"
 POSE_FILES = (SAMPLE_INFOS, "poses_lidar.txt", "poses.txt")

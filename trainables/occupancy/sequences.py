@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from search_spaces.errors import BadInput
-from trainables.occupancy.config import Data
+from buttress.errors import BadInput
+from buttress.trainables.occupancy.config import Data
 
 
 @dataclass(frozen=True)

@@ -17,11 +17,11 @@ from pathlib import Path
 
 import numpy as np
 
-from search_spaces.errors import BadInput
-from trainables.occupancy.config import Data
-from trainables.occupancy.poses import clipped, from_json
-from trainables.occupancy.sequences import Sequence, chosen
-from trainables.occupancy.voxels import Grid
+from buttress.errors import BadInput
+from buttress.trainables.occupancy.config import Data
+from buttress.trainables.occupancy.poses import clipped, from_json
+from buttress.trainables.occupancy.sequences import Sequence, chosen
+from buttress.trainables.occupancy.voxels import Grid
 
 FOLDERS = ("images", "lidar", "poses", "occupancy")
 

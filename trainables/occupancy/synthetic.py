@@ -19,9 +19,9 @@ from pathlib import Path
 
 import numpy as np
 
-from trainables.occupancy.config import Data
-from trainables.occupancy.poses import ANGULAR, LINEAR, POSITION, ROTATION, matrix, velocities
-from trainables.occupancy.voxels import Grid, to_ego, to_world
+from buttress.trainables.occupancy.config import Data
+from buttress.trainables.occupancy.poses import ANGULAR, LINEAR, POSITION, ROTATION, matrix, velocities
+from buttress.trainables.occupancy.voxels import Grid, to_ego, to_world
 
 VERSION = 3
 FRAME_SECONDS = 0.5

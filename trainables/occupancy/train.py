@@ -15,21 +15,21 @@ import numpy as np
 import torch
 from torch.optim import AdamW
 
-from search_spaces.errors import BadInput
-from trainables.base import Metric, Report, Schedule
-from trainables.checkpoints import model_weights, restore
-from trainables.forecast import Cache, Forecast
-from trainables.loop import Pass, StepState, Task, run
-from trainables.occupancy import data as windows
-from trainables.occupancy.config import Config as OccupancyConfig
-from trainables.occupancy.forecast import forecast
-from trainables.occupancy.heldout import HeldOut
-from trainables.occupancy.loss import Batch, Objective
-from trainables.occupancy.mirrors import mirrored
-from trainables.occupancy.model import build
-from trainables.occupancy.monitor import OccupancyMonitor
-from trainables.schedules import CosineLR, LearningRate, WarmUp
-from trainables.world import World
+from buttress.errors import BadInput
+from buttress.trainables.occupancy import data as windows
+from buttress.trainables.occupancy.config import Config as OccupancyConfig
+from buttress.trainables.occupancy.forecast import forecast
+from buttress.trainables.occupancy.heldout import HeldOut
+from buttress.trainables.occupancy.loss import Batch, Objective
+from buttress.trainables.occupancy.mirrors import mirrored
+from buttress.trainables.occupancy.model import build
+from buttress.trainables.occupancy.monitor import OccupancyMonitor
+from buttress.training.checkpoints import model_weights, restore
+from buttress.training.forecast import Cache, Forecast
+from buttress.training.loop import Pass, StepState, Task, run
+from buttress.training.schedules import CosineLR, LearningRate, WarmUp
+from buttress.training.trainable import Metric, Report, Schedule
+from buttress.training.world import World
 
 WARMUP_START = 0.01  # share of the learning rate
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from trainables.occupancy.poses import POSITION, ROTATION, matrix
+from buttress.trainables.occupancy.poses import POSITION, ROTATION, matrix
 
 
 @dataclass(frozen=True)

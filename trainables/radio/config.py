@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from trainables.base import Buttress, Schedule, Section
+from buttress.training.trainable import Buttress, Schedule, Section
 
 #: Rows and columns of the synthetic maps, by size.
 PIXELS = {"full": 256, "small": 64, "tiny": 32}

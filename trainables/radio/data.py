@@ -18,10 +18,10 @@ from typing import Any
 
 import numpy as np
 
-from search_spaces.errors import BadInput
-from trainables.cache import made_up
-from trainables.radio import synthetic
-from trainables.radio.config import Config, Data
+from buttress.errors import BadInput
+from buttress.trainables.radio import synthetic
+from buttress.trainables.radio.config import Config, Data
+from buttress.training.cache import made_up
 
 Cache = Callable[[Any, Callable[[], Mapping[str, np.ndarray]]], dict[str, np.ndarray]]
 

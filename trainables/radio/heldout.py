@@ -9,12 +9,12 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from collapse.monitors import AblationMonitor, LatentMonitor, Merged
-from search_spaces.errors import BadInput
-from trainables.radio.config import Config
-from trainables.radio.data import Dataset, scaled
-from trainables.radio.model import RadioVae
-from trainables.world import World
+from buttress.errors import BadInput
+from buttress.monitors.monitors import AblationMonitor, LatentMonitor, Merged
+from buttress.trainables.radio.config import Config
+from buttress.trainables.radio.data import Dataset, scaled
+from buttress.trainables.radio.model import RadioVae
+from buttress.training.world import World
 
 PEAK = 2.0  # an image's range, -1 to 1
 LEAST = 1e-12  # mean squared error of an image that is reproduced exactly: 126 dB

@@ -21,11 +21,11 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from trainables.losses import gaussian_kl
-from trainables.radio.config import LossConfig
-from trainables.radio.model import Discriminator, RadioVae
-from trainables.steps import Borrowed, StepState
-from trainables.world import World
+from buttress.trainables.radio.config import LossConfig
+from buttress.trainables.radio.model import Discriminator, RadioVae
+from buttress.training.losses import gaussian_kl
+from buttress.training.optimization import Borrowed, StepState
+from buttress.training.world import World
 
 MOST = 1e4  # of the ratio of gradients
 EPSILON = 1e-4  # beside |grad g|

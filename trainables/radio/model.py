@@ -13,9 +13,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from trainables.losses import sample
-from trainables.radio.config import GROUPS, DDConfig, Model
-from trainables.world import World
+from buttress.trainables.radio.config import GROUPS, DDConfig, Model
+from buttress.training.losses import sample
+from buttress.training.world import World
 
 LOGVAR_RANGE = (-30.0, 20.0)
 

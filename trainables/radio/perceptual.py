@@ -14,9 +14,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from search_spaces.errors import BadInput
-from trainables.checkpoints import load_checkpoint
-from trainables.radio.config import Extra, LossConfig
+from buttress.errors import BadInput
+from buttress.trainables.radio.config import Extra, LossConfig
+from buttress.training.checkpoints import load_checkpoint
 
 EPSILON = 1e-10  # of a feature vector's squared length
 _SEED = 20_180_111  # of the random convolutions: no trial's

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from trainables.losses import gaussian_kl
-from trainables.radio.heldout import HeldOut
-from trainables.radio.model import RadioVae
+from buttress.trainables.radio.heldout import HeldOut
+from buttress.trainables.radio.model import RadioVae
+from buttress.training.losses import gaussian_kl
 
 LOWEST_DB, RANGE_DB = -147.0, 100.0  # path loss of grey 0, and grey 1 above it
 

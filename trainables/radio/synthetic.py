@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from scipy.ndimage import gaussian_filter
 
-from trainables.radio.config import PIXELS
+from buttress.trainables.radio.config import PIXELS
 
 SIDE_M = 256.0  # of a scene
 #: Grey = 1 + (path loss + 47 dB) / 100: path losses of -147 to -47 dB become 0 to 1.

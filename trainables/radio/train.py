@@ -14,21 +14,21 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
-from collapse.monitors import AblationMonitor
-from search_spaces.errors import BadInput
-from trainables.base import Metric, Report, Schedule
-from trainables.checkpoints import load_checkpoint, model_weights, restore
-from trainables.loop import Pass, StepState, Task, fused_adam, run
-from trainables.radio import data as files
-from trainables.radio import perceptual
-from trainables.radio.average import Average
-from trainables.radio.config import Config as RadioConfig
-from trainables.radio.heldout import HeldOut, MapMonitor, share_of
-from trainables.radio.loss import Autoencoding, Batch, Judging
-from trainables.radio.model import Discriminator, RadioVae
-from trainables.randomness import keyed_normal
-from trainables.schedules import LearningRate, PolynomialLR, WarmUp
-from trainables.world import World
+from buttress.errors import BadInput
+from buttress.monitors.monitors import AblationMonitor
+from buttress.trainables.radio import data as files
+from buttress.trainables.radio import perceptual
+from buttress.trainables.radio.average import Average
+from buttress.trainables.radio.config import Config as RadioConfig
+from buttress.trainables.radio.heldout import HeldOut, MapMonitor, share_of
+from buttress.trainables.radio.loss import Autoencoding, Batch, Judging
+from buttress.trainables.radio.model import Discriminator, RadioVae
+from buttress.training.checkpoints import load_checkpoint, model_weights, restore
+from buttress.training.loop import Pass, StepState, Task, fused_adam, run
+from buttress.training.randomness import keyed_normal
+from buttress.training.schedules import LearningRate, PolynomialLR, WarmUp
+from buttress.training.trainable import Metric, Report, Schedule
+from buttress.training.world import World
 
 POWER = 0.95  # of the learning rate's polynomial
 _REC = ("model.lossconfig.perceptual_weight", "buttress.perceptual")
@@ -86,7 +86,7 @@ class Radio:
     ) -> tuple[dict[str, float], dict[str, Path]]:
         """The scores of a checkpoint (of its average of weights, where it has one) on `split` (val or test), and a
         picture of some maps. For val they are what training reported at that epoch."""
-        from trainables.radio.picture import draw
+        from buttress.trainables.radio.picture import draw
 
         task = RadioTask(config, world, split=split)
         restore(task.autoencoding, checkpoint, "vae", world.device)

@@ -12,8 +12,8 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from trainables.base import Buttress, Section
-from trainables.schedules import Linear
+from buttress.training.schedules import Linear
+from buttress.training.trainable import Buttress, Section
 
 #: What early stopping may watch: no searched or scheduled weight moves any of these.
 STOPPING = Literal["prior/mae_tail", "prior/crps", "posterior/mae_all", "posterior/mae_tail", "posterior/combined"]

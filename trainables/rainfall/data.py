@@ -17,16 +17,16 @@ from typing import Any
 
 import numpy as np
 
-from search_spaces.errors import BadInput
-from trainables.cache import made_up
-from trainables.rainfall import store, synthetic
-from trainables.rainfall.config import Config, Data
+from buttress.errors import BadInput
+from buttress.trainables.rainfall import store, synthetic
+from buttress.trainables.rainfall.config import Config, Data
+from buttress.training.cache import made_up
 
 Cache = Callable[[Any, Callable[[], Mapping[str, np.ndarray]]], dict[str, np.ndarray]]
 
 SPLITS = store.SPLITS
 _VERSION = 1  # of the cached arrays and of the synthetic data set
-_PREPARE = "a folder written by `python -m trainables.rainfall.prepare`"
+_PREPARE = "a folder written by `python -m buttress.trainables.rainfall.prepare`"
 #: Shares that a threshold may be exceeded by, nominal in brackets; outside, its unit is wrong.
 _DAYS_OVER_P95 = (0.0, 0.25)  # (0.05) of training days whose maximum reaches the z threshold
 _PIXELS_OVER_P95 = (0.015, 0.15)  # (0.05) of training land pixel-days at the mm threshold

@@ -16,15 +16,15 @@ import math
 import numpy as np
 import torch
 
-from collapse.monitors import AblationMonitor, LatentMonitor
-from trainables.losses import gaussian_kl, sample
-from trainables.rainfall.config import Config
-from trainables.rainfall.data import Dataset
-from trainables.rainfall.model import Condition, RainVae
-from trainables.rainfall.rain import Rain
-from trainables.rainfall.sampler import share_of
-from trainables.randomness import keyed_normal
-from trainables.world import World
+from buttress.monitors.monitors import AblationMonitor, LatentMonitor
+from buttress.trainables.rainfall.config import Config
+from buttress.trainables.rainfall.data import Dataset
+from buttress.trainables.rainfall.model import Condition, RainVae
+from buttress.trainables.rainfall.rain import Rain
+from buttress.trainables.rainfall.sampler import share_of
+from buttress.training.losses import gaussian_kl, sample
+from buttress.training.randomness import keyed_normal
+from buttress.training.world import World
 
 WET_MM = 0.1
 _POSTERIOR, _PRIOR = 0, 1  # streams of the evaluation's noise

@@ -16,12 +16,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from trainables.losses import gaussian_kl, ratio, sample
-from trainables.rainfall.config import Loss
-from trainables.rainfall.model import RainVae
-from trainables.rainfall.rain import Rain
-from trainables.steps import StepState
-from trainables.world import World
+from buttress.trainables.rainfall.config import Loss
+from buttress.trainables.rainfall.model import RainVae
+from buttress.trainables.rainfall.rain import Rain
+from buttress.training.losses import gaussian_kl, ratio, sample
+from buttress.training.optimization import StepState
+from buttress.training.world import World
 
 
 class Batch(NamedTuple):

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from trainables.rainfall.config import Model
+from buttress.trainables.rainfall.config import Model
 
 Size = tuple[int, int]  # rows, columns
 

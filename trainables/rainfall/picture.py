@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from trainables.losses import gaussian_kl
-from trainables.rainfall.heldout import HeldOut
-from trainables.rainfall.model import RainVae
+from buttress.trainables.rainfall.heldout import HeldOut
+from buttress.trainables.rainfall.model import RainVae
+from buttress.training.losses import gaussian_kl
 
 _LEVELS = (0, 0.1, 1, 2.5, 5, 10, 20, 40, 60, 100, 150, 250)  # mm
 

@@ -1,7 +1,8 @@
 """From gridded precipitation in NetCDF to the family's data set: days of rain and a block-mean predictor.
 
-    python -m trainables.rainfall.prepare pr.nc --out data/fraser --factor 7
-    python -m trainables.rainfall.prepare radar.nc --out data/radar --variable rain_rate --factor 8 --unit mm/h --pooled
+    python -m buttress.trainables.rainfall.prepare pr.nc --out data/fraser --factor 7
+    python -m buttress.trainables.rainfall.prepare radar.nc --out data/radar --variable rain_rate --factor 8 \\
+        --unit mm/h --pooled
 
 One field per time step is one day of the data set (for `--unit mm/h` one frame of radar). The predictor is the mean
 over factor x factor cells of the same field, as a coarse model would see it; the grid is cut to fit.
@@ -20,8 +21,8 @@ from typing import Any
 
 import numpy as np
 
-from search_spaces.errors import BadInput
-from trainables.rainfall import store
+from buttress.errors import BadInput
+from buttress.trainables.rainfall import store
 
 #: What the units attribute may say -> (the data set's unit, factor).
 UNITS: dict[str, tuple[str, float]] = {
@@ -191,7 +192,8 @@ def chronological(days: int, val: float, test: float) -> dict[str, range]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m trainables.rainfall.prepare", description="Make a rainfall data set from a NetCDF file."
+        prog="python -m buttress.trainables.rainfall.prepare",
+        description="Make a rainfall data set from a NetCDF file.",
     )
     parser.add_argument("source", type=Path, metavar="FILE.nc")
     parser.add_argument("--out", type=Path, required=True, help="a new folder: the config's data.root")

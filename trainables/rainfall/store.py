@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 from scipy.ndimage import distance_transform_edt
 
-from search_spaces.errors import BadInput
+from buttress.errors import BadInput
 
 SPLITS = ("train", "val", "test")
 SEA_STD = 1e-8  # sea: mean 0, so that z is exactly 0 there

@@ -16,7 +16,7 @@ import numpy as np
 from scipy.ndimage import gaussian_filter
 from scipy.special import gammaincinv, ndtr
 
-from trainables.rainfall import store
+from buttress.trainables.rainfall import store
 
 CHANNELS = ("tas", "pr", "huss", "sfcWind", "tasmax", "tasmin")
 #: Above P90 = 11.7 mm (exceeded by 0.10 of the land pixel-days): shape and scale of a generalised Pareto distribution.

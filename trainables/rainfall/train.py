@@ -14,21 +14,21 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
-from collapse.monitors import AblationMonitor, LatentMonitor
-from search_spaces.errors import BadInput
-from trainables.base import Metric, Report, Schedule
-from trainables.checkpoints import model_weights, restore
-from trainables.loop import EarlyStopping, Pass, StepState, Task, fused_adam, run
-from trainables.rainfall import data as files
-from trainables.rainfall.config import Config as RainfallConfig
-from trainables.rainfall.heldout import HeldOut
-from trainables.rainfall.loss import Batch, Objective
-from trainables.rainfall.model import Grids, RainVae
-from trainables.rainfall.rain import Rain
-from trainables.rainfall.sampler import Sampler, share_of
-from trainables.randomness import keyed_normal
-from trainables.schedules import CosineLR, LearningRate, Plateau, StepLR
-from trainables.world import World
+from buttress.errors import BadInput
+from buttress.monitors.monitors import AblationMonitor, LatentMonitor
+from buttress.trainables.rainfall import data as files
+from buttress.trainables.rainfall.config import Config as RainfallConfig
+from buttress.trainables.rainfall.heldout import HeldOut
+from buttress.trainables.rainfall.loss import Batch, Objective
+from buttress.trainables.rainfall.model import Grids, RainVae
+from buttress.trainables.rainfall.rain import Rain
+from buttress.trainables.rainfall.sampler import Sampler, share_of
+from buttress.training.checkpoints import model_weights, restore
+from buttress.training.loop import EarlyStopping, Pass, StepState, Task, fused_adam, run
+from buttress.training.randomness import keyed_normal
+from buttress.training.schedules import CosineLR, LearningRate, Plateau, StepLR
+from buttress.training.trainable import Metric, Report, Schedule
+from buttress.training.world import World
 
 _KL = ("loss.beta_kl", "loss.free_bits", "loss.free_bits_per")
 _MM, _SHARE = "mm/day", ""
@@ -99,7 +99,7 @@ class Rainfall:
 
         For val the scores are what training reported at that epoch; on the test split nothing was ever selected.
         """
-        from trainables.rainfall.picture import draw
+        from buttress.trainables.rainfall.picture import draw
 
         task = RainfallTask(config, self.schedule(config), world, split=split)
         restore(task.objective, checkpoint, "vae", world.device)

@@ -22,9 +22,9 @@ def measure(config: Any, checkpoint: Path, folder: Path) -> dict[str, float]:
     """Squared error of a row with z from the posterior and from the prior; standard error of the difference."""
     import torch
 
-    from trainables.lithology.train import Lithology, LithologyTask
-    from trainables.reporting import load_checkpoint
-    from trainables.world import World
+    from buttress.trainables.lithology.train import Lithology, LithologyTask
+    from buttress.training.reporting import load_checkpoint
+    from buttress.training.world import World
 
     world = World.single(folder, seed=config.buttress.seed)
     task = LithologyTask(config, Lithology().schedule(config), world)

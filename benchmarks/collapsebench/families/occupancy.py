@@ -44,9 +44,9 @@ def validation_loss(metrics: Metrics) -> float | None:
 
 def watched() -> Any:
     """The family's trainable, which also reports its training loss on the validation windows at the end of an epoch."""
-    from trainables.loop import StepState
-    from trainables.occupancy.loss import Batch
-    from trainables.occupancy.train import Occupancy, OccupancyTask
+    from buttress.trainables.occupancy.loss import Batch
+    from buttress.trainables.occupancy.train import Occupancy, OccupancyTask
+    from buttress.training.loop import StepState
 
     class WatchedTask(OccupancyTask):
         def evaluate(self, state: StepState, *, full: bool, objectives: bool) -> dict[str, Any]:

@@ -31,12 +31,12 @@ def measure(config: Any, checkpoint: Path, folder: Path) -> dict[str, float]:
     error of the difference over the validation days."""
     import torch
 
-    from trainables.losses import sample
-    from trainables.rainfall import data as files
-    from trainables.rainfall.train import Rainfall, RainfallTask
-    from trainables.randomness import keyed_normal
-    from trainables.reporting import load_checkpoint
-    from trainables.world import World
+    from buttress.trainables.rainfall import data as files
+    from buttress.trainables.rainfall.train import Rainfall, RainfallTask
+    from buttress.training.losses import sample
+    from buttress.training.randomness import keyed_normal
+    from buttress.training.reporting import load_checkpoint
+    from buttress.training.world import World
 
     world = World.single(folder, seed=config.buttress.seed)
     task = RainfallTask(config, Rainfall().schedule(config), world)

@@ -1,0 +1,288 @@
+"""Weights & Biases runs of a sweep, written by the driver: one run per trial, grouped under the sweep.
+
+In come the same events that go into the journal; out goes, per trial, a run `<sweep id>-<trial>` inside the sweep's
+folder (`wandb sync` uploads it later) or on the server. The journal is the truth and W&B is a view of it: calls return
+at once, one background thread talks to wandb, and nothing that happens there reaches the sweep.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import netrc
+import os
+import queue
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from buttress.training.trainable import Metric
+
+log = logging.getLogger("buttress.wandb")
+log.addHandler(logging.NullHandler())  # without a handler of the sweep's, nothing falls through to the terminal
+
+Mode = Literal["offline", "online", "disabled"]
+
+MAX_WAITING = 10_000  # reports that wait for wandb; beyond it reports (never starts or outcomes) are dropped
+MAX_FAILURES = 3  # trials whose logging failed, before the sweep goes on without W&B
+INIT_TIMEOUT_S = 30.0
+FINISH_TIMEOUT_S = 30.0
+
+
+class WandbRuns:
+    """The W&B runs of one sweep.
+
+        >>> runs = WandbRuns("toy-k3j9x2", Path("runs/toy-k3j9x2"), mode="disabled")
+        >>> runs.start("0007", config={"loss": {"beta": 0.1}}, params={"loss.beta": 0.1})
+        >>> runs.report("0007", {"epoch": 1, "step": 40, "metrics": {"latent/kl_total": 3.2}})
+        >>> runs.outcome("0007", {"outcome": "completed", "best": {"epoch": 1, "metrics": {"elbo_1": 2.0}}})
+        >>> runs.close()
+
+    Give it to the driver as a watcher (`line`), or call `start`, `report` and `outcome`.
+
+    No method raises on W&B's account or waits for it; `close` waits up to its timeout. A trial whose logging fails goes
+    on unlogged (told once, to the logger `buttress.wandb`), and after `MAX_FAILURES` of them the whole sweep does. In
+    mode `online` without a key, or when the server does not answer, runs are kept offline. In mode `disabled` wandb is
+    not even imported.
+    """
+
+    def __init__(
+        self,
+        sweep: str,
+        folder: Path,
+        *,
+        project: str | None = None,
+        entity: str | None = None,
+        group: str | None = None,
+        mode: Mode = "offline",
+        tags: Sequence[str] = (),
+        metrics: Mapping[str, Metric] | None = None,
+        client: Any = None,
+    ) -> None:
+        """`project` is `buttress` unless given, `group` the sweep's id.
+
+        `metrics` is the trainable's table: a metric with an `original_name` is logged under that name too. `client`
+        stands in for the module wandb, in tests.
+        """
+        self.sweep, self.folder, self.mode = sweep, folder, mode
+        self._project, self._entity, self._group = project or "buttress", entity, group or sweep
+        self._tags = tuple(tags)
+        self._aliases = {name: m.original_name for name, m in (metrics or {}).items() if m.original_name}
+        self._client = client
+        self._jobs: queue.SimpleQueue[tuple[Callable[..., None], str, tuple[Any, ...]] | None] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+        self._given_up = self._closed = False
+        self._dropped = 0
+        # Only the background thread touches what follows.
+        self._runs: dict[str, Any] = {}
+        self._last_step: dict[str, int] = {}
+        self._failures = 0
+
+    # --- called by the driver --------------------------------------------------------------------------------------
+
+    def start(self, trial: str, config: Mapping[str, Any], params: Mapping[str, Any]) -> None:
+        """Open the trial's run, or go on with it: an open one is kept, and one of an earlier process is resumed."""
+        self._post(self._start, trial, dict(config), dict(params))
+
+    def report(self, trial: str, reported: Mapping[str, Any]) -> None:
+        """Log one report, given by the keys of the journal's `report` line; its `step` is W&B's."""
+        if self._jobs.qsize() < MAX_WAITING:
+            self._post(self._report, trial, dict(reported))
+        else:
+            self._dropped += 1
+
+    def outcome(self, trial: str, outcome: Mapping[str, Any]) -> None:
+        """Write the trial's summary and tags from the journal's `outcome` line, and finish its run."""
+        self._post(self._outcome, trial, dict(outcome))
+
+    def line(self, line: Mapping[str, Any], live: Any = None) -> None:
+        """A journal line, of the kinds that are logged; `live` is its trial (`config`, `params`), if it goes on."""
+        match line["line"]:
+            case "start" if live is not None:
+                self.start(line["trial"], live.config, live.params)
+            case "report":
+                self.report(line["trial"], line)
+            case "outcome":
+                self.outcome(line["trial"], line)
+
+    def note(self, text: str) -> None:
+        """Nothing: a note is for the person who watches."""
+
+    def close(self, timeout: float = FINISH_TIMEOUT_S) -> None:
+        """Log what is waiting, finish every open run as `suspended`, and return after at most `timeout` seconds."""
+        if self._closed or self._thread is None:
+            self._closed = True
+            return
+        self._closed = True
+        self._jobs.put(None)
+        self._thread.join(timeout)
+        if self._thread.is_alive():
+            self._given_up = True
+            log.warning("W&B was not done after %g s; %d events were not logged", timeout, self._jobs.qsize())
+        if self._dropped:
+            log.warning("%d reports were not logged to W&B, which could not keep up", self._dropped)
+
+    # --- the background thread -------------------------------------------------------------------------------------
+
+    def _post(self, call: Callable[..., None], trial: str, *args: Any) -> None:
+        if self.mode == "disabled" or self._given_up or self._closed:
+            return
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._work, name="wandb", daemon=True)
+            self._thread.start()
+        self._jobs.put((call, trial, args))
+
+    def _work(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            if not self._given_up:
+                call, trial, args = job
+                self._attempt(call, trial, *args)
+        for trial in list(self._runs):
+            if not self._given_up:
+                self._attempt(self._outcome, trial, {"outcome": "suspended"})
+
+    def _attempt(self, call: Callable[..., None], trial: str, *args: Any) -> None:
+        try:
+            call(trial, *args)
+        except Exception as error:
+            self._runs.pop(trial, None)
+            self._failures += 1
+            if self._failures == 1:
+                log.warning("logging trial %s to W&B failed; the trial goes on unlogged", trial, exc_info=error)
+            if self._failures == MAX_FAILURES:
+                self._given_up = True
+                log.warning("logging to W&B failed for %d trials; the sweep goes on without it", MAX_FAILURES)
+
+    def _start(self, trial: str, config: dict[str, Any], params: dict[str, Any]) -> None:
+        if trial in self._runs:
+            return
+        wandb = self._wandb()
+        config = {**config, "params": params}
+        if self.mode == "online" and not has_key():
+            self.mode = "offline"
+            log.warning("no W&B key was found: runs are kept in %s; `wandb login`, then `wandb sync`", self.folder)
+        try:
+            run = self._init(wandb, trial, config)
+        except Exception as error:
+            if self.mode != "online":
+                raise
+            self.mode = "offline"
+            log.warning("W&B cannot be reached (%s): runs are kept in %s; `wandb sync` them later", error, self.folder)
+            run = self._init(wandb, trial, config)
+        # W&B's own summary is the last value logged, and a collapsed trial's last value is the lowest loss: the summary
+        # holds what `outcome` writes, nothing else.
+        run.define_metric("*", summary="none")
+        self._last_step[trial] = max(self._last_step.get(trial, 0), int(getattr(run, "step", 0) or 0))
+        self._runs[trial] = run
+
+    def _init(self, wandb: Any, trial: str, config: dict[str, Any]) -> Any:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        settings = wandb.Settings(
+            silent=True,
+            console="off",
+            show_errors=False,
+            show_info=False,
+            show_warnings=False,
+            disable_git=True,
+            disable_code=True,
+            x_disable_stats=True,  # one process stands for many trials on other machines: its load says nothing
+            x_disable_machine_info=True,
+            x_save_requirements=False,
+            init_timeout=INIT_TIMEOUT_S,
+            finish_timeout=FINISH_TIMEOUT_S,
+        )
+        with exit_hooks_kept():
+            return wandb.init(
+                project=self._project,
+                entity=self._entity,
+                group=self._group,
+                id=f"{self.sweep}-{trial}",
+                name=trial,
+                dir=str(self.folder),
+                mode=self.mode,
+                tags=list(self._tags),
+                config=config,
+                resume="allow",
+                reinit="create_new",
+                settings=settings,
+            )
+
+    def _report(self, trial: str, reported: dict[str, Any]) -> None:
+        run = self._runs.get(trial)
+        if run is None or reported["step"] < self._last_step[trial]:
+            return  # a trial that goes on from its checkpoint runs again what was logged before
+        row: dict[str, Any] = {name: value for name, value in reported.get("metrics", {}).items() if value is not None}
+        row |= {alias: row[name] for name, alias in self._aliases.items() if name in row and alias not in row}
+        for name in ("epoch", "full_beta_epochs", "phase", "mem_mb"):
+            if reported.get(name) is not None:
+                row[name] = reported[name]
+        if "state" in reported:
+            row["suspect"] = int(reported["state"] == "suspect")
+        for name, values in reported.get("vectors", {}).items():
+            finite = [value for value in values if value is not None and math.isfinite(value)]
+            if finite:
+                row[name] = self._wandb().Histogram(finite, num_bins=min(64, max(8, len(finite))))
+        run.log(row, step=reported["step"])
+        self._last_step[trial] = reported["step"]
+
+    def _outcome(self, trial: str, outcome: dict[str, Any]) -> None:
+        run = self._runs.pop(trial, None)
+        if run is None:
+            return
+        run.summary.update(summary(outcome))
+        audited = "audited" if outcome.get("audited") else None
+        run.tags = (*run.tags, *(tag for tag in (outcome["outcome"], outcome.get("kind"), audited) if tag))
+        run.finish(exit_code=int(outcome["outcome"] == "failed"))
+
+    def _wandb(self) -> Any:
+        if self._client is None:
+            os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+            import wandb
+
+            self._client = wandb
+        return self._client
+
+
+def summary(outcome: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run's summary says of the trial, from the journal's `outcome` line.
+
+    `best/<metric>` only for a completed trial: whatever column of the W&B table is sorted by `best/...`, a collapsed
+    trial cannot come first. The last values of any trial stand under `last/<metric>`.
+    """
+    names = ("outcome", "kind", "margin", "rule", "message", "epochs", "seconds", "error")
+    found = {name: outcome[name] for name in names if outcome.get(name) is not None}
+    if outcome.get("epochs") is not None and outcome.get("epochs_budget") is not None:
+        found["epochs_saved"] = outcome["epochs_budget"] - outcome["epochs"]
+    if outcome.get("warnings"):
+        found["warnings"] = list(outcome["warnings"])
+    best = outcome.get("best")
+    if outcome["outcome"] == "completed" and best:
+        found |= {f"best/{name}": best[name] for name in ("epoch", "step") if best.get(name) is not None}
+        found |= {f"best/{name}": value for name, value in best.get("metrics", {}).items() if value is not None}
+    found |= {f"last/{name}": value for name, value in (outcome.get("last") or {}).items() if value is not None}
+    return found
+
+
+def has_key() -> bool:
+    """Whether wandb would find credentials without asking for them: the environment, or an entry in ~/.netrc."""
+    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
+        return True
+    host = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai").partition("://")[2].split("/")[0].split(":")[0]
+    try:
+        return netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None
+    except (OSError, netrc.NetrcParseError):
+        return False
+
+
+@contextlib.contextmanager
+def exit_hooks_kept() -> Iterator[None]:
+    """Undo that `wandb.init` replaces `sys.exit` and `sys.excepthook`: they are the command line's."""
+    kept = sys.exit, sys.excepthook
+    try:
+        yield
+    finally:
+        sys.exit, sys.excepthook = kept

@@ -1,0 +1,355 @@
+"""Runs a sweep: starts Ray, the mailbox and the warm slots, lets Tune execute, and decides everything in one place.
+
+A drain thread takes what happened from the mailbox in order and hands it to the sweep's state, which writes the journal
+and reaches verdicts; a verdict's stop flag is back in the mailbox before Tune has heard of it. The main thread is
+Tune's: it asks for trials, places them, and is told their ends. Whatever happens (end, Ctrl-C, an error), the slots are
+closed and nothing is left on the cluster.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import secrets
+import shutil
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from buttress import journal
+from buttress.callbacks.base import Watcher, Watchers
+from buttress.callbacks.checkpoint_retention import Checkpoints, Files, LocalFiles
+from buttress.errors import BadInput
+from buttress.execution.attempts import Attempts
+from buttress.execution.elasticity import Following
+from buttress.execution.event_handler import Answer, Events
+from buttress.execution.finish import TRIPPED, Finish
+from buttress.execution.nodes import Nodes, free
+from buttress.execution.ray_session import NAMESPACE, connected, settled_resources
+from buttress.execution.setup import check, header, load, new_id, resolve_rules, versions
+from buttress.journal import DURABLE, JournalWriter
+from buttress.rules.schema import RuleSet
+from buttress.search.warm_start import gathered, resolved, sentence
+from buttress.spec.spec import SweepSpec
+from buttress.storage import Storage, is_url, origin
+from buttress.sweep.state import Line, SweepState
+
+if TYPE_CHECKING:
+    from buttress.execution.worker_pool import SlotPool
+
+log = logging.getLogger("buttress")
+
+#: An exchange with the mailbox costs the driver a millisecond, whatever it brings, and a verdict waits for it. So with
+#: few slots the driver comes for whatever happens at once; each further one lets things gather for `GATHER_S` more.
+PROMPT_SLOTS, GATHER_S, GATHER_AT_MOST_S = 8, 0.002, 0.2
+
+
+class Driver:
+    """One sweep from its first line to its last; `run` may be called once."""
+
+    def __init__(
+        self,
+        spec: SweepSpec,
+        folder: Path,
+        *,
+        sweep: str,
+        earlier: list[Line] | None = None,
+        rules: RuleSet | None = None,
+        address: str | None = None,
+        watchers: tuple[Watcher, ...] = (),
+        store: Storage | None = None,
+        take_over: bool = False,
+    ) -> None:
+        self.spec, self.folder, self.sweep, self.address = spec, folder, sweep, address
+        self.store, self._take_over = store, take_over
+        self.where = store.url if store is not None else str(folder)
+        self.trainable = load(spec)
+        check(spec, self.trainable)
+        self.rules = rules or resolve_rules(spec)
+        self.watchers = Watchers(watchers)
+        self._resumed = earlier is not None
+        self.earlier: list[Line] = earlier or []
+        self._upload: Any = None
+        self._failure: BaseException | None = None
+        self._over = threading.Event()  # Tune is done
+        self._left = threading.Event()  # the workers are, too: nothing more will happen
+        self._with_tune: set[str] = set()  # trials that Tune holds
+        self._answers: list[Answer] = []  # for the mailbox, at the drain thread's next exchange
+
+    # --- the whole of it -----------------------------------------------------------------------------------------
+
+    def run(self) -> Finish:
+        began = time.monotonic()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        reason, interrupted = "error", False
+        with JournalWriter(self.folder / journal.FILE) as self._writer, self._uploading():
+            self._open()
+            self._open_journal()
+            try:
+                if self.state.tripped:  # the last line of an earlier driver was the one too many
+                    reason = TRIPPED
+                else:
+                    with connected(self.address) as ray:
+                        self._began = time.monotonic()
+                        reason = self._execute(ray)
+            except KeyboardInterrupt:
+                reason, interrupted = "interrupted", True
+            finally:
+                seconds = time.monotonic() - began
+                counts = {**self.state.counts}
+                if self.state.live:
+                    counts["suspended"] = len(self.state.live)
+                with contextlib.suppress(OSError):
+                    self._write(journal.end(reason=reason, counts=counts, seconds=seconds))
+                shutil.rmtree(self.folder / ".ray", ignore_errors=True)
+        self._verify()
+        return Finish(self.sweep, self.folder, self.where, counts, seconds, reason, interrupted)
+
+    def _open(self) -> None:
+        """What the sweep is run with, before its first line."""
+        self.state = self._state()
+        files: Files = LocalFiles(self.folder / "trials")
+        if self.store is not None:
+            from buttress.journal.remote import RemoteFiles
+
+            files = RemoteFiles(self.store)
+        self.checkpoints = Checkpoints(files, self.state.objectives[0], self.state.directions[0])
+        self.attempts = Attempts(self.state, self.folder, files, self.store, self.watchers.note)
+
+    def _state(self) -> SweepState:
+        """What decides in this sweep, before its first line."""
+        return SweepState(self.spec, self.trainable, self.rules, self._write, self._line)
+
+    @contextlib.contextmanager
+    def _uploading(self) -> Iterator[None]:
+        """Holds the lease of a sweep on remote storage, and keeps its journal there up to date."""
+        if self.store is None:
+            yield
+            return
+        from buttress.journal.remote import Upload
+
+        path = self.folder / journal.FILE
+        self._upload = Upload(self.store, path, note=self.watchers.note, fail=self._fail, take_over=self._take_over)
+        try:
+            yield
+        finally:
+            self._upload.close()
+
+    def _write(self, line: Line) -> None:
+        self._writer.write(line)
+        if self._upload is not None and line["line"] in DURABLE:
+            self._upload.wake()
+
+    def _open_journal(self) -> None:
+        if not self._resumed:
+            self._write(header(self.spec, self.trainable, self.rules, self.sweep))
+            self._warm_start()
+            return
+        self._write(journal.resume(versions=versions()))
+        self.state.replay(self.earlier)
+        if not any(line["line"] == "warm" for line in self.earlier):
+            self._warm_start()
+        for trial, outcome in self.state.outcomes.items():
+            self.checkpoints.ended(trial, outcome)
+
+    def _warm_start(self) -> None:
+        if self.spec.warm_start:
+            line = gathered(self.spec, self.trainable)
+            self.state.warm_start(line)
+            self.watchers.note(f"warm start: {sentence(line)}")
+
+    def _execute(self, ray: Any) -> str:
+        from buttress.execution import mailbox
+        from buttress.execution import worker_pool as slots
+
+        settled_resources(ray)
+        nodes = Nodes()
+        count = slots.concurrency(self.spec.resources, free())
+        self._name = f"mailbox-{self.sweep}-{secrets.token_hex(3)}"
+        self.mailbox = mailbox.start(self._name, NAMESPACE)
+        self._attach(slots.SlotPool(self.mailbox, count, self.spec.resources, self.folder / ".ray", self._fail))
+        self.following = Following(nodes, self.pool, self.spec.resources, self.watchers.note)
+        drain = threading.Thread(target=self._drain, name="drain", daemon=True)
+        try:
+            self.pool.start()
+            drain.start()
+            self._tune()
+        except Exception as error:  # may be what another thread's failure led to: the first reason counts
+            self._fail(error)
+        finally:
+            self._over.set()
+            late = self.pool.close()
+            self._left.set()
+            if drain.is_alive():
+                drain.join(5.0)
+            with contextlib.suppress(Exception):
+                ray.kill(self.mailbox)
+            if late:
+                log.warning("slots that did not close in time: %s", ", ".join(late))
+        if self._failure is not None:
+            raise self._failure
+        return self._reason()
+
+    def _attach(self, pool: SlotPool) -> None:
+        """The sweep's slots, now that its state is what an earlier driver left: their events can be handled."""
+        self.pool = pool
+        note, fail = self.watchers.note, self._fail
+        self.events = Events(self.state, pool, self.attempts, self.checkpoints, note=note, fail=fail)
+
+    def _reason(self) -> str:
+        """Why the sweep ended that nothing kept from its end."""
+        if self.state.tripped:
+            return TRIPPED
+        if self.state.live:
+            return "time budget spent"
+        if self.state.spent:
+            self.watchers.note("space exhausted: every configuration that the spec allows has been run")
+            return "space exhausted"
+        healthy = self.spec.budget.healthy
+        return "enough healthy trials" if healthy and self.state.counts["completed"] >= healthy else "budget spent"
+
+    def _tune(self) -> None:
+        from buttress.execution.tune_adapter import tune
+
+        first = self.state.objectives[0], self.state.directions[0]
+        tune(*first, self.folder / ".ray", draw=self._draw, let_go=self._let_go, over=self._is_over)
+
+    def _is_over(self) -> bool:
+        return self._failure is not None or self.state.tripped is not None
+
+    # --- Tune asks -----------------------------------------------------------------------------------------------
+
+    def _draw(self) -> dict[str, Any] | str | None:
+        from ray.tune.search import Searcher
+
+        try:
+            hours = self.spec.budget.hours
+            if self._upload is not None:  # what has been decided is safe before anything else is begun
+                self._upload.barrier(lambda: self._failure is not None)
+            if self._failure is not None or (hours and time.monotonic() - self._began > hours * 3600):
+                return Searcher.FINISHED
+            if len(self._with_tune) >= self.pool.working():
+                return None
+            live = self.state.next_trial(leaving=self._with_tune | self.events.leaving)
+            self.events.close_files()
+        except BaseException as error:
+            self._fail(error)
+            return Searcher.FINISHED
+        if live is None:  # on probation a trial that still runs may be set aside and come back
+            waits = self.spec.probation.epochs and (self._with_tune or self.events.leaving)
+            return None if waits else Searcher.FINISHED
+        self._with_tune.add(live.id)
+        self.events.drawn(live.id)
+        # as one string: of every number in a trial's config and results Tune keeps statistics for good
+        work = json.dumps(self.attempts.work(live))
+        return {"trial": live.id, "work": work, "mailbox": self._name, "namespace": NAMESPACE}
+
+    def _let_go(self, trial: str, error: bool) -> None:
+        """Tune has let go of a trial. An error means that its actor died again and again: the trial is lost.
+
+        Not so when the whole sweep has failed: then its trials wait for the sweep to be resumed.
+        """
+        self._with_tune.discard(trial)
+        if error and self._failure is None and trial in self.state.live:
+            outcome = self.state.raised(trial, self.state.live[trial].attempt, "its Tune actor died", "infrastructure")
+            self.mailbox.stop.remote(trial, str(outcome))
+        live = self.state.live.get(trial)
+        aside = live is not None and live.suspended is not None
+        self.mailbox.drop.remote(trial, live.attempt if live is not None and aside else None)
+
+    # --- the mailbox tells ---------------------------------------------------------------------------------------
+
+    def _drain(self) -> None:
+        import ray
+
+        try:
+            while not (self._over.is_set() and self._failure):
+                answers, self._answers = self._answers, []
+                events = ray.get(self.mailbox.exchange.remote(answers, 0.0 if self._over.is_set() else 1.0))
+                for event in events:
+                    self._answers += self.events.take(event)
+                if self._left.is_set() and not events:
+                    return
+                if self._over.is_set() or self.state.tripped:  # the mailbox is closed and does not wait
+                    time.sleep(0.02)
+                else:
+                    self._answers += [*self.following.look(), *self.events.overdue()]
+                    further = max(0, self.pool.working() - PROMPT_SLOTS)
+                    time.sleep(min(GATHER_S * further, GATHER_AT_MOST_S))
+        except ray.exceptions.RayError as error:
+            if not self._over.is_set():
+                self._fail(error)
+        except BaseException as error:
+            self._fail(error)
+
+    # --- around it -----------------------------------------------------------------------------------------------
+
+    def _line(self, line: Line) -> None:
+        if line["line"] == "breaker":
+            self._halt()
+        self.watchers.line(line, self.state.live.get(line.get("trial") or ""))
+
+    def _halt(self) -> None:
+        """The circuit breaker: nothing is drawn any more, and running trials leave their slots to be resumed later."""
+        with contextlib.suppress(Exception):
+            self.mailbox.close.remote()
+
+    def _fail(self, error: BaseException) -> None:
+        """The sweep cannot go on; the first reason counts. Waiting trials are let go so that Tune returns."""
+        if self._failure is None:
+            self._failure = error
+            log.error("the sweep stops: %s", error)
+        with contextlib.suppress(Exception):
+            self.mailbox.close.remote()
+
+    def _verify(self) -> None:
+        """Promise 1, read back from the study itself: whatever is COMPLETE there completed here."""
+        from optuna.trial import TrialState
+
+        for entry in self.state.study.trials():
+            trial = self.state.asks.get(entry.number)
+            if entry.number in self.state.warm:
+                continue
+            if entry.state == TrialState.COMPLETE and self.state.outcomes[str(trial)]["outcome"] != "completed":
+                raise RuntimeError(f"trial {trial} is COMPLETE in the study, but it did not complete")
+
+
+def start(spec: SweepSpec, out: Path | str, *, sweep: str | None = None, **options: Any) -> Driver:
+    """A new sweep in its own folder under `out`, a folder or a URL; raises BadInput where that cannot be written."""
+    spec = resolved(spec)
+    sweep = sweep or new_id(spec.name)
+    if is_url(out):
+        from buttress.journal.remote import spool
+
+        store = Storage(str(out)).folder(sweep)
+        return Driver(spec, spool(store), sweep=sweep, store=store, **options)
+    folder = Path(out) / sweep
+    try:
+        folder.mkdir(parents=True, exist_ok=False)
+    except OSError as error:
+        raise BadInput(f"the sweep's folder cannot be made ({error.strerror})", where=folder, key="--out") from None
+    return Driver(spec, folder, sweep=sweep, **options)
+
+
+def resume(
+    where: str | os.PathLike[str], *, trials: int | None = None, hours: float | None = None, **options: Any
+) -> Driver:
+    """The sweep at `where`, to go on from its journal; `trials` and `hours` raise its budget."""
+    path = journal.find(where).path
+    if (store := origin(path.parent)) is not None:
+        from buttress.journal.remote import fetch
+
+        path = fetch(store) / journal.FILE
+        options = {**options, "store": store}
+    lines = list(journal.lines(path))
+    first = lines[0]
+    spec = SweepSpec.from_dict(first["spec"], where=path)
+    budget = {**({"trials": trials} if trials else {}), **({"hours": hours} if hours else {})}
+    if budget:
+        spec = spec.model_copy(update={"budget": spec.budget.model_copy(update=budget)})
+    rules = RuleSet.from_dict(first["rules"], where=path)
+    return Driver(spec, path.parent, sweep=first["sweep"], earlier=lines[1:], rules=rules, **options)

@@ -1,0 +1,134 @@
+"""What a sweep begins with: the checks that need no cluster, the rules in force, and the journal's header."""
+
+from __future__ import annotations
+
+import contextlib
+import platform
+import secrets
+import subprocess
+from collections.abc import Iterator
+from importlib import metadata
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from buttress import journal
+from buttress.errors import BadInput
+from buttress.rules.schema import RuleSet
+from buttress.spec.spec import SweepSpec
+from buttress.sweep.evaluation import Line
+from buttress.training import registry
+from buttress.training.trainable import Trainable
+
+
+@contextlib.contextmanager
+def said_of(spec: SweepSpec) -> Iterator[None]:
+    """An error about a key of the spec is said to stand where that key was given."""
+    try:
+        yield
+    except BadInput as error:
+        if error.where:
+            raise
+        raise spec.wrong(error.problem, key=error.key or "", value=error.value, accepted=error.accepted) from None
+
+
+def load(spec: SweepSpec) -> Trainable[Any]:
+    """The spec's trainable; raises BadInput where there is none."""
+    with said_of(spec):
+        return registry.load(spec.trainable)
+
+
+def check(spec: SweepSpec, trainable: Any) -> None:
+    """Every check of a spec that needs the trainable but no cluster; raises BadInput."""
+    spec.check(
+        Config=trainable.Config,
+        metrics=trainable.metrics,
+        conditional=getattr(trainable, "conditional", False),
+        epochs_path=getattr(trainable, "epochs_path", "train.epochs"),
+        schedule=trainable.schedule,
+    )
+
+
+def resolve_rules(spec: SweepSpec) -> RuleSet:
+    """The spec's rules over those it extends: a family, a file (beside the spec, or from the working folder), or (by
+    default) the trainable's own."""
+    overrides = dict(spec.rules)
+    extends = str(overrides.pop("extends", spec.trainable))
+    if extends.endswith((".yaml", ".yml")):
+        beside = Path(spec.where or ".").parent / extends
+        rules = RuleSet.load(beside if beside.is_file() else Path(extends))
+    elif extends == spec.trainable or extends in registry.rules_names():
+        rules = family_rules(extends)
+    else:
+        accepted = f"{', '.join(registry.rules_names())}, or a rules file (.yaml)"
+        raise spec.wrong("no such rules", key="rules.extends", value=extends, accepted=accepted)
+    with said_of(spec):
+        return rules.override(overrides)
+
+
+def family_rules(trainable: str) -> RuleSet:
+    """The rules that come with a trainable, or the default ones."""
+    path = registry.rules_file(trainable)
+    if path is None:
+        path = Path(str(files("buttress.rules") / "default.yaml"))
+    return RuleSet.load(path)
+
+
+def rules_of(family: str, path: Path | None = None) -> RuleSet:
+    """The rules in the file at `path`, else a family's, or `FAMILY/VARIANT`; raises BadInput where there are none."""
+    if path is not None:
+        return RuleSet.load(path)
+    if ":" not in family and family not in registry.rules_names():
+        accepted = ", ".join(registry.rules_names())
+        raise BadInput("no such rules", key="--family", value=family, accepted=accepted)
+    return family_rules(family)
+
+
+def header(spec: SweepSpec, trainable: Any, rules: RuleSet, sweep: str) -> Line:
+    return journal.header(
+        sweep=sweep,
+        name=spec.name,
+        spec=spec.to_dict(),
+        metrics=trainable.metrics,
+        objectives=[{"metric": each.metric, "direction": each.direction} for each in spec.objectives],
+        rules=rules.to_dict(),
+        versions=versions(),
+        commit=commit(),
+        data=fingerprint(spec),
+        seed=spec.seed,
+        trainable=spec.trainable,
+    )
+
+
+def versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in ("buttress", "ray", "torch", "optuna", "wandb", "numpy", "scikit-learn"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
+
+
+def commit() -> str | None:
+    """The git commit of the working folder, with `+` when it has uncommitted changes; None outside a checkout."""
+    try:
+        head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=True)
+        dirty = subprocess.run(["git", "status", "--porcelain"], capture_output=True, text=True, timeout=5, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return head.stdout.strip() + ("+" if dirty.stdout.strip() else "")
+
+
+def fingerprint(spec: SweepSpec) -> dict[str, Any]:
+    """What the data was: the spec's data section, and size and time of every file it names."""
+    files = {}
+    for key, value in spec.data.items():
+        if isinstance(value, str) and (path := Path(value)).exists():
+            info = path.stat()
+            files[key] = {"path": str(path), "bytes": info.st_size, "modified": int(info.st_mtime)}
+    return {"section": dict(spec.data), "files": files}
+
+
+def new_id(name: str) -> str:
+    """`<name>-<6 random characters>`: lower-case letters and digits."""
+    alphabet = "abcdefghijklmnopqrstuvwxyz0123456789"
+    return f"{name}-{''.join(secrets.choice(alphabet) for _ in range(6))}"

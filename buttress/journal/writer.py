@@ -1,0 +1,111 @@
+"""The one writer of a journal: whole lines, in order, on the disk where that matters, or an error and nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import threading
+from collections.abc import Iterable
+from pathlib import Path
+
+from buttress.errors import BadInput
+from buttress.journal.events import DURABLE, Line
+from buttress.journal.lock import take
+from buttress.journal.reader import HEAD, parsed, whole_length
+from buttress.journal.records import header_of, no_journal
+
+
+class JournalUnwritable(OSError):
+    """A line could not be written (disk full, quota, storage gone). The journal holds every line before it, whole."""
+
+
+class JournalWriter:
+    """Appends lines to one journal; the only writer, from any thread.
+
+    Opening takes the lock beside the file (a second driver is refused with `BadInput` naming the first) and cuts off a
+    torn last line (`cut` says how many bytes). `fresh` is True while the journal holds no header. A line that cannot
+    be written whole is taken back and raises `JournalUnwritable`; the writer can be used again once there is room.
+
+        >>> with JournalWriter("runs/demo-ab12cd/journal.jsonl") as journal:        # doctest: +SKIP
+        ...     journal.write(header(sweep="demo-ab12cd", ...))
+    """
+
+    def __init__(
+        self, path: str | os.PathLike[str], *, fsync: Iterable[str] = DURABLE, wait_s: float = 1.0
+    ) -> None:
+        self.path = Path(path)
+        self._fsync = frozenset(fsync)
+        self._mutex = threading.Lock()
+        self._file = self._lock = -1
+        self.cut = 0
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._lock = take(self.path, wait_s)
+            self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+            self._end = self._cut_torn()
+        except BadInput:
+            self.close()
+            raise
+        except OSError as error:
+            self.close()
+            problem = f"the journal cannot be written ({error.strerror or error})"
+            raise BadInput(problem, where=self.path, accepted="a folder that can be written to") from error
+        self.fresh = self._end == 0
+
+    def write(self, line: Line) -> None:
+        """Appends `line`, made by one of the builders of `kinds`. Raises JournalUnwritable when it could not."""
+        kind = line["line"]
+        text = json.dumps(line, allow_nan=False, separators=(",", ":")).encode() + b"\n"
+        with self._mutex:
+            if self._file < 0:
+                raise JournalUnwritable(errno.EBADF, "the journal is closed", str(self.path))
+            if self.fresh != (kind == "header"):
+                raise ValueError(f"a journal starts with its header and has one only; this line is {kind!r}")
+            try:
+                if os.fstat(self._file).st_size != self._end:  # what an earlier failure left behind
+                    os.ftruncate(self._file, self._end)
+                written = 0
+                while written < len(text):
+                    written += os.write(self._file, text[written:])
+                if kind in self._fsync:
+                    os.fsync(self._file)
+            except OSError as error:
+                with contextlib.suppress(OSError):
+                    os.ftruncate(self._file, self._end)
+                problem = f"the journal cannot be written: {error.strerror or error}"
+                raise JournalUnwritable(error.errno or errno.EIO, problem, str(self.path)) from error
+            self._end += len(text)
+            self.fresh = False
+
+    def close(self) -> None:
+        """Gives the lock back; lines written before are safe either way."""
+        with self._mutex:
+            for handle in (self._file, self._lock):
+                if handle >= 0:
+                    if handle == self._lock:
+                        with contextlib.suppress(OSError):
+                            os.ftruncate(handle, 0)
+                    os.close(handle)
+            self._file = self._lock = -1
+
+    def __enter__(self) -> JournalWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _cut_torn(self) -> int:
+        """The file's length once what was torn is cut off; raises BadInput where it is no journal we can go on with."""
+        text = self.path.read_bytes()
+        end = whole_length(text)
+        if end:
+            header_of(parsed(text[: text.index(b"\n")]), self.path)
+        elif text and not text.startswith(HEAD[: len(text)]):
+            raise no_journal(self.path)
+        self.cut = len(text) - end
+        if self.cut:
+            os.ftruncate(self._file, end)
+            os.fsync(self._file)
+        return end

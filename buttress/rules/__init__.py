@@ -1,0 +1,1 @@
+"""Collapse rules: from a stream of reports to a verdict."""

@@ -1,0 +1,145 @@
+"""One searched parameter: how it is written in a spec, what is refused, how it is drawn."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal, Protocol
+
+from pydantic import BaseModel, ConfigDict, field_validator, model_serializer, model_validator
+
+from buttress.errors import BadInput
+from buttress.spec import expressions as grammar
+
+KINDS = ("uniform", "loguniform", "int", "logint", "choice")
+Scalar = str | int | float | bool | None
+
+
+class Random(Protocol):
+    """A generator of numbers in [0, 1): `random.Random` and numpy's `Generator` both are."""
+
+    def random(self) -> float: ...
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Parameter(Section):
+    """One searched parameter: `{loguniform: [1, 20]}`, `{int: [0, 60], step: 5}`, `{choice: [a, b], when: ...}`.
+
+    `low` and `high` are both included (`uniform` and `loguniform` draw floats, `int` and `logint` whole numbers);
+    `choices` are texts, numbers, booleans or null. `when` is an expression over the config: where it does not hold, the
+    parameter is not drawn and keeps the family's default.
+    """
+
+    kind: Literal["uniform", "loguniform", "int", "logint", "choice"]
+    low: int | float | None = None
+    high: int | float | None = None
+    step: int | float | None = None
+    choices: tuple[Scalar, ...] | None = None
+    when: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read(cls, given: Any) -> Any:
+        if not isinstance(given, dict) or "kind" in given:
+            return given
+        kinds = [name for name in given if name in KINDS]
+        extra = [name for name in given if name not in (*KINDS, "step", "when")]
+        accepted = f"one of {', '.join(KINDS)}, with step and when beside it"
+        if extra:
+            raise BadInput("unknown key", key=str(extra[0]), accepted=accepted)
+        if len(kinds) != 1:
+            raise BadInput(f"gives {' and '.join(kinds) or 'no range and no choice'}", value=given, accepted=accepted)
+        return {**_range(kinds[0], given[kinds[0]], given.get("step")), "when": given.get("when")}
+
+    @field_validator("when")
+    @classmethod
+    def _parses(cls, text: str | None) -> str | None:
+        return grammar.parse(text).text if text is not None else None
+
+    @model_serializer
+    def _written(self) -> dict[str, Any]:
+        written: dict[str, Any] = {self.kind: list(self.choices) if self.choices is not None else [self.low, self.high]}
+        extras = {"step": self.step, "when": self.when}
+        return written | {name: value for name, value in extras.items() if value is not None}
+
+    @property
+    def log(self) -> bool:
+        return self.kind in ("loguniform", "logint")
+
+    @property
+    def whole(self) -> bool:
+        return self.kind in ("int", "logint")
+
+    def draw(self, rng: Random) -> Any:
+        """One value, drawn evenly (on the log scale for the log kinds)."""
+        share = rng.random()
+        if self.choices is not None:
+            return self.choices[int(share * len(self.choices))]
+        assert self.low is not None and self.high is not None
+        if self.step is not None:
+            value = self.low + self.step * int(share * (round((self.high - self.low) / self.step) + 1))
+            return round(value) if self.whole else min(value, self.high)
+        low, high = (self.low - 0.5, self.high + 0.5) if self.whole else (self.low, self.high)
+        value = math.exp(math.log(low) + share * math.log(high / low)) if self.log else low + share * (high - low)
+        value = min(max(value, self.low), self.high)
+        return round(value) if self.whole else value
+
+    def probes(self) -> list[Any]:
+        """The values whose acceptance stands for the whole: every choice, or both ends and one between them."""
+        if self.choices is not None:
+            return list(self.choices)
+        assert self.low is not None and self.high is not None
+        if self.whole:
+            return [int(self.low), int(self.high)]
+        return [float(self.low), float(self.high), self.low + (self.step or 0.6180339887 * (self.high - self.low))]
+
+
+def _range(kind: str, given: Any, step: Any) -> dict[str, Any]:
+    """The fields of a `Parameter` of `kind` from what stands behind it in the YAML."""
+    if kind == "choice":
+        if not isinstance(given, list | tuple) or not given:
+            raise BadInput("has to be a list of at least one value", key="choice", value=given)
+        for index, choice in enumerate(given):
+            if not isinstance(choice, str | int | float | None):
+                accepted = "text, number, true, false, null"
+                raise BadInput("is not a plain value", key=f"choice.{index}", value=choice, accepted=accepted)
+            if any(type(choice) is type(other) and choice == other for other in given[:index]):
+                raise BadInput("is given twice", key=f"choice.{index}", value=choice)
+        if step is not None:
+            raise BadInput("has no meaning for a choice", key="step", value=step)
+        return {"kind": kind, "choices": tuple(given)}
+    accepted = "[low, high] with low < high"
+    if not isinstance(given, list | tuple) or len(given) != 2 or not all(_is_number(bound) for bound in given):
+        raise BadInput("has to be two numbers", key=kind, value=given, accepted=accepted)
+    low, high = given
+    if not low < high:
+        raise BadInput("its low end is not below its high end", key=kind, value=given, accepted=accepted)
+    if kind.startswith("log") and low <= 0:
+        raise BadInput("a log scale needs a low end above 0", key=kind, value=given)
+    if kind in ("int", "logint"):
+        for bound in given:
+            if not float(bound).is_integer():
+                raise BadInput("needs whole numbers", key=kind, value=given, accepted=accepted)
+        low, high = int(low), int(high)
+    else:
+        low, high = float(low), float(high)
+    fields = {"kind": kind, "low": low, "high": high}
+    if step is None:
+        return fields
+    if kind.startswith("log"):
+        raise BadInput("a log scale has no step", key="step", value=step)
+    if not _is_number(step) or step <= 0 or (kind == "int" and not float(step).is_integer()):
+        raise BadInput(f"has to be a positive {'whole ' if kind == 'int' else ''}number", key="step", value=step)
+    steps = (high - low) / step
+    if abs(steps - round(steps)) > 1e-9 * max(1.0, steps) or round(steps) < 1:
+        below, above = low + math.floor(steps) * step, low + math.ceil(steps) * step
+        reached = " or ".join(f"{kind}: [{low:g}, {end:g}]" for end in (below, above) if end > low)
+        problem = f"{high:g} is not a whole number of steps above {low:g}"
+        raise BadInput(problem, key="step", value=step, accepted=reached)
+    return {**fields, "step": int(step) if kind == "int" else step}
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -1,0 +1,273 @@
+"""Folders on remote storage: `s3://bucket/sweeps`, `gs://bucket/sweeps`, or any other URL that pyarrow reads.
+
+A `Storage` is such a folder: it reads, writes, lists and deletes whole objects by name. Object stores have no append
+and no rename, so what grows (the journal) is written as segments, each replaced as a whole while it grows. `mirror`
+brings the journal of a remote sweep to this machine, where everything that reads journals reads it as a file.
+
+Credentials are found where the cloud's own tools find them (environment, configuration files, the machine's role).
+`AWS_ENDPOINT_URL` names another server that speaks S3. An object that is not there raises FileNotFoundError; anything
+else that goes wrong raises OSError, within seconds: the caller decides how long it is patient (`patiently`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+from buttress.cache_folder import cache_folder
+from buttress.errors import BadInput
+from buttress.journal import FILE, ORIGIN, Owner
+
+T = TypeVar("T")
+
+#: The folder of segments inside a sweep's, and the name of one.
+SEGMENTS, SEGMENT = "journal", "journal/{:06d}.jsonl"
+#: The object that says which driver writes a sweep, and the seconds after which an unrenewed one is over.
+LEASE, LEASE_S = "lease.json", 60.0
+#: What a person may write after `--out` and for SWEEP.
+SCHEMES = ("s3", "gs", "file")
+_ACCEPTED = "s3://bucket/folder, gs://bucket/folder, or a local folder"
+
+
+class LeaseLost(RuntimeError):
+    """Another driver has taken the sweep over; this one must not write any more."""
+
+
+def is_url(text: str | os.PathLike[str]) -> bool:
+    return "://" in os.fspath(text)
+
+
+class Storage:
+    """The folder at `url`. Cheap to make, safe to share between threads; pickled by its URL.
+
+    Raises BadInput for a URL that names no storage.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url = url.rstrip("/")
+        self._files, self._root = _filesystem(self.url)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Storage, (self.url,)
+
+    def __str__(self) -> str:
+        return self.url
+
+    @property
+    def name(self) -> str:
+        """The last part of the URL's path."""
+        return self._root.rstrip("/").rsplit("/", 1)[-1]
+
+    @property
+    def parent(self) -> Storage:
+        """The folder that this one lies in; of a bucket: itself."""
+        return Storage(self.url.rsplit("/", 1)[0]) if "/" in self._root.strip("/") else self
+
+    def folder(self, name: str) -> Storage:
+        return Storage(f"{self.url}/{name}")
+
+    def read(self, name: str) -> bytes:
+        with self._files.open_input_file(f"{self._root}/{name}") as file:
+            content: bytes = file.read()
+        return content
+
+    def write(self, name: str, content: bytes) -> None:
+        """The whole object, or nothing of it: a reader never sees a part."""
+        self._put(name, lambda file: file.write(content))
+
+    def upload(self, path: Path, name: str) -> None:
+        """A local file, in parts where it is large."""
+        with path.open("rb") as source:
+            self._put(name, lambda file: shutil.copyfileobj(source, file, 8 << 20))
+
+    def _put(self, name: str, fill: Callable[[Any], Any]) -> None:
+        path = f"{self._root}/{name}"
+        if self._files.type_name != "local":
+            with self._files.open_output_stream(path) as file:
+                fill(file)
+            return
+        draft = f"{path}.{os.getpid()}.part"  # a local folder has no whole objects, but it can rename
+        self._files.create_dir(path.rsplit("/", 1)[0], recursive=True)
+        with self._files.open_output_stream(draft) as file:
+            fill(file)
+        self._files.move(draft, path)
+
+    def download(self, name: str, path: Path) -> Path:
+        """The object as the local file `path`, which takes its place in one step."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft = path.with_name(f"{path.name}.{os.getpid()}.part")
+        try:
+            with self._files.open_input_file(f"{self._root}/{name}") as source, draft.open("wb") as file:
+                shutil.copyfileobj(source, file, 8 << 20)
+            draft.replace(path)
+        finally:
+            draft.unlink(missing_ok=True)
+        return path
+
+    def names(self, under: str = "") -> list[str]:
+        """Objects in the folder `under` (not below it), sorted; a folder that is not there has none."""
+        return sorted(info.base_name for info in self._list(under) if info.is_file)
+
+    def folders(self, under: str = "") -> list[str]:
+        return sorted(info.base_name for info in self._list(under) if not info.is_file)
+
+    def _list(self, under: str) -> list[Any]:
+        from pyarrow.fs import FileSelector
+
+        found: list[Any] = self._files.get_file_info(
+            FileSelector(f"{self._root}/{under}".rstrip("/"), allow_not_found=True)
+        )
+        return [info for info in found if not info.base_name.endswith(".part")]
+
+    def exists(self, name: str) -> bool:
+        (info,) = self._files.get_file_info([f"{self._root}/{name}"])
+        return bool(info.is_file)
+
+    def delete(self, name: str) -> None:
+        """Nothing happens where there is no such object."""
+        with contextlib.suppress(FileNotFoundError):
+            self._files.delete_file(f"{self._root}/{name}")
+
+
+def _filesystem(url: str) -> tuple[Any, str]:
+    """pyarrow's file system of a URL, and the path in it."""
+    from pyarrow import fs
+
+    scheme = urlsplit(url).scheme
+    if scheme not in SCHEMES:
+        raise BadInput(f"{scheme}:// is no storage that is known here", key="URL", value=url, accepted=_ACCEPTED)
+    try:
+        if scheme != "s3":
+            found: tuple[Any, str] = fs.FileSystem.from_uri(url)
+            return found
+        options: dict[str, Any] = {
+            "connect_timeout": 3.0,
+            "request_timeout": 20.0,
+            "retry_strategy": fs.AwsStandardS3RetryStrategy(max_attempts=2),
+            "background_writes": False,
+        }
+        if endpoint := os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL"):
+            options |= {"endpoint_override": endpoint, "scheme": urlsplit(endpoint).scheme or "https"}
+            options["region"] = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"
+        elif region := os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION"):
+            options["region"] = region
+        parts = urlsplit(url)
+        if not parts.netloc:
+            raise ValueError("a bucket is missing")
+        return fs.S3FileSystem(**options), parts.netloc + parts.path.rstrip("/")
+    except (ValueError, OSError, NotImplementedError) as error:  # ArrowInvalid is a ValueError
+        problem = f"no storage can be reached by this URL ({error})"
+        raise BadInput(problem, key="URL", value=url, accepted=_ACCEPTED) from None
+
+
+def patiently(call: Callable[[], T], *, for_s: float, over: Callable[[], bool] = lambda: False) -> T:
+    """`call()`, again and again while storage is away; FileNotFoundError is an answer, not an absence.
+
+    Raises the last OSError after `for_s` seconds, or as soon as `over()`.
+    """
+    deadline, pause = time.monotonic() + for_s, 0.25
+    while True:
+        try:
+            return call()
+        except FileNotFoundError:
+            raise
+        except OSError:
+            if time.monotonic() > deadline or over():
+                raise
+        time.sleep(pause)
+        pause = min(2 * pause, 5.0)
+
+
+# ---------------------------------------------------------------------------------------------------------- the journal
+
+
+def segments(store: Storage) -> bytes:
+    """The journal of the sweep in `store`: its segments, one after the other; empty where there is none.
+
+    Each segment ends with a whole line, so that a journal is whole at any moment of its upload.
+    """
+    names = [name for name in store.names(SEGMENTS) if name.endswith(".jsonl")]
+    return b"".join(store.read(f"{SEGMENTS}/{name}") for name in names)
+
+
+def mirror(url: str) -> Path:
+    """Brings the journal of the sweep at `url` here and returns the file; also a sweep's name as the URL's last part
+    (its newest one, as under `runs/`). Raises BadInput where there is none or the storage cannot be reached."""
+    store = Storage(url)
+    try:
+        text = segments(store)
+        if not text and (found := _newest(store)) is not None:
+            store = found
+            text = segments(store)
+    except OSError as error:
+        raise unreachable(store, error) from None
+    if not text:
+        raise BadInput(
+            "there is no journal at this URL", key="SWEEP", value=url,
+            accepted=f"the URL of a sweep's folder, the one that holds {SEGMENTS}/",
+        )  # fmt: skip
+    folder = cache_folder() / "mirrors" / hashlib.sha256(store.url.encode()).hexdigest()[:12] / store.name
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadInput(
+            f"the journal cannot be kept here ({error.strerror})", where=folder, key="$BUTTRESS_CACHE",
+            accepted="a folder that can be written to",
+        ) from None  # fmt: skip
+    for name, content in ((ORIGIN, store.url.encode()), (FILE, text)):
+        draft = folder / f"{name}.{os.getpid()}.part"
+        draft.write_bytes(content)
+        draft.replace(folder / name)
+    return folder / FILE
+
+
+def _newest(store: Storage) -> Storage | None:
+    """The newest sweep `<name>-<6 characters>` beside `store`, whose URL ends in `<name>`."""
+    parent, name = store.parent, store.name
+    fits = [one for one in parent.folders() if one.rpartition("-")[0] == name]
+    begun = {one: parent.folder(one).read(SEGMENT.format(1))[:200] for one in fits}
+    return parent.folder(max(fits, key=lambda one: _time(begun[one]))) if fits else None
+
+
+def _time(head: bytes) -> float:
+    _, found, rest = head.partition(b'"time":')
+    try:
+        return float(rest.partition(b",")[0]) if found else 0.0
+    except ValueError:
+        return 0.0
+
+
+def origin(folder: Path) -> Storage | None:
+    """The storage that a mirrored or spooled journal's folder stands for; None for an ordinary folder."""
+    try:
+        return Storage((folder / ORIGIN).read_text())
+    except FileNotFoundError:
+        return None
+
+
+def leased(store: Storage) -> Owner | None:
+    """Who holds the sweep's lease; None where nobody does or it is over."""
+    try:
+        held = json.loads(store.read(LEASE))
+        owner = Owner(str(held["host"]), int(held["pid"]), float(held["time"]))
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return None
+    return owner if time.time() - owner.time < LEASE_S else None
+
+
+def first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def unreachable(store: Storage, error: OSError) -> BadInput:
+    """For a person who asked for something that is there."""
+    problem = f"the storage cannot be reached ({first_line(error)})"
+    return BadInput(problem, key="URL", value=store.url, accepted="storage that answers, and credentials it takes")

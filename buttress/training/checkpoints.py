@@ -1,0 +1,77 @@
+"""Checkpoints as files: written whole or not at all, read without unpickling anything, copied out of training's way."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from buttress.errors import BadInput
+
+
+def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
+    """Write `state` so that `path` is either the whole checkpoint or absent: temporary file, fsync, rename."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    try:
+        with part.open("wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+
+
+def load_checkpoint(path: Path | str, device: Any = "cpu") -> dict[str, Any]:
+    """The dict that a `checkpoint` callable returned; `weights_only=True`, so nothing but tensors and plain types.
+
+    Raises `BadInput` for a file that is missing, truncated or not a checkpoint.
+    """
+    if not Path(path).is_file():
+        raise BadInput("there is no such checkpoint", where=path)
+    try:
+        state = torch.load(path, map_location=device, weights_only=True)
+    except Exception as error:
+        what = (str(error) or type(error).__name__).splitlines()[0][:100]
+        raise BadInput(f"not a whole checkpoint ({what})", where=path) from error
+    if not isinstance(state, dict):
+        raise BadInput("not a checkpoint of a trial", where=path, value=type(state).__name__)
+    return state
+
+
+def restore(module: nn.Module, checkpoint: Path, name: str, device: Any = "cpu") -> None:
+    """Fills `module`, which the loop trained as pass `name`, from a checkpoint of the loop, and puts it in eval mode.
+
+    Raises `BadInput` where the checkpoint holds no such module, or one of another shape.
+    """
+    try:
+        module.load_state_dict(load_checkpoint(checkpoint, device)[f"module.{name}"])
+    except (KeyError, RuntimeError) as error:
+        raise BadInput("the checkpoint is of another config", where=checkpoint) from error
+    module.eval()
+
+
+def model_weights(checkpoint: Mapping[str, Any], name: str) -> dict[str, torch.Tensor]:
+    """The state dict of the `model` inside the module that the loop trained as pass `name`: without its loss."""
+    own = {key: value for key, value in checkpoint[f"module.{name}"].items() if key.startswith("model.")}
+    return {key.removeprefix("model."): value for key, value in own.items()}
+
+
+def cloned(value: Any) -> Any:
+    """A copy on the CPU that later training steps do not reach; from CUDA without waiting (pinned memory)."""
+    if isinstance(value, torch.Tensor):
+        value = value.detach()
+        if value.device.type == "cuda":
+            return torch.empty(value.shape, dtype=value.dtype, pin_memory=True).copy_(value, non_blocking=True)
+        return value.clone()
+    if isinstance(value, Mapping):
+        return {key: cloned(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(map(cloned, value))
+    return value

@@ -1,0 +1,261 @@
+"""One optimiser step: what a module is told, what a pass is, how it descends, and what is kept of it for the reports.
+
+This is the part of the loop that runs every step. It never waits for the device: losses, logs and gradient norms are
+kept as tensors and summed when a report asks for them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from math import nan
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Adam, AdamW, Optimizer
+
+from buttress.training.schedules import LearningRate, Plateau, PlateauState
+
+
+@dataclass
+class StepState:
+    """What a module's forward is told of the moment. One object per run, updated before each step: do not keep it."""
+
+    epoch: int = 0  # epochs completed
+    step: int = 0  # optimiser steps completed
+    progress: float = 0.0  # epochs completed, with the share of the running one
+    numbers: dict[str, float] = field(default_factory=dict)  # what `Task.scheduled` said: beta, alpha, ...
+    running: str = ""  # name of the pass
+    shares: int = 1  # gradients averaged into one step (ranks x accumulated batches): a loss that SUMS multiplies by it
+    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext  # `with state.autocast(): out = model(x)`
+
+    @property
+    def beta(self) -> float:
+        return self.numbers["beta"]
+
+
+@dataclass
+class Pass:
+    """One optimiser and the module whose loss it descends. Passes run in turn on the same batch.
+
+    `module` is what `world.wrap` returned; its `forward(batch, state)` computes the whole loss and returns
+    `(loss [], logs)`, so that one call of it is the whole pass. The loss is a mean over the batch, or a sum times
+    `state.shares`: ranks and accumulated batches are averaged. With bf16 the network runs inside
+    `with state.autocast():` and the loss outside it, on `.float()` outputs. `logs` holds tensors that will not be
+    changed in place: the 0-dim ones are averaged into `train/<name>`, all of them reach `Task.observe`.
+
+    Of several passes, only the parameters of `optimizer` get gradients during this one; a network that belongs to
+    another pass (the discriminator inside the generator's loss) is held by `Borrowed`, so that this pass's DDP does not
+    own it. Loss, gradient norm and share of non-finite steps of the first pass are reported as `train/loss`,
+    `train/grad_norm`, `train/nonfinite`, those of the others as `train/<pass>/loss` and so on.
+    """
+
+    name: str
+    module: nn.Module
+    optimizer: Optimizer
+    lr: LearningRate | None = None  # factor on each group's own lr, by epoch and step
+    plateau: Plateau | None = None  # further factor, lowered when a named metric stalls
+    clip: float | None = None  # largest global gradient norm
+    starts_at_step: int = 0  # the pass is left out before this step (a discriminator's start)
+
+
+class Borrowed:
+    """A module used by another module without being registered in it (no parameters, no state, no DDP hooks).
+
+        self.critic = Borrowed(discriminator)      # in the generator's loss module; self.critic(x) calls it
+
+    Lend the plain module, not its DDP wrapper.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.module(*args, **kwargs)
+
+
+class Meters:
+    """Sums of losses, gradient norms and 0-dim logs over a window (since the last report) and over the epoch."""
+
+    FOLD = 256  # tensors kept per name before they are summed: no kernel per step, bounded memory
+    NORM_EVERY = 8  # steps; a NaN gradient between two of them shows in the next step's loss
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._kept: dict[str, list[torch.Tensor]] = {}
+        self._normed: dict[str, list[int]] = {}  # which of the kept losses came with a gradient norm
+        self._window: dict[str, torch.Tensor] = {}  # name -> [sum, count]
+        self._epoch: dict[str, torch.Tensor] = {}
+
+    def add(self, logs: Mapping[str, torch.Tensor]) -> None:
+        """A batch's 0-dim logs."""
+        for name, value in logs.items():
+            if value.dim() == 0:
+                self._kept.setdefault(name, []).append(value.detach())
+
+    def norm_is_due(self, prefix: str) -> bool:
+        """Every 8th step, from the first of a window on: where nothing is clipped a norm is only looked at."""
+        return len(self._kept.get(prefix + "loss", ())) % self.NORM_EVERY == 0
+
+    def add_step(self, prefix: str, loss: torch.Tensor, norm: torch.Tensor | None) -> None:
+        """A step's loss, and its gradient norm where it was computed."""
+        losses = self._kept.setdefault(prefix + "loss", [])
+        if norm is not None:
+            self._kept.setdefault(prefix + "grad_norm", []).append(norm)
+            self._normed.setdefault(prefix, []).append(len(losses))
+        losses.append(loss)
+        if len(losses) >= self.FOLD:
+            self._fold()
+
+    def window(self) -> Sums:
+        """What was added since the last report; starts a new window."""
+        self._fold()
+        sums, self._window = self._window, {}
+        return Sums(sums)
+
+    def epoch(self) -> Sums:
+        """What was added in the epoch, but `nonfinite` of its last window; starts a new epoch."""
+        last = self.window().sums
+        sums, self._epoch = self._epoch, {}
+        return Sums(sums | {name: value for name, value in last.items() if name.endswith("nonfinite")})
+
+    def _fold(self) -> None:
+        stacked = {name: torch.stack(kept) for name, kept in self._kept.items()}
+        sums = {name: (values.sum(dtype=torch.float64), len(values)) for name, values in stacked.items()}
+        for prefix, steps in self._normed.items():  # a window's first step always has a norm
+            bad = ~stacked[prefix + "loss"].isfinite()
+            bad[steps] |= ~stacked[prefix + "grad_norm"].isfinite()
+            sums[prefix + "nonfinite"] = (bad.sum(dtype=torch.float64), len(bad))
+        self._kept, self._normed = {}, {}
+        for name, (total, count) in sums.items():
+            added = torch.stack([total, total.new_full((), count)])
+            for held in (self._window, self._epoch):
+                held[name] = held[name] + added if name in held else added
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """The epoch so far, for a checkpoint from inside it."""
+        self._fold()
+        return dict(self._epoch)
+
+    def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
+        self._epoch = {name: sums.to(self.device) for name, sums in state.items()}
+
+
+@dataclass(frozen=True)
+class Sums:
+    """A `Summary` of many means at once, name -> [sum, count]: one row instead of a tensor per name.
+
+    `nonfinite` (a share of steps) is merged as the largest over ranks, with each rank's as a vector; all else as the
+    mean over everything that was added on any rank.
+    """
+
+    sums: dict[str, torch.Tensor]
+
+    def pack(self) -> torch.Tensor:
+        return torch.stack(list(self.sums.values())).reshape(-1) if self.sums else torch.zeros(0, dtype=torch.float64)
+
+    def merge(self, rows: torch.Tensor) -> dict[str, float | list[float]]:
+        merged: dict[str, float | list[float]] = {}
+        for name, of_ranks in self._columns(rows):
+            if name.endswith("nonfinite"):
+                shares = (of_ranks[:, 0] / of_ranks[:, 1]).tolist()
+                merged |= {name: max(shares), f"vector.{name}": shares}
+            else:
+                total, count = of_ranks.sum(0).tolist()
+                merged[name] = total / count
+        return merged
+
+    def nonfinite(self, rows: torch.Tensor) -> tuple[str, ...]:
+        return tuple(name for name, of_ranks in self._columns(rows) if not bool(of_ranks.isfinite().all()))
+
+    def _columns(self, rows: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
+        return zip(self.sums, rows.reshape(len(rows), len(self.sums), 2).unbind(1), strict=True)
+
+
+class Descent:
+    """A pass at work: the only place that calls its module, sets its learning rate and steps its optimiser."""
+
+    def __init__(self, one: Pass, meters: Meters, observe: Callable[..., None], *, main: bool) -> None:
+        self.name, self.module, self.optimizer, self.clip = one.name, one.module, one.optimizer, one.clip
+        self.lr, self.starts_at_step = one.lr, one.starts_at_step
+        self.plateau = PlateauState(one.plateau) if one.plateau else None
+        self.prefix = "" if main else f"{one.name}/"
+        every = (parameter for group in one.optimizer.param_groups for parameter in group["params"])
+        self.parameters = [parameter for parameter in every if parameter.requires_grad]
+        for group in one.optimizer.param_groups:
+            group.setdefault("initial_lr", group["lr"])
+        self.factor = nan  # not known: a checkpoint may have brought another rate
+        self.meters, self.observe = meters, observe
+
+    def step(self, batches: Sequence[Any], state: StepState) -> None:
+        """One optimiser step on the mean of the batches' gradients."""
+        state.running = self.name
+        self._set_rate(state)
+        for parameter in self.parameters:
+            parameter.grad = None
+        losses = [self._backward(batch, state, 1 / len(batches), sync=False) for batch in batches[:-1]]
+        losses.append(self._backward(batches[-1], state, 1 / len(batches), sync=True))
+        norm = None
+        if self.clip is not None or self.meters.norm_is_due(self.prefix):
+            gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
+            norm = global_norm(gradients)
+            if self.clip is not None:
+                torch._foreach_mul_(gradients, (self.clip / (norm + 1e-6)).clamp(max=1.0))
+        self.optimizer.step()
+        self.meters.add_step(self.prefix, losses[0] if len(losses) == 1 else torch.stack(losses).mean(), norm)
+
+    def _backward(self, batch: Any, state: StepState, share: float, *, sync: bool) -> torch.Tensor:
+        if not sync and isinstance(self.module, DistributedDataParallel):
+            with self.module.no_sync():  # the ranks' gradients meet once per step
+                return self._backward(batch, state, share, sync=True)
+        loss, logs = self.module(batch, state)
+        (loss if share == 1 else loss * share).backward()
+        self.meters.add(logs)
+        self.observe(logs, state)
+        return loss.detach()
+
+    def _set_rate(self, state: StepState) -> None:
+        if self.lr is None and self.plateau is None:
+            return
+        factor = self.lr.factor(state.epoch, state.step) if self.lr is not None else 1.0
+        if self.plateau is not None:
+            factor *= self.plateau.scale
+        if factor != self.factor:
+            self.factor = factor
+            for group in self.optimizer.param_groups:
+                group["lr"] = group["initial_lr"] * factor
+
+    @property
+    def rate(self) -> float:
+        return float(self.optimizer.param_groups[0]["lr"])
+
+
+def give_gradients_to(one: Descent, all_of_them: Iterable[Descent]) -> None:
+    """Only the parameters of this pass take gradients, so that its backward stops at a borrowed network's weights."""
+    for descent in all_of_them:
+        for parameter in descent.parameters:
+            parameter.requires_grad_(descent is one)
+
+
+def global_norm(gradients: list[torch.Tensor]) -> torch.Tensor:
+    """gradients -> []: the 2-norm of all of them together, without waiting for the device."""
+    if not gradients:
+        return torch.zeros(())
+    if sum(gradient.numel() for gradient in gradients) < 2**18:  # copying is cheaper than a kernel per tensor
+        return torch.linalg.vector_norm(torch.cat([gradient.reshape(-1) for gradient in gradients]))
+    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+
+
+def fused_adam(
+    params: Any, lr: float, *, weight_decay: float = 0.0, betas: tuple[float, float] = (0.9, 0.999)
+) -> Optimizer:
+    """Adam with all parameters in one kernel: a third of a small net's step on the CPU is plain Adam's loop.
+
+    `weight_decay` is decoupled (AdamW) when it is not 0.
+    """
+    if weight_decay:
+        return AdamW(params, lr=lr, betas=betas, weight_decay=weight_decay, fused=True)
+    return Adam(params, lr=lr, betas=betas, fused=True)

@@ -1,0 +1,100 @@
+"""Finds trainables and their rules files by name: a family of this package, or a class of the user's own.
+
+A family is imported when it is loaded, and not before; rules are found as files, without importing anything.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from buttress.errors import BadInput
+
+if TYPE_CHECKING:
+    from buttress.training.trainable import Trainable
+
+FAMILIES = {
+    "occupancy": "buttress.trainables.occupancy.train:Occupancy",
+    "lithology": "buttress.trainables.lithology.train:Lithology",
+    "rainfall": "buttress.trainables.rainfall.train:Rainfall",
+    "radio": "buttress.trainables.radio.train:Radio",
+}
+
+_FAMILY_FOLDERS = Path(__file__).parents[1] / "trainables"
+
+
+def load(name: str) -> Trainable[Any]:
+    """An instance of the trainable called `name`: a family of this package, or `my_package.module:MyTrainable`.
+
+    A module outside the installed packages is looked for in the working directory too. Raises `BadInput` when there is
+    no such family, module or class, or when the class lacks a part of the `Trainable` contract.
+    """
+    target = FAMILIES.get(name, name)
+    module_name, _, class_name = target.partition(":")
+    if not class_name:
+        accepted = f"{', '.join(FAMILIES)} or my_package.module:MyTrainable"
+        raise BadInput("no such trainable", key="trainable", value=name, accepted=accepted)
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.append(here)
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        problem, accepted = f"module {module_name} needs {error.name}, which is not installed", "pip install it"
+        if error.name and (module_name == error.name or module_name.startswith(error.name + ".")):
+            problem = f"there is no module {module_name}"
+            accepted = "a module in the folder that this was called in, or one that Python finds (PYTHONPATH)"
+        raise BadInput(problem, key="trainable", value=name, accepted=accepted) from None
+    cls = getattr(module, class_name, None)
+    if cls is None:
+        own = sorted(n for n, v in vars(module).items() if isinstance(v, type) and v.__module__ == module_name)
+        problem = f"module {module_name} has no {class_name}"
+        raise BadInput(problem, key="trainable", value=name, accepted=", ".join(own) or None)
+    missing = [part for part in ("name", "Config", "metrics", "schedule", "train") if not hasattr(cls, part)]
+    if missing:
+        problem = f"{class_name} lacks {', '.join(missing)} of the Trainable contract"
+        raise BadInput(problem, key="trainable", value=name)
+    return cls()
+
+
+def rules_file(name: str) -> Path | None:
+    """The family's `rules.yaml`, found as a file so that no family is imported; None for a family without one.
+
+    `FAMILY/VARIANT` is its `rules-VARIANT.yaml`; raises `BadInput` where there is none. For
+    `my_package.module:MyTrainable` the files are beside the module. A folder of this package that has rules but no
+    trainer yet counts as a family here.
+    """
+    family, _, variant = name.partition("/")
+    if variant:
+        others = rules_variants(family)
+        if name not in others:
+            raise BadInput("no such rules", value=name, accepted=", ".join([family, *others]))
+        return others[name]
+    path = _rules_folder(family) / "rules.yaml"
+    return path if path.is_file() else None
+
+
+def rules_names() -> list[str]:
+    """All rules that come with this package: families, and `FAMILY/VARIANT`."""
+    families = sorted(path.parent.name for path in _FAMILY_FOLDERS.glob("*/rules.yaml"))
+    return [name for family in families for name in (family, *rules_variants(family))]
+
+
+def rules_variants(family: str) -> dict[str, Path]:
+    """`FAMILY/VARIANT` -> file of the other rules that come with a family, beside its `rules.yaml`."""
+    files = sorted(_rules_folder(family).glob("rules-*.yaml"))
+    return {f"{family}/{path.stem.removeprefix('rules-')}": path for path in files}
+
+
+def _rules_folder(family: str) -> Path:
+    folder = _FAMILY_FOLDERS / family
+    if ":" in family:  # a trainable of one's own
+        try:
+            module = importlib.util.find_spec(family.partition(":")[0])
+        except ModuleNotFoundError:
+            module = None
+        folder = Path(module.origin).parent if module and module.origin else folder
+    return folder

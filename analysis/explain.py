@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 from buttress.analysis.advice import place_sentence
 from buttress.analysis.selection import best, best_of, pareto
 from buttress.analysis.table import budget_of, epochs_run, epochs_saved, searched
-from buttress.journal import Condemned, Journal, Rung, TrialRecord
+from buttress.journal import Journal, TrialRecord
+from buttress.journal.events import Condemned, RungDecision
 from buttress.rules.schema import Evidence
 from buttress.wording import duration, listing, number, percent, plural, sparkline, times
 
@@ -47,7 +48,6 @@ def explain(journal: Journal, name: str) -> Explanation:
     parts = {
         "why": _why(journal, record),
         "audit": _audit(journal, record),
-        "probation": _probation(journal, record),
         "saved": _saved(record),
         "best valid epoch": _best(journal, record),
         "parameters": _parameters(journal, record),
@@ -65,9 +65,6 @@ def reason(journal: Journal, record: TrialRecord) -> str:
     """One sentence on why the trial was stopped or failed; of the others, how far they came."""
     done = record.outcome
     epoch, _ = epochs_run(record)
-    if done is None and record.state == "suspended" and (aside := record.probation) is not None:
-        why = evidence_sentence(telling(aside.evidence)) if aside.evidence else aside.message or str(aside.rule)
-        return f"Set aside at epoch {number(epoch)} of {number(budget_of(record))}: {why}"
     if done is None:
         return f"{record.state} at epoch {number(epoch)} of {number(budget_of(record))}"
     if done.outcome in ("collapsed", "diverged"):
@@ -168,16 +165,6 @@ def _audit(journal: Journal, record: TrialRecord) -> list[str]:
     return [*lines, "at its end it was healthy: a false kill" if wrong else "at its end it was not healthy"]
 
 
-def _probation(journal: Journal, record: TrialRecord) -> list[str]:
-    if record.probation is None:
-        return []
-    lines = [*_condemned(journal, record.probation), "it was set aside with its last checkpoint"]
-    back = [start.attempt for start in record.attempts if start.time >= record.probation.time]
-    if back:
-        return [*lines, f"it ranked among the others of its age and came back as attempt {back[0]}"]
-    return [*lines, "it did not rank among the others of its age" if record.outcome else "it waits for its turn"]
-
-
 def _condemned(journal: Journal, verdict: Condemned) -> list[str]:
     at = f"at epoch {verdict.epochs} of {number(verdict.epochs_budget)}, step {number(verdict.step)}"
     lines = [f"{at}, the rule {_rule_text(journal, verdict.rule or '')} held"]
@@ -262,12 +249,12 @@ def _of(record: TrialRecord) -> str:
     return f"{number(epoch or 0)} of {number(budget_of(record))} epochs"
 
 
-def _age(rung: Rung) -> str:
+def _age(rung: RungDecision) -> str:
     phase = f" of phase {rung.phase}" if rung.phase else ""
     return f"rung {rung.age}{phase}"
 
 
-def _rung(rung: Rung, journal: Journal) -> str:
+def _rung(rung: RungDecision, journal: Journal) -> str:
     first = journal.objectives[0]
     others = plural(rung.peers, "trial")
     if rung.cutoff is None:

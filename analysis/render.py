@@ -24,7 +24,8 @@ from buttress.journal import Journal, owner
 from buttress.wording import clock, duration, number, percent, plural
 
 STYLE = {
-    "completed": "green", "running": "cyan", "suspended": "dim cyan", "pruned": "yellow", "collapsed": "red",
+    "completed": "green", "running": "cyan", "waiting": "dim cyan", "paused": "dim cyan",
+    "pruned": "yellow", "collapsed": "red",
     "diverged": "magenta", "failed": "bold red",
 }
 ARROW = {"min": "↓", "max": "↑"}
@@ -176,7 +177,7 @@ def status_of(journal: Journal) -> RenderableType:
     if journal.torn:
         blocks.append(Text(f"the last line of its journal is torn ({journal.torn} bytes are left out)", style="yellow"))
     blocks += [Text(problem, style="yellow") for problem in journal.problems]
-    live = [row for row in rows(journal) if row["outcome"] in ("running", "suspended")]
+    live = [row for row in rows(journal) if row["outcome"] in ("running", "waiting", "paused")]
     if live:
         blocks += [Text(), _Fitted(lambda width: table(journal, live, width=width))]
     return Group(*blocks)

@@ -18,7 +18,7 @@ from buttress.analysis.curves import Curve, Curves
 from buttress.analysis.intervals import Share
 from buttress.errors import BadInput
 from buttress.rules.schema import Rule, RuleSet
-from buttress.sweep.evaluation import Judged
+from buttress.sweep.evaluation import TrialEvaluator
 
 #: The winners: this share of the healthy trials, by objective.
 TOP = 0.05
@@ -54,17 +54,18 @@ class Replayed:
 
 def replay(curve: Curve, rules: RuleSet) -> Replayed:
     """The curve's reports, one after the other, until the rules condemn it."""
-    judged = Judged(rules, [NO_OBJECTIVE], "min", curve.budget_epochs)
+    evaluation = TrialEvaluator(rules, [NO_OBJECTIVE], "min", curve.budget_epochs)
     killed: int | None = None
     warned: dict[str, float] = {}
     for index, report in enumerate(curve.reports):
-        verdict = judged.take_in(dict(report))
+        evaluation.add(report)
+        verdict = evaluation.engine.verdict
         for warning in verdict.warnings:
             warned.setdefault(warning.kind, curve.at[index])
         if verdict.final:
             killed = index
             break
-    verdict = judged.watch.verdict
+    verdict = evaluation.engine.verdict
     spent = 1.0 if killed is None else curve.spent(killed)
     final = killed is not None
     truth = curve.truth
@@ -177,7 +178,7 @@ def _among(healthy: Sequence[tuple[Curve, Replayed]], mark: str) -> Share:
 
 def _saved(known: Sequence[tuple[Curve, Replayed]]) -> float:
     def cost(curve: Curve) -> float:
-        return curve.seconds[-1] if curve.seconds else float(curve.reports[-1]["step"])
+        return curve.seconds[-1] if curve.seconds else float(curve.reports[-1].step)
 
     def run(curve: Curve, found: Replayed) -> float:
         if found.killed is None:
@@ -210,7 +211,7 @@ def result(found: Curves, rules: RuleSet, *, family: str) -> dict[str, Any]:
 
 def unheard(curves: Sequence[Curve], rules: RuleSet) -> list[str]:
     """Notes on the rules that can say nothing of these curves; raises BadInput where that are all of them."""
-    held = {name for curve in curves for report in curve.reports for name in (*report["metrics"], *report["nonfinite"])}
+    held = {name for curve in curves for report in curve.reports for name in (*report.metrics, *report.nonfinite)}
     speaking = {name: rule for name, rule in rules.rules.items() if rule.action != "off"}
     blind = [name for name, rule in speaking.items() if not _sees(rule, rules.aliases, held)]
     if blind and len(blind) == len(speaking):
@@ -219,7 +220,7 @@ def unheard(curves: Sequence[Curve], rules: RuleSet) -> list[str]:
         problem = "the curves hold nothing that a rule looks at"
         raise BadInput(problem, value=sorted(held), accepted=f"{', '.join(looked_at)}, or aliases in the rules file")
     notes = [f"the curves do not hold what these rules look at: {', '.join(blind)}"] if blind else []
-    timeless = not any(report["epoch"] for curve in curves for report in curve.reports)
+    timeless = not any(report.epoch for curve in curves for report in curve.reports)
     if waiting := [name for name, rule in speaking.items() if timeless and rule.grace.epochs and name not in blind]:
         names = ", ".join(waiting)
         notes.append(f"the curves tell no epochs, and a grace in epochs keeps silent: {names}; see --steps-per-epoch")

@@ -29,8 +29,8 @@ class Memory:
         self.at = {f"{trial:04d}" for trial in trials}
         self.read: list[dict[str, list[dict[str, float]]]] = []
 
-    def line(self, line: Any, live: Any = None) -> None:
-        if line["line"] == "report" and line["seq"] == 0 and line["trial"] in self.at:
+    def line(self, event: Any, active: Any = None) -> None:
+        if event.line == "report" and event.seq == 0 and event.trial in self.at:
             self.read.append(processes())
 
     def note(self, text: str) -> None:

@@ -26,7 +26,7 @@ from benchmarks.collapsebench.family import ROOT, Family, load
 from benchmarks.collapsebench.pack import overview, pack
 from buttress.errors import BadInput
 from buttress.journal import plain
-from buttress.search.building import unsettled
+from buttress.search.proposals import never_settles
 from buttress.spec.spec import SweepSpec
 from buttress.training.local_run import train
 from buttress.training.trainable import Reported
@@ -79,7 +79,7 @@ def configurations(spec: SweepSpec, trainable: Any, count: int) -> list[dict[str
             config = spec.config(params, trainable.Config, schedule=trainable.schedule, epochs_path=path)
         except BadInput:
             continue
-        if spec.violated(config) is None and unsettled(trainable.schedule(config)) is None:
+        if spec.violated(config) is None and never_settles(trainable.schedule(config)) is None:
             accepted.append(params)
     return accepted
 

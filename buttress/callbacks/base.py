@@ -6,8 +6,8 @@ import logging
 from collections.abc import Callable, Iterable
 from typing import Protocol
 
-from buttress.sweep.evaluation import Line
-from buttress.sweep.trial import LiveTrial
+from buttress.journal.events import Event
+from buttress.sweep.trial import ActiveTrial
 
 log = logging.getLogger("buttress")
 notes = logging.getLogger("buttress.notes")  # what watchers are told, for those who have none
@@ -16,7 +16,7 @@ notes = logging.getLogger("buttress.notes")  # what watchers are told, for those
 class Watcher(Protocol):
     """What looks on at a sweep: called with every journal line, in order, from the thread that wrote it."""
 
-    def line(self, line: Line, live: LiveTrial | None = None) -> None:
+    def line(self, event: Event, active: ActiveTrial | None = None) -> None:
         """A line has been written; `live` is its trial, unless the line ended it."""
 
     def note(self, text: str) -> None:
@@ -32,8 +32,8 @@ class Watchers:
     def add(self, *watchers: Watcher) -> None:
         self._watchers += watchers
 
-    def line(self, line: Line, live: LiveTrial | None) -> None:
-        self._tell(lambda watcher: watcher.line(line, live))
+    def line(self, event: Event, active: ActiveTrial | None) -> None:
+        self._tell(lambda watcher: watcher.line(event, active))
 
     def note(self, text: str) -> None:
         notes.warning(text)

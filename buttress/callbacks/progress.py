@@ -20,7 +20,18 @@ from rich.table import Table
 from rich.text import Text
 
 from buttress.analysis.explain import evidence_sentence, telling
+from buttress.journal.events import (
+    AttemptStarted,
+    Audited,
+    CircuitBroken,
+    Event,
+    Outcome,
+    Paused,
+    Report,
+    WorkersLost,
+)
 from buttress.rules.schema import YES_OR_NO, Evidence
+from buttress.sweep.trial import ActiveTrial
 from buttress.wording import clock, number
 
 REFRESH_HZ = 2.0
@@ -33,7 +44,6 @@ COLOURS = {
     "diverged": "magenta",
     "pruned": "yellow",
     "failed": "bold red",
-    "suspended": "dim",
     "running": "cyan",
 }
 
@@ -173,13 +183,11 @@ class Progress:
                 self._seen.endings.append((trial, told, short))
         self._say(f"{trial} {told} {text}")
 
-    def trial_set_aside(self, trial: str, verdict: Mapping[str, Any]) -> None:
-        """The trial has left its slot and may come back, told by the keys of the journal's `suspended` line."""
-        told = {**verdict, "outcome": "collapsed"}
+    def trial_paused(self, trial: str, reason: str = "") -> None:
+        """The trial has left its slot and waits."""
         with self._lock:
             self._seen.running.pop(trial, None)
-            self._seen.endings.append((trial, "suspended", ending(told, self.heading.objective, short=True)))
-        self._say(f"{trial} set aside {ending(told, self.heading.objective)}")
+        self._say(f"{trial} paused{f': {reason}' if reason else ''}")
 
     def note(self, text: str) -> None:
         """Something a person should know; it stays above the live view."""
@@ -188,30 +196,28 @@ class Progress:
         else:
             self._say(text)
 
-    def line(self, line: Mapping[str, Any], live: Any = None) -> None:
-        """A journal line, of the kinds that are shown; `live` is its trial (`params`, `epochs`) if it goes on."""
-        match line["line"]:
-            case "start":
-                self.trial_started(line["trial"], live.params if live else {}, line["slot"])
-            case "report":
-                epochs = live.epochs if live else None
-                self.trial_reported(
-                    line["trial"], line["epoch"], epochs, line["metrics"], line["state"], line["suspects"]
-                )
-            case "lost":
+    def line(self, event: Event, active: ActiveTrial | None = None) -> None:
+        """An event of the kinds that are shown; `active` is its trial, if it goes on."""
+        match event:
+            case AttemptStarted():
+                self.trial_started(event.trial, active.params if active else {}, event.slot)
+            case Report():
+                epochs = active.epochs if active else None
+                self.trial_reported(event.trial, event.epoch, epochs, event.metrics, event.state, event.suspects)
+            case WorkersLost():
                 with self._lock:
-                    if row := self._seen.running.get(line["trial"]):
+                    if row := self._seen.running.get(event.trial):
                         row.state = "lost"
-                self.note(f"{line['trial']} lost its workers ({line['reason']}) and goes on from its checkpoint")
-            case "audit":
-                self.note(f"{line['trial']} is condemned by {line['rule']} and runs on to its end, to check it")
-            case "suspended":
-                self.trial_set_aside(line["trial"], line)
-            case "breaker":
-                collapsed, first = line["collapsed"], line["first"]
-                self.note(f"{collapsed} of the first {first} trials collapsed: the circuit breaker stops the sweep")
-            case "outcome":
-                self.trial_ended(line["trial"], line)
+                self.note(f"{event.trial} lost its workers ({event.reason}) and goes on from its checkpoint")
+            case Audited():
+                self.note(f"{event.trial} is condemned by {event.rule} and runs on to its end, to check it")
+            case Paused():
+                self.trial_paused(event.trial, event.reason)
+            case CircuitBroken():
+                told = f"{event.collapsed} of the first {event.first} trials collapsed"
+                self.note(f"{told}: the circuit breaker stops the sweep")
+            case Outcome():
+                self.trial_ended(event.trial, event.to_line())
 
     # --- the live view ----------------------------------------------------------------------------------------------
 

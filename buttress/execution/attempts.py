@@ -13,7 +13,7 @@ from typing import Any
 from buttress.callbacks.checkpoint_retention import Files
 from buttress.storage import Storage
 from buttress.sweep.state import SweepState
-from buttress.sweep.trial import LiveTrial
+from buttress.sweep.trial import ActiveTrial
 
 
 class Attempts:
@@ -25,18 +25,18 @@ class Attempts:
         self._state, self._files, self._store, self._note = state, files, store, note
         self._folder = folder.absolute() / "trials"
 
-    def work(self, live: LiveTrial, problem: str = "") -> dict[str, Any]:
+    def work(self, live: ActiveTrial, problem: str = "") -> dict[str, Any]:
         """What the workers need for the trial's next attempt; `problem`: of the checkpoint it would have gone on from.
 
         Makes the trial's folder.
         """
         folder = self._folder / live.id
         folder.mkdir(parents=True, exist_ok=True)
-        while (source := live.resume_point) and not self._files.exists(live.id, source["checkpoint"]):
-            problem = problem or f"checkpoint {source['checkpoint']} is missing"
-            self._state.forget_checkpoint(live.id, source["checkpoint"])
+        while (source := live.resume_point) and not self._files.exists(live.id, source.checkpoint):
+            problem = problem or f"checkpoint {source.checkpoint} is missing"
+            self._state.forget_checkpoint(live.id, source.checkpoint)
         if problem:
-            now = f"goes on from {source['checkpoint']}" if source else "starts afresh"
+            now = f"goes on from {source.checkpoint}" if source else "starts afresh"
             self._note(f"trial {live.id}: {problem}, so the trial {now}")
         return {
             "trial": live.id,
@@ -45,6 +45,6 @@ class Attempts:
             "config": live.config,
             "seed": live.seed,
             "folder": str(folder),
-            "resume": str(folder / source["checkpoint"]) if source else None,
+            "resume": str(folder / source.checkpoint) if source else None,
             "store": self._store.folder(f"trials/{live.id}").url if self._store is not None else None,
         }

@@ -31,12 +31,13 @@ from buttress.execution.finish import TRIPPED, Finish
 from buttress.execution.nodes import Nodes, free
 from buttress.execution.ray_session import NAMESPACE, connected, settled_resources
 from buttress.execution.setup import check, header, load, new_id, resolve_rules, versions
-from buttress.journal import DURABLE, JournalWriter
+from buttress.journal import JournalWriter
+from buttress.journal.events import CircuitBroken, Ended, Event, Header, Resumed, WarmStarted
 from buttress.rules.schema import RuleSet
-from buttress.search.warm_start import gathered, resolved, sentence
+from buttress.search.warm_start import collect, describe, resolve_sweeps
 from buttress.spec.spec import SweepSpec
 from buttress.storage import Storage, is_url, origin
-from buttress.sweep.state import Line, SweepState
+from buttress.sweep.state import SweepState
 
 if TYPE_CHECKING:
     from buttress.execution.worker_pool import SlotPool
@@ -57,7 +58,7 @@ class Driver:
         folder: Path,
         *,
         sweep: str,
-        earlier: list[Line] | None = None,
+        earlier: list[Event] | None = None,
         rules: RuleSet | None = None,
         address: str | None = None,
         watchers: tuple[Watcher, ...] = (),
@@ -72,7 +73,7 @@ class Driver:
         self.rules = rules or resolve_rules(spec)
         self.watchers = Watchers(watchers)
         self._resumed = earlier is not None
-        self.earlier: list[Line] = earlier or []
+        self.earlier: list[Event] = earlier or []
         self._upload: Any = None
         self._failure: BaseException | None = None
         self._over = threading.Event()  # Tune is done
@@ -101,10 +102,10 @@ class Driver:
             finally:
                 seconds = time.monotonic() - began
                 counts = {**self.state.counts}
-                if self.state.live:
-                    counts["suspended"] = len(self.state.live)
+                if self.state.active:
+                    counts["unfinished"] = len(self.state.active)
                 with contextlib.suppress(OSError):
-                    self._write(journal.end(reason=reason, counts=counts, seconds=seconds))
+                    self._write(Ended(reason=reason, counts=counts, seconds=seconds))
                 shutil.rmtree(self.folder / ".ray", ignore_errors=True)
         self._verify()
         return Finish(self.sweep, self.folder, self.where, counts, seconds, reason, interrupted)
@@ -139,9 +140,9 @@ class Driver:
         finally:
             self._upload.close()
 
-    def _write(self, line: Line) -> None:
-        self._writer.write(line)
-        if self._upload is not None and line["line"] in DURABLE:
+    def _write(self, event: Event) -> None:
+        self._writer.write(event)
+        if self._upload is not None and event.durable:
             self._upload.wake()
 
     def _open_journal(self) -> None:
@@ -149,18 +150,18 @@ class Driver:
             self._write(header(self.spec, self.trainable, self.rules, self.sweep))
             self._warm_start()
             return
-        self._write(journal.resume(versions=versions()))
+        self._write(Resumed(versions=versions()))
         self.state.replay(self.earlier)
-        if not any(line["line"] == "warm" for line in self.earlier):
+        if not any(isinstance(event, WarmStarted) for event in self.earlier):
             self._warm_start()
         for trial, outcome in self.state.outcomes.items():
             self.checkpoints.ended(trial, outcome)
 
     def _warm_start(self) -> None:
         if self.spec.warm_start:
-            line = gathered(self.spec, self.trainable)
-            self.state.warm_start(line)
-            self.watchers.note(f"warm start: {sentence(line)}")
+            event = collect(self.spec, self.trainable)
+            self.state.warm_start(event)
+            self.watchers.note(f"warm start: {describe(event)}")
 
     def _execute(self, ray: Any) -> str:
         from buttress.execution import mailbox
@@ -204,9 +205,9 @@ class Driver:
         """Why the sweep ended that nothing kept from its end."""
         if self.state.tripped:
             return TRIPPED
-        if self.state.live:
+        if self.state.active:
             return "time budget spent"
-        if self.state.spent:
+        if self.state.proposals.exhausted:
             self.watchers.note("space exhausted: every configuration that the spec allows has been run")
             return "space exhausted"
         healthy = self.spec.budget.healthy
@@ -235,15 +236,12 @@ class Driver:
             if len(self._with_tune) >= self.pool.working():
                 return None
             live = self.state.next_trial(leaving=self._with_tune | self.events.leaving)
-            self.events.close_files()
         except BaseException as error:
             self._fail(error)
             return Searcher.FINISHED
-        if live is None:  # on probation a trial that still runs may be set aside and come back
-            waits = self.spec.probation.epochs and (self._with_tune or self.events.leaving)
-            return None if waits else Searcher.FINISHED
+        if live is None:
+            return None if self.events.leaving else Searcher.FINISHED
         self._with_tune.add(live.id)
-        self.events.drawn(live.id)
         # as one string: of every number in a trial's config and results Tune keeps statistics for good
         work = json.dumps(self.attempts.work(live))
         return {"trial": live.id, "work": work, "mailbox": self._name, "namespace": NAMESPACE}
@@ -254,12 +252,12 @@ class Driver:
         Not so when the whole sweep has failed: then its trials wait for the sweep to be resumed.
         """
         self._with_tune.discard(trial)
-        if error and self._failure is None and trial in self.state.live:
-            outcome = self.state.raised(trial, self.state.live[trial].attempt, "its Tune actor died", "infrastructure")
+        if error and self._failure is None and trial in self.state.active:
+            attempt = self.state.active[trial].attempt
+            outcome = self.state.raised(trial, attempt, "its Tune actor died", "infrastructure")
             self.mailbox.stop.remote(trial, str(outcome))
-        live = self.state.live.get(trial)
-        aside = live is not None and live.suspended is not None
-        self.mailbox.drop.remote(trial, live.attempt if live is not None and aside else None)
+        active = self.state.active.get(trial)  # a paused trial comes back with another attempt
+        self.mailbox.drop.remote(trial, active.attempt if active is not None else None)
 
     # --- the mailbox tells ---------------------------------------------------------------------------------------
 
@@ -288,10 +286,10 @@ class Driver:
 
     # --- around it -----------------------------------------------------------------------------------------------
 
-    def _line(self, line: Line) -> None:
-        if line["line"] == "breaker":
+    def _line(self, event: Event) -> None:
+        if isinstance(event, CircuitBroken):
             self._halt()
-        self.watchers.line(line, self.state.live.get(line.get("trial") or ""))
+        self.watchers.line(event, self.state.active.get(getattr(event, "trial", "")))
 
     def _halt(self) -> None:
         """The circuit breaker: nothing is drawn any more, and running trials leave their slots to be resumed later."""
@@ -314,13 +312,13 @@ class Driver:
             trial = self.state.asks.get(entry.number)
             if entry.number in self.state.warm:
                 continue
-            if entry.state == TrialState.COMPLETE and self.state.outcomes[str(trial)]["outcome"] != "completed":
+            if entry.state == TrialState.COMPLETE and self.state.outcomes[str(trial)].outcome != "completed":
                 raise RuntimeError(f"trial {trial} is COMPLETE in the study, but it did not complete")
 
 
 def start(spec: SweepSpec, out: Path | str, *, sweep: str | None = None, **options: Any) -> Driver:
     """A new sweep in its own folder under `out`, a folder or a URL; raises BadInput where that cannot be written."""
-    spec = resolved(spec)
+    spec = resolve_sweeps(spec)
     sweep = sweep or new_id(spec.name)
     if is_url(out):
         from buttress.journal.remote import spool
@@ -345,11 +343,12 @@ def resume(
 
         path = fetch(store) / journal.FILE
         options = {**options, "store": store}
-    lines = list(journal.lines(path))
-    first = lines[0]
-    spec = SweepSpec.from_dict(first["spec"], where=path)
+    events = list(journal.events(path))
+    first = events[0]
+    assert isinstance(first, Header)
+    spec = SweepSpec.from_dict(first.spec, where=path)
     budget = {**({"trials": trials} if trials else {}), **({"hours": hours} if hours else {})}
     if budget:
         spec = spec.model_copy(update={"budget": spec.budget.model_copy(update=budget)})
-    rules = RuleSet.from_dict(first["rules"], where=path)
-    return Driver(spec, path.parent, sweep=first["sweep"], earlier=lines[1:], rules=rules, **options)
+    rules = RuleSet.from_dict(first.rules, where=path)
+    return Driver(spec, path.parent, sweep=first.sweep, earlier=events[1:], rules=rules, **options)

@@ -15,11 +15,10 @@ from typing import TYPE_CHECKING, Any
 from buttress.callbacks.checkpoint_retention import Checkpoints
 from buttress.errors import BadInput
 from buttress.execution.attempts import Attempts
-from buttress.sweep.evaluation import Line
+from buttress.journal.events import Outcome
 from buttress.sweep.limits import Limits
-from buttress.sweep.probation import waiting
 from buttress.sweep.state import SweepState
-from buttress.sweep.trial import LiveTrial
+from buttress.sweep.trial import ActiveTrial
 from buttress.training.trainable import Reported
 
 if TYPE_CHECKING:
@@ -48,8 +47,7 @@ class Events:
         self._limits = Limits(state.spec.budget)
         self.reports = 0
         self.slot_of: dict[str, str] = {}  # trial -> the slot of its newest attempt
-        self.leaving: set[str] = set()  # trials that were set aside and whose workers have not left them yet
-        self._aside = {live.id for live in waiting(state.live.values())}  # set aside, and no outcome known here yet
+        self.leaving: set[str] = set()  # paused trials whose workers have not left them yet
         self._released: set[str] = set()  # trials whose last result Tune has been given
 
     def take(self, event: Event) -> list[Answer]:
@@ -71,16 +69,6 @@ class Events:
                 self._pool.kill(slot)
                 answers.append(("lose", slot, f"no report for {self._state.spec.budget.stall_minutes:g} minutes"))
         return answers
-
-    def drawn(self, trial: str) -> None:
-        """The trial is to begin, or is back from probation."""
-        self._aside.discard(trial)
-
-    def close_files(self) -> None:
-        """Of trials that were set aside and have been condemned for good."""
-        for trial in self._aside & self._state.outcomes.keys():
-            self._aside.discard(trial)
-            self._checkpoints.ended(trial, self._state.outcomes[trial])
 
     # --- slots -----------------------------------------------------------------------------------------------------
 
@@ -110,15 +98,13 @@ class Events:
         if reported.note:
             self._note(f"trial {trial}: {reported.note}")
         decided = state.reported(trial, attempt, reported)
-        if decided is not None and decided["line"] == "suspended":
-            return self._set_aside(trial)
         if decided is not None:
             return self._conclude(trial, decided, running=True)
-        live = state.live.get(trial)
-        if live is None or not live.runs(attempt):
+        live = state.active.get(trial)
+        if live is None or not live.accepts(attempt):
             return []
         if reported.checkpoint:
-            self._checkpoints.reported(trial, live.judged.reports, live.judged.best)
+            self._checkpoints.reported(trial, live.evaluation.reports, live.evaluation.best)
         if state.objectives[0] not in reported.metrics:
             return []
         told = {name: reported.metrics[name] for name in state.objectives if name in reported.metrics}
@@ -128,8 +114,8 @@ class Events:
     def _on_end(self, event: Event) -> list[Answer]:
         trial, how = event["trial"], event["how"]
         self._limits.ended(trial)
-        live = self._state.live.get(trial)
-        if live is not None and live.suspended is not None:
+        live = self._state.active.get(trial)
+        if trial in self.leaving:
             self._has_left(trial)
             if event["drained"]:
                 self._pool.kill(event["slot"])
@@ -142,7 +128,7 @@ class Events:
         if event["drained"] and outcome is None and how == "stopped":
             self._state.lost(trial, event["attempt"], "its node was drained", moved=True)
             self._note(f"trial {trial}: its node is drained; it goes on from the checkpoint that it left")
-            return [("again", self._attempts.work(self._state.live[trial]))]
+            return [("again", self._attempts.work(self._state.active[trial]))]
         outcome = outcome or self._ended_by_itself(event)
         if outcome is None:
             return []
@@ -150,16 +136,16 @@ class Events:
         self._checkpoints.ended(trial, outcome)
         return answers
 
-    def _without_its_checkpoint(self, live: LiveTrial, detail: dict[str, Any]) -> list[Answer]:
+    def _without_its_checkpoint(self, live: ActiveTrial, detail: dict[str, Any]) -> list[Answer]:
         """The workers could not read the checkpoint that the trial was to go on from: it goes on from an older one."""
         if not (source := live.resume_point):
             return []
-        damaged = source["checkpoint"]
+        damaged = source.checkpoint
         self._state.forget_checkpoint(live.id, damaged)
         how = "missing" if detail.get("missing") else "damaged"
         return [("again", self._attempts.work(live, f"checkpoint {damaged} is {how}"))]
 
-    def _ended_by_itself(self, event: Event) -> Line | None:
+    def _ended_by_itself(self, event: Event) -> Outcome | None:
         """The outcome of a trial whose trainer returned or raised; None where it only did as it was told."""
         trial, attempt, detail = event["trial"], event["attempt"], event["detail"]
         if event["how"] == "finished":
@@ -174,45 +160,48 @@ class Events:
     def _on_lost(self, event: Event) -> list[Answer]:
         trial, attempt = event["trial"], event["attempt"]
         self._limits.ended(trial)
-        live = self._state.live.get(trial)
-        if live is not None and live.suspended is not None:
+        if trial in self.leaving:
             self._has_left(trial)
             return []
         known = trial in self._state.outcomes
         outcome = self._state.lost(trial, attempt, event["reason"])
         if outcome is None:
             self._note(f"trial {trial}: {event['reason']}; it goes on from its last checkpoint")
-            return [("again", self._attempts.work(self._state.live[trial]))]
+            return [("again", self._attempts.work(self._state.active[trial]))]
         answers = [] if known else self._conclude(trial, outcome)
         self._checkpoints.ended(trial, outcome)
         return answers
 
     # --- what was decided ------------------------------------------------------------------------------------------
 
-    def _conclude(self, trial: str, outcome: Line, running: bool = False) -> list[Answer]:
+    def _conclude(self, trial: str, outcome: Outcome, running: bool = False) -> list[Answer]:
         """What workers (if they are `running`) and Tune have to hear of an outcome; nothing the second time."""
         if trial in self._released:
             return []
         self._released.add(trial)
         self._limits.ended(trial)
-        result: dict[str, Any] = {"outcome": outcome["outcome"], "kind": outcome["kind"], "margin": outcome["margin"]}
-        if outcome["outcome"] == "pruned":
+        result: dict[str, Any] = {"outcome": outcome.outcome, "kind": outcome.kind, "margin": outcome.margin}
+        if outcome.outcome == "pruned":
             result["decision"] = "stop"
-        elif outcome["outcome"] not in ("collapsed", "diverged"):
+        elif not outcome.dead:
             result["done"] = True
-        stop = ("stop", trial, f"{outcome['outcome']} {outcome['kind'] or ''}".strip())
+        stop = ("stop", trial, f"{outcome.outcome} {outcome.kind or ''}".strip())
         return [*([stop] if running else []), ("release", trial, result)]
 
-    def _set_aside(self, trial: str) -> list[Answer]:
-        """A condemned trial leaves its slot, and may come back. Its workers stop as for a verdict; it goes on from its
-        last checkpoint, so that what follows does not depend on when they heard of it."""
+    def pause(self, trial: str, reason: str = "") -> list[Answer]:
+        """A trial leaves its slot and waits until it is continued.
+
+        Its workers stop as for a verdict; it goes on from its last checkpoint, so that what follows does not depend on
+        when they heard of it.
+        """
+        if not self._state.pause(trial, reason):
+            return []
         self.leaving.add(trial)
-        self._aside.add(trial)
-        return [("stop", trial, "set aside"), ("release", trial, {"outcome": "suspended", "done": True})]
+        return [("stop", trial, "paused"), ("release", trial, {"outcome": "paused", "done": True})]
 
     def _has_left(self, trial: str) -> None:
-        """The workers of a trial that was set aside are out of it; if it comes back its time begins anew."""
-        self._limits.afresh(trial)
+        """The workers of a paused trial are out of it; if it comes back its time begins anew."""
+        self._limits.restart(trial)
         self.leaving.discard(trial)
 
 

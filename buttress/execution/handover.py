@@ -20,8 +20,9 @@ from buttress.analysis.export import checkpoint_of, chosen, export, export_weigh
 from buttress.callbacks.checkpoint_retention import Checkpoints, LocalFiles
 from buttress.errors import BadInput, from_pydantic
 from buttress.execution.setup import family_rules
+from buttress.journal.events import Report
 from buttress.rules.schema import RuleSet
-from buttress.sweep.evaluation import Judged, Line
+from buttress.sweep.evaluation import TrialEvaluator
 from buttress.training import registry
 from buttress.training.trainable import Reported, Trainable
 from buttress.wording import number
@@ -88,10 +89,10 @@ def train_config(path: Path, folder: Path, overrides: Sequence[str] = ()) -> dic
     sink = Solo(folder, family_rules(config.buttress.trainable), trainable, config, objective)
     train(config, trainable, folder, sink=sink)
     result = sink.result(time.monotonic() - began)
-    if (best := sink.judged.best) is not None and best["checkpoint"]:
-        torch.save(weights_of(trainable, folder / best["checkpoint"]), folder / "model.pt")
+    if (best := sink.evaluation.best) is not None and best.checkpoint:
+        torch.save(weights_of(trainable, folder / best.checkpoint), folder / "model.pt")
     if sink.stop:
-        verdict = sink.judged.verdict
+        verdict = sink.evaluation.verdict
         why = "; ".join(evidence.sentence() for evidence in verdict.evidence) if verdict else ""
         raise Collapsed(f"the run {verdict.state if verdict else 'collapsed'} and was stopped: {why}")
     return result
@@ -112,39 +113,38 @@ class Solo:
         self.stop = False
         direction = trainable.metrics[objective].direction
         epochs = trainable.schedule(config).epochs
-        self.judged = Judged(rules, [objective], direction, epochs)
+        self.evaluation = TrialEvaluator(rules, [objective], direction, epochs)
         self._folder, self._objective, self._epochs = folder, objective, epochs
         self._about = {"trainable": trainable.name, "config": config.model_dump(mode="json"), "objective": objective}
         self._checkpoints = Checkpoints(LocalFiles(folder.parent), objective, direction)
 
     def send(self, reported: Reported) -> None:
-        line = journal.report("train", 1, len(self.judged.reports), reported)
-        verdict = self.judged.take_in(line)
+        report = self.evaluation.add(Report.of("train", 1, len(self.evaluation.reports), reported))
         if reported.checkpoint:
-            self._checkpoints.reported(self._folder.name, self.judged.reports, self.judged.best)
-        self.stop = verdict.state in ("collapsed", "diverged")
+            self._checkpoints.reported(self._folder.name, self.evaluation.reports, self.evaluation.best)
+        self.stop = report.state in ("collapsed", "diverged")
         if self.stop or self._objective in reported.metrics:
-            self._show(line)
+            self._show(report)
 
-    def _show(self, line: Line) -> None:
-        metrics = line["metrics"]
-        parts = [f"epoch {line['epoch']}/{self._epochs}"]
+    def _show(self, report: Report) -> None:
+        metrics = report.metrics
+        parts = [f"epoch {report.epoch}/{self._epochs}"]
         names = (self._objective, "train/loss", "latent/kl_total", "latent/active_kl")
         parts += [f"{name} {number(metrics[name])}" for name in names if metrics.get(name) is not None]
-        parts += ["best so far"] if self.judged.best is line else []
-        parts += [line["state"]] if line["state"] != "healthy" else []
+        parts += ["best so far"] if self.evaluation.best is report else []
+        parts += [report.state] if report.state != "healthy" else []
         print("  ".join(parts), flush=True)
 
     def result(self, seconds: float) -> dict[str, Any]:
         """Writes history.json; what `buttress train --json` prints."""
-        best = self.judged.best
+        best = self.evaluation.best
         found = {
-            "metrics": journal.plain(best["metrics"]) if best else {},
-            "epoch": best["epoch"] if best else None,
+            "metrics": journal.plain(best.metrics) if best else {},
+            "epoch": best.epoch if best else None,
             "seconds": round(seconds, 3),
             "folder": str(self._folder),
         }
-        content = {**self._about, "best": found, "reports": self.judged.reports}
+        content = {**self._about, "best": found, "reports": [report.to_line() for report in self.evaluation.reports]}
         (self._folder / "history.json").write_text(json.dumps(journal.plain(content)))
         return found
 

@@ -18,9 +18,9 @@ from buttress.errors import BadInput
 from buttress.execution.ray_session import free_resources
 from buttress.execution.setup import check, load, resolve_rules, said_of
 from buttress.execution.step_timing import Timing, measure
-from buttress.search.building import build
 from buttress.search.halving import Rungs
-from buttress.search.warm_start import gathered, resolved, sentence
+from buttress.search.proposals import build
+from buttress.search.warm_start import collect, describe, resolve_sweeps
 from buttress.spec.spec import SweepSpec
 from buttress.training.cache import cached
 
@@ -71,7 +71,7 @@ def make(spec: SweepSpec, *, address: str | None = None, timing: bool = True) ->
     trainable = load(spec)
     check(spec, trainable)
     rules = resolve_rules(spec)
-    taught = sentence(gathered(resolved(spec), trainable)) if spec.warm_start else None
+    taught = describe(collect(resolve_sweeps(spec), trainable)) if spec.warm_start else None
     configs, refused = typical(spec, trainable)
     schedules = [trainable.schedule(config) for config in configs]
     free = free_resources(address)

@@ -46,6 +46,7 @@ _OWN = {  # config paths that the spec sets itself, and the key that decides the
     "buttress.seed": "seed or trial_seed",
     "buttress.workers": "resources.workers",
 }
+_RETIRED = ("probation",)  # keys of earlier versions that journals hold
 _ROUNDS = 100  # at most so many steps to the number of epochs that leaves `budget.full_beta_epochs`
 
 C = TypeVar("C", bound=BaseModel)
@@ -117,16 +118,6 @@ class Audit(Section):
     """How the sweep checks its own rules: this share of the trials that collapse runs on to its real end."""
 
     share: Annotated[float, Field(strict=True, ge=0, le=1)] = 0.0
-
-
-class Probation(Section):
-    """A second chance: a trial that collapses is set aside, and if it ranks comes back for so many further epochs.
-
-    `when`: it is set aside once it is `condemned`, or as soon as a kill rule is `suspect` of it, patience or not.
-    """
-
-    epochs: Count | None = None
-    when: Literal["condemned", "suspect"] = "condemned"
 
 
 class Resources(Section):
@@ -206,7 +197,6 @@ class SweepSpec(Section):
     warm_start: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     budget: Budget
     audit: Audit = Audit()
-    probation: Probation = Probation()
     resources: Resources = Resources()
     wandb: Wandb = Wandb()
     seed: Annotated[int, Field(strict=True, ge=0)] = 0
@@ -237,7 +227,8 @@ class SweepSpec(Section):
     @classmethod
     def from_dict(cls, tree: Mapping[str, Any], *, where: str | os.PathLike[str] | None = None) -> SweepSpec:
         """The spec that `to_dict` wrote (`where` is named in errors: a journal, say)."""
-        base, sources = laid_over(plain(dict(tree), where=where), profile=None, overrides=(), where=where)
+        kept = {key: value for key, value in plain(dict(tree), where=where).items() if key not in _RETIRED}
+        base, sources = laid_over(kept, profile=None, overrides=(), where=where)
         return cls._from(base, sources)
 
     @classmethod

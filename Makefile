@@ -5,6 +5,7 @@
 #   make test-all   with those that take long, break trainers on purpose, or build clusters
 #   make test-cluster   a cluster's whole life on four hosts in network namespaces (root; skipped where that is refused)
 #   make check      linter, type checker, doors between the rooms
+#   make check-next the contracts with Ray, Optuna and W&B against their newest releases, in a throw-away environment
 #
 # PYTHON=/path/to/python picks the interpreter; PIP_ARGS goes to pip (an index with CPU or CUDA wheels of torch, say).
 
@@ -19,7 +20,7 @@ ARGS     ?=
 # One thread per process: a sweep sets its workers' threads itself, everything else would only crowd the cores.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: install demo test test-all test-cluster check
+.PHONY: install demo test test-all test-cluster check check-next
 
 install: $(STAMP)
 
@@ -40,6 +41,19 @@ check: $(STAMP)
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m mypy
 	$(BIN)/python -m pytest -q tests/test_fresh_imports.py
+
+# What an upgrade of the three libraries would break; torch and all others stay as they are pinned. Not part of `check`.
+check-next: $(STAMP)
+	@next=$$(mktemp -d) && trap 'rm -rf "$$next"' EXIT && \
+	$(BIN)/python -m venv "$$next/venv" && \
+	grep -viE '^(ray|optuna|wandb)==' constraints.txt >"$$next/constraints.txt" && \
+	$(BIN)/python -c 'import tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
+	  print(*[d.split(">")[0] if d.startswith(("ray", "optuna", "wandb")) else d for d in p["dependencies"]], \
+	    "pytest", "psutil", sep="\n")' >"$$next/requirements.txt" && \
+	"$$next/venv/bin/python" -m pip install --quiet --no-input --upgrade $(PIP_ARGS) -c "$$next/constraints.txt" \
+	  -r "$$next/requirements.txt" && \
+	"$$next/venv/bin/python" -m pip list 2>/dev/null | grep -iE '^(ray|optuna|wandb|torch) ' && \
+	PYTHONPATH=. "$$next/venv/bin/python" -m pytest -q tests/test_compat.py $(ARGS)
 
 test: $(STAMP)
 	@$(BIN)/python -m pytest -m "not long and not control and not cluster" $(ARGS)

@@ -142,7 +142,7 @@ def test_worker_that_does_not_start_is_an_error_at_once(tmp_path: Path) -> None:
         (["mine.yaml", "--set", "train.epoch=1"], "--set: train.epoch: unknown key"),
         (["mine.yaml", "--set", "train.epochs=many"], "--set: train.epochs: "),
         (["mine.yaml", "--set", "train.epochs"], "--set: is not of the form key.path=value (got 'train.epochs')"),
-        (["mine.yaml", "--set", "train.epochs.x=1"], "--set: train.epochs: holds a value, so nothing can be set below it"),
+        (["mine.yaml", "--set", "train.epochs.x=1"], "--set: train.epochs: holds a value, so nothing can be set"),
         (["mine.yaml", "--set", "buttress.trainable=rivers"], "mine.yaml: "),
         (["mine.yaml", "--set", "buttress.trainable=null"], "mine.yaml: buttress.trainable: is missing"),
         (["mine.yaml", "--resume", "none.pt"], "none.pt: there is no such checkpoint"),

@@ -4,8 +4,8 @@
 #   make test       the tests (at most 15 minutes on two cores)
 #   make test-all   with those that take long, break trainers on purpose, or build clusters
 #   make test-cluster   a cluster's whole life on four hosts in network namespaces (root; skipped where that is refused)
-#   make check      linter, type checker, doors between the rooms
-#   make check-next the contracts with Ray, Optuna and W&B against their newest releases, in a throw-away environment
+#   make check      linter, type checker, import contracts, documentation site
+#   make check-next what the newest Ray, Optuna and W&B would break (in a throw-away environment)
 #
 # PYTHON=/path/to/python picks the interpreter; PIP_ARGS goes to pip (an index with CPU or CUDA wheels of torch, say).
 
@@ -34,26 +34,22 @@ $(STAMP): pyproject.toml constraints.txt
 	if ! $(BIN)/python -m pip --version >/dev/null 2>&1 && ! "$$python" -m venv --clear $(VENV); then \
 	  echo "$$python cannot make a virtual environment; on Debian and Ubuntu: apt-get install python3-venv" >&2; exit 2; \
 	fi
-	$(BIN)/python -m pip install --quiet --no-input $(PIP_ARGS) -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --no-input $(PIP_ARGS) -c constraints.txt -e '.[dev,docs]'
 	@touch $@
 
 check: $(STAMP)
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m mypy
+	$(BIN)/lint-imports --no-cache
 	$(BIN)/python -m pytest -q tests/test_fresh_imports.py
 
-# What an upgrade of the three libraries would break; torch and all others stay as they are pinned. Not part of `check`.
+# The contracts of tests/test_compat.py with the newest Ray, Optuna and W&B; torch stays pinned. Not part of `check`.
 check-next: $(STAMP)
-	@next=$$(mktemp -d) && trap 'rm -rf "$$next"' EXIT && \
-	$(BIN)/python -m venv "$$next/venv" && \
-	grep -viE '^(ray|optuna|wandb)==' constraints.txt >"$$next/constraints.txt" && \
-	$(BIN)/python -c 'import tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
-	  print(*[d.split(">")[0] if d.startswith(("ray", "optuna", "wandb")) else d for d in p["dependencies"]], \
-	    "pytest", "psutil", sep="\n")' >"$$next/requirements.txt" && \
-	"$$next/venv/bin/python" -m pip install --quiet --no-input --upgrade $(PIP_ARGS) -c "$$next/constraints.txt" \
-	  -r "$$next/requirements.txt" && \
-	"$$next/venv/bin/python" -m pip list 2>/dev/null | grep -iE '^(ray|optuna|wandb|torch) ' && \
-	PYTHONPATH=. "$$next/venv/bin/python" -m pytest -q tests/test_compat.py $(ARGS)
+	@next=$$(mktemp -d) && trap 'rm -rf "$$next"' EXIT && $(BIN)/python -m venv "$$next" && \
+	"$$next/bin/python" -m pip install --quiet --no-input $(PIP_ARGS) -c constraints.txt '.[dev]' && \
+	"$$next/bin/python" -m pip install --quiet --no-input $(PIP_ARGS) --upgrade 'ray[default,tune,train]' optuna wandb && \
+	"$$next/bin/python" -m pip list | grep -iE '^(ray|optuna|wandb|torch) ' && \
+	PYTHONPATH=. "$$next/bin/python" -m pytest -q tests/test_compat.py $(ARGS)
 
 test: $(STAMP)
 	@$(BIN)/python -m pytest -m "not long and not control and not cluster" $(ARGS)

@@ -407,10 +407,3 @@ def test_the_search_for_private_names_finds_them() -> None:
     )
     texts = {text for _, text in private_uses(ast.parse(code))}
     assert texts == {"ray.train._internal", "ray._private.state", "torch._foreach_mul_", "Trial(0)._suggest"}
-
-
-def test_compat_imports_nothing_else_of_buttress() -> None:
-    for path in sorted((ROOT / "buttress" / "compat").glob("*.py")):
-        for node in ast.walk(ast.parse(path.read_text())):
-            module = node.module if isinstance(node, ast.ImportFrom) else ""
-            assert not (module or "").startswith("buttress.") or (module or "").startswith("buttress.compat"), path

@@ -11,7 +11,7 @@ import math
 import random
 from collections import Counter
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from pydantic import BaseModel
 
@@ -41,8 +41,8 @@ class TrainableLike(Protocol):
     Also read where it is there: `conditional` (default False) and `epochs_path` (default `train.epochs`).
     """
 
-    Config: Any
-    metrics: Mapping[str, Any]
+    Config: ClassVar[Any]
+    metrics: ClassVar[dict[str, Any]]
 
     def schedule(self, config: Any) -> trial_config.ScheduleLike: ...
 

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple, Protocol
 from benchmarks.surrogate import Surrogate
 from buttress import journal
 from buttress.analysis.curves import Curve
-from buttress.callbacks.base import Watcher
+from buttress.callbacks.base import Callback
 from buttress.execution.finish import TRIPPED, Finish
 from buttress.execution.setup import check, header, new_id, resolve_rules
 from buttress.rules.schema import RuleSet
@@ -184,7 +184,7 @@ class Simulator:
         slots: int = 2,
         sweep: str | None = None,
         rules: RuleSet | None = None,
-        watchers: tuple[Watcher, ...] = (),
+        watchers: tuple[Callback, ...] = (),
         see: Callable[[Event], object] = lambda event: None,
     ) -> None:
         self.spec, self.surrogate, self.folder, self.slots = spec, surrogate, folder, slots

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from buttress import journal
-from buttress.callbacks.base import Watcher, Watchers
+from buttress.callbacks.base import Callback, Callbacks
 from buttress.callbacks.checkpoint_retention import Checkpoints, Files, LocalFiles
 from buttress.errors import BadInput
 from buttress.execution.attempts import Attempts
@@ -60,7 +60,7 @@ class Driver:
         earlier: list[Line] | None = None,
         rules: RuleSet | None = None,
         address: str | None = None,
-        watchers: tuple[Watcher, ...] = (),
+        watchers: tuple[Callback, ...] = (),
         store: Storage | None = None,
         take_over: bool = False,
     ) -> None:
@@ -70,7 +70,7 @@ class Driver:
         self.trainable = load(spec)
         check(spec, self.trainable)
         self.rules = rules or resolve_rules(spec)
-        self.watchers = Watchers(watchers)
+        self.watchers = Callbacks(watchers)
         self._resumed = earlier is not None
         self.earlier: list[Line] = earlier or []
         self._upload: Any = None

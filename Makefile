@@ -4,7 +4,7 @@
 #   make test       the tests (at most 15 minutes on two cores)
 #   make test-all   with those that take long, break trainers on purpose, or build clusters
 #   make test-cluster   a cluster's whole life on four hosts in network namespaces (root; skipped where that is refused)
-#   make check      linter, type checker, doors between the rooms
+#   make check      linter, type checker, import contracts, documentation site
 #
 # PYTHON=/path/to/python picks the interpreter; PIP_ARGS goes to pip (an index with CPU or CUDA wheels of torch, say).
 
@@ -33,12 +33,13 @@ $(STAMP): pyproject.toml constraints.txt
 	if ! $(BIN)/python -m pip --version >/dev/null 2>&1 && ! "$$python" -m venv --clear $(VENV); then \
 	  echo "$$python cannot make a virtual environment; on Debian and Ubuntu: apt-get install python3-venv" >&2; exit 2; \
 	fi
-	$(BIN)/python -m pip install --quiet --no-input $(PIP_ARGS) -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --no-input $(PIP_ARGS) -c constraints.txt -e '.[dev,docs]'
 	@touch $@
 
 check: $(STAMP)
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m mypy
+	$(BIN)/lint-imports --no-cache
 	$(BIN)/python -m pytest -q tests/test_fresh_imports.py
 
 test: $(STAMP)

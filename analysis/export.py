@@ -161,7 +161,7 @@ def write(text: str, target: str | os.PathLike[str], *, force: bool = False) -> 
 
 
 def find_checkpoint(journal: Journal, record: TrialRecord) -> Path | None:
-    """The file of the trial's best checkpoint, fetched from remote storage if it lies there; None when there is none."""
+    """The file of the trial's best checkpoint, fetched from remote storage where it lies there; None without one."""
     found = best_of(record, journal.objectives)
     if found is None or not found.checkpoint:
         return None

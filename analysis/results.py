@@ -1,6 +1,6 @@
 """A sweep and its trials as Python objects: what `buttress.run` and `buttress.load` return.
 
-Everything is read from the sweep's journal when it is asked for, so that a sweep that still runs shows its newest state.
+Everything is read from the sweep's journal when it is asked for: a sweep that still runs shows its newest state.
 """
 
 from __future__ import annotations
@@ -139,11 +139,16 @@ class Sweep:
         """
         import pandas as pd
 
-        read = self.journal
-        rows = tables.rows(read, all=all)
-        columns = list(rows[0]) if rows else list(tables.FIXED)
-        chosen = tables.where(rows, [where] if isinstance(where, str) else where)
-        return pd.DataFrame(tables.sort(chosen, sort, read), columns=columns)
+        everything = tables.rows(self.journal, all=all)
+        columns = list(everything[0]) if everything else list(tables.FIXED)
+        return pd.DataFrame(self.rows(where=where, sort=sort, all=all), columns=columns)
+
+    def rows(
+        self, *, where: Iterable[str] | str = (), sort: str | None = None, all: bool = False
+    ) -> list[dict[str, Any]]:
+        """`table` as JSON-able rows: what is missing is None."""
+        conditions = [where] if isinstance(where, str) else where
+        return tables.sort(tables.where(tables.rows(self.journal, all=all), conditions), sort, self.journal)
 
     def explain(self, trial: int | str) -> Explanation:
         """Why a trial ended as it did: the rule, its values and thresholds, and what was saved.
@@ -248,7 +253,7 @@ class Trials:
         objectives = [f"metric.{objective.metric}" for objective in read.objectives]
         shown = ["trial", "outcome", "kind", "margin", *objectives, *paths, "epoch", "seconds"]
         drawn = frame[[column for column in shown if column in frame]]
-        short = {column: column.removeprefix("metric.").removeprefix("config.") for column in drawn}
+        short = {column: str(column).removeprefix("metric.").removeprefix("config.") for column in drawn}
         left_out = f"<p>{len(frame) - MAX_ROWS_SHOWN} more</p>" if len(frame) > MAX_ROWS_SHOWN else ""
         html: str = drawn.rename(columns=short).head(MAX_ROWS_SHOWN).to_html(
             index=False, na_rep="", float_format=lambda value: number(value, 4), border=0
@@ -360,8 +365,8 @@ class Trial:
         """Its reports, one row each, in order.
 
         Returns:
-            Columns `epoch`, `step`, `full_beta_epochs`, `seconds` (since training began), `state` (what the rules said),
-            `valid` (whether the epoch may be the best one), then every reported metric; NaN where a report has none.
+            Columns `epoch`, `step`, `full_beta_epochs`, `seconds` (since training began), `state` (by the rules),
+            `valid` (whether the epoch may be the best one), then every reported metric; NaN where it is missing.
 
         Example:
             >>> sweep.trials[7].history().plot(x="step", y="latent/kl_total")           # doctest: +SKIP
@@ -424,7 +429,7 @@ class Replay:
         return list(self.result["notes"])
 
     def table(self) -> pd.DataFrame:
-        """One row a curve: `curve`, `killed_at` (its step or epoch), `kind`, `rule`, `margin`, `warnings`, `spent`, ..."""
+        """One row a curve: `curve`, `killed_at` (step or epoch), `kind`, `rule`, `margin`, `warnings`, `spent`, ..."""
         import pandas as pd
 
         return pd.DataFrame(self.result["curves"])

@@ -25,16 +25,45 @@ if TYPE_CHECKING:
     from buttress.monitors.monitors import AblationMonitor, LatentMonitor
     from buttress.rules.schema import RuleSet
     from buttress.spec.spec import SweepSpec
+    from buttress.training.checkpoints import load_checkpoint
     from buttress.training.trainable import Buttress, Metric, Report, Schedule, Section, Trainable, TrialStopped
     from buttress.training.world import World
     from buttress.tune.scheduler import FullBetaHalving
     from buttress.tune.stopper import CollapseStopper
 
 __all__ = [
-    "AblationMonitor", "BadInput", "Buttress", "Callback", "Collapsed", "CollapseStopper", "FullBetaHalving",
-    "LatentMonitor", "Metric", "NothingHealthy", "Plan", "Replay", "Report", "RuleSet", "Schedule", "Section", "Sweep",
-    "SweepSpec", "Trainable", "Trial", "TrialStopped", "Trials", "World", "calibrate", "check_data", "load", "plan",
-    "replay", "resume", "run", "train",
+    "AblationMonitor",
+    "BadInput",
+    "Buttress",
+    "Callback",
+    "CollapseStopper",
+    "Collapsed",
+    "FullBetaHalving",
+    "LatentMonitor",
+    "Metric",
+    "NothingHealthy",
+    "Plan",
+    "Replay",
+    "Report",
+    "RuleSet",
+    "Schedule",
+    "Section",
+    "Sweep",
+    "SweepSpec",
+    "Trainable",
+    "Trial",
+    "TrialStopped",
+    "Trials",
+    "World",
+    "calibrate",
+    "check_data",
+    "load",
+    "load_checkpoint",
+    "plan",
+    "replay",
+    "resume",
+    "run",
+    "train",
 ]  # fmt: skip
 
 #: Where each name is defined.
@@ -49,6 +78,7 @@ _MODULES = {
     "buttress.monitors.monitors": ("AblationMonitor", "LatentMonitor"),
     "buttress.rules.schema": ("RuleSet",),
     "buttress.spec.spec": ("SweepSpec",),
+    "buttress.training.checkpoints": ("load_checkpoint",),
     "buttress.training.trainable": (
         "Buttress", "Metric", "Report", "Schedule", "Section", "Trainable", "TrialStopped",
     ),

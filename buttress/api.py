@@ -1,7 +1,7 @@
 """The public Python API: run, resume and read sweeps from a script or a notebook.
 
-Import it as `import buttress`; nothing heavy is imported until a function needs it. Errors are exceptions: `BadInput` for
-whatever was given wrongly, with one sentence that says what came and what is accepted.
+It is used as `import buttress`; nothing heavy is imported until a function needs it. Errors are exceptions: `BadInput`
+for whatever was given wrongly, with one sentence that says what came and what is accepted.
 """
 
 from __future__ import annotations
@@ -59,14 +59,14 @@ def run(
 ) -> Sweep:
     """Runs a sweep to its end, with its progress shown in the terminal or the notebook.
 
-    Ctrl-C (in a notebook: interrupting the kernel) ends it in good order: the sweep is returned with `interrupted` True,
+    Ctrl-C (in a notebook: interrupting the kernel) ends it in good order: the sweep is returned, `interrupted` is True,
     and `resume` goes on with it.
 
     Args:
         spec: A YAML file, the name of a packaged search space (`lithology`), a mapping as such a file holds it, or a
             `SweepSpec`. In a mapping `trainable` may be the class itself, if it is defined in a module file.
         profile: A profile of the spec, such as `quick`.
-        set: Changes to the spec by key path, such as `{"budget.trials": 8}`; `config.<path>` fixes a training parameter.
+        set: Changes to the spec by key path: `{"budget.trials": 8}`; `config.<path>` fixes a training parameter.
         out: The folder that holds sweeps, or a URL such as `s3://bucket/sweeps`.
         warm_start: Earlier sweeps whose trials the sampler is told first.
         address: A running Ray cluster (`auto` on its head); by default Ray is started here and ends with the sweep.
@@ -395,7 +395,7 @@ def _trainable_name(cls: type) -> str:
 
 def _not_importable(name: str) -> BadInput:
     return BadInput(
-        f"the class {name} is defined in a notebook or in the script that is run, and workers cannot import it from there",
+        f"the class {name} is defined in a notebook or in the script that is run: workers cannot import it from there",
         key="trainable",
         accepted=f"a class in a module file: put it into my_trainer.py beside this one, and name it my_trainer:{name}",
     )

@@ -18,9 +18,9 @@ import pytest
 import torch
 from object_store import ObjectStore
 
+import buttress
 from buttress.analysis.selection import best
 from buttress.execution import driver
-from buttress.execution.handover import export_best
 from buttress.journal import Journal, find, read
 from buttress.spec.spec import SweepSpec
 from buttress.storage import Storage, leased, segments
@@ -92,7 +92,7 @@ def test_it_is_exported_with_its_weights_from_anywhere(
     monkeypatch.chdir(prepare(tmp_path / "elsewhere"))
     monkeypatch.setenv("BUTTRESS_CACHE", str(tmp_path / "other-cache"))
     monkeypatch.syspath_prepend(str(folder))
-    written = export_best(finish.where, tmp_path / "best.yaml", weights=True)
+    written = buttress.load(finish.where).export(tmp_path / "best.yaml", weights=True)
     assert torch.load(written[1], weights_only=True)["weight"].shape == (1, 1)
     assert best(read(find(finish.where).path)) is not None
 
@@ -112,7 +112,7 @@ def s3() -> Iterator[ObjectStore]:
         made.close()
 
 
-def buttress(folder: Path, s3: ObjectStore, *verb: str) -> subprocess.Popen[str]:
+XX
     """A `buttress` of its own: its own cache, so its own spool, and a Ray of its own."""
     path = os.pathsep.join([str(HERE.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = {**os.environ, **s3.environment, "BUTTRESS_CACHE": str(folder / "cache"), "PYTHONPATH": path}

@@ -25,12 +25,12 @@ HELP = """Search hyperparameters of models that collapse: a collapsed trial dies
 
 A first sweep, on this machine:
 
-    buttress plan   lithology --profile quick   # what will run, what it needs, how long it takes
-    buttress run    lithology --profile quick   # Ctrl-C leaves it resumable
-    buttress table  lithology                   # every trial, and why each was stopped
-    buttress why    lithology 3                 # one trial in words
-    buttress export lithology -o best.yaml      # the best config ...
-    buttress train  best.yaml                   # ... trains to the same figures
+    buttress plan   lithology --profile quick  # what will run, and for how long
+    buttress run    lithology --profile quick  # Ctrl-C leaves it resumable
+    buttress table  lithology                  # every trial, and why it ended
+    buttress why    lithology 3                # one trial in words
+    buttress export lithology -o best.yaml     # the best config ...
+    buttress train  best.yaml                  # ... trains to the same figures
 
 A model of your own: `buttress init own`. `buttress VERB --help` explains a verb and its options.
 """

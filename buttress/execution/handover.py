@@ -1,4 +1,4 @@
-"""Trains one config under its family's rules, and looks at data.
+"""Trains one config under its family's rules.
 
 `train_config` runs a config as a sweep would (same seeds, threads and worker count, same rules), so that an exported
 config gives its trial's figures again, bit for bit.
@@ -12,15 +12,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from buttress import journal
 from buttress.callbacks.checkpoint_retention import Checkpoints, LocalFiles
-from buttress.errors import BadInput, from_pydantic
+from buttress.errors import BadInput
 from buttress.execution.setup import family_rules
 from buttress.rules.schema import RuleSet
 from buttress.sweep.evaluation import Judged, Line
-from buttress.training import registry
 from buttress.training.checkpoints import weights_of
 from buttress.training.trainable import Reported, Trainable
 from buttress.wording import number
@@ -108,32 +105,3 @@ class Solo:
         content = {**self._about, "best": found, "reports": self.judged.reports}
         (self._folder / "history.json").write_text(json.dumps(journal.plain(content)))
         return found
-
-
-def check_data(family: str, path: Path, overrides: Sequence[str] = ()) -> Any:
-    """What is in a family's data at `path`, as a table: the rows of the trainable's `check_data`."""
-    from rich.table import Table
-
-    from buttress.spec.config_paths import nested
-    from buttress.spec.yaml_io import parse_yaml
-
-    trainable = registry.load(family)
-    own = getattr(trainable, "check_data", None)
-    if own is None:
-        raise BadInput("this trainable cannot check data", key="FAMILY", value=family)
-    given = {}
-    for override in overrides:
-        key, equals, value = override.partition("=")
-        if not equals:
-            raise BadInput("is not path=value", key="--set", value=override, accepted="data.layout=force2020")
-        given[key.strip().removeprefix("config.")] = parse_yaml(value, where="--set")
-    try:
-        config = trainable.Config.model_validate(nested(given))
-    except ValidationError as error:
-        raise from_pydantic(error, trainable.Config, where="--set") from None
-    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
-    table.add_column(style="bold")
-    table.add_column(overflow="fold")
-    for name, text in own(path, config):
-        table.add_row(name, text)
-    return table

@@ -67,15 +67,13 @@ def export_files(
     """
     written = [write(export(journal, trial, force=force), output, force=force)]
     if weights:
-        import torch
-
         from buttress.training import registry
-        from buttress.training.checkpoints import weights_of
+        from buttress.training.checkpoints import save_weights, weights_of
 
         source = checkpoint_of(journal, chosen(journal, trial, force=force))
         trainable = registry.load(journal.header.trainable)
         load = partial(weights_of, trainable)
-        written.append(export_weights(source, output.with_suffix(".pt"), load=load, save=torch.save, force=force))
+        written.append(export_weights(source, output.with_suffix(".pt"), load=load, save=save_weights, force=force))
     return written
 
 

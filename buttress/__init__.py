@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from buttress.errors import BadInput
     from buttress.execution.handover import Collapsed
     from buttress.execution.plan import Plan
-    from buttress.monitors.monitors import AblationMonitor, LatentMonitor
+    from buttress.monitors import AblationMonitor, LatentMonitor
     from buttress.rules.schema import RuleSet
     from buttress.spec.spec import SweepSpec
     from buttress.training.checkpoints import load_checkpoint
@@ -75,7 +75,7 @@ _MODULES = {
     "buttress.errors": ("BadInput",),
     "buttress.execution.handover": ("Collapsed",),
     "buttress.execution.plan": ("Plan",),
-    "buttress.monitors.monitors": ("AblationMonitor", "LatentMonitor"),
+    "buttress.monitors": ("AblationMonitor", "LatentMonitor"),
     "buttress.rules.schema": ("RuleSet",),
     "buttress.spec.spec": ("SweepSpec",),
     "buttress.training.checkpoints": ("load_checkpoint",),

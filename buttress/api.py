@@ -297,24 +297,20 @@ def check_data(family: str, path: str | os.PathLike[str], *, set: Overrides = No
     from pydantic import ValidationError
 
     from buttress.errors import from_pydantic
-    from buttress.spec.config_paths import nested
-    from buttress.spec.yaml_io import parse_yaml
+    from buttress.spec.config_paths import layered
+    from buttress.spec.overrides import override_config
     from buttress.training import registry
 
     trainable = registry.load(family)
     own = getattr(trainable, "check_data", None)
     if own is None:
         raise BadInput("this trainable cannot check data", key="FAMILY", value=family)
-    given = {}
-    for override in _overrides(set):
-        key, equals, value = override.partition("=")
-        if not equals:
-            raise BadInput("is not path=value", key="--set", value=override, accepted="data.layout=force2020")
-        given[key.strip().removeprefix("config.")] = parse_yaml(value, where="--set")
+    content: dict[str, Any] = {}
+    sources = override_config(content, _overrides(set), example="data.layout=force2020")
     try:
-        config = trainable.Config.model_validate(nested(given))
+        config = trainable.Config.model_validate(layered(trainable.Config, content))
     except ValidationError as error:
-        raise from_pydantic(error, trainable.Config, where="--set") from None
+        raise sources.locate(from_pydantic(error, trainable.Config)) from None
     rows: list[tuple[str, str]] = own(Path(path), config)
     return rows
 

@@ -80,6 +80,11 @@ def cloned(value: Any) -> Any:
     return value
 
 
+def save_weights(weights: dict[str, Any], path: Path) -> None:
+    """Write a plain state dict, as `torch.load(path, weights_only=True)` reads it."""
+    torch.save(weights, path)
+
+
 def weights_of(trainable: Trainable[Any], checkpoint: Path) -> dict[str, Any]:
     """The model of a checkpoint as a plain state dict.
 

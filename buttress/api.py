@@ -70,7 +70,7 @@ def run(
         out: The folder that holds sweeps, or a URL such as `s3://bucket/sweeps`.
         warm_start: Earlier sweeps whose trials the sampler is told first.
         address: A running Ray cluster (`auto` on its head); by default Ray is started here and ends with the sweep.
-        callbacks: Called with every journal line while the sweep runs, see `Callback`.
+        callbacks: Called with every journal event while the sweep runs, see `Callback`.
         quiet: Show nothing.
 
     Returns:
@@ -471,7 +471,7 @@ def _execute(driver: Driver, callbacks: Sequence[Callback], quiet: bool) -> Swee
     """Runs a driver with its progress display, its W&B runs and the given callbacks, which are closed in any case."""
     from rich.console import Console
 
-    from buttress.callbacks.base import notes
+    from buttress.callbacks.base import messages_log
     from buttress.callbacks.progress import Heading, Progress
     from buttress.callbacks.wandb import WandbRuns
 
@@ -490,16 +490,16 @@ def _execute(driver: Driver, callbacks: Sequence[Callback], quiet: bool) -> Swee
     console = Console(file=sys.stderr, highlight=False, quiet=quiet)
     progress = Progress(Heading(driver.sweep, first.metric, str(first.direction), spec.budget.trials), console)
     for line in driver.earlier:
-        progress.line(line)
-    driver.watchers.add(wandb, progress, *callbacks)
+        progress.on_event(line)
+    driver.callbacks.add(wandb, progress, *callbacks)
     console.print(f"sweep {driver.sweep}: journal, checkpoints and W&B files go to {driver.where}")
-    level = notes.level
+    level = messages_log.level
     try:
         if not quiet:
-            notes.setLevel(logging.ERROR)  # the display shows them
+            messages_log.setLevel(logging.ERROR)  # the display shows them
         with progress:
             finish = driver.run()
     finally:
-        notes.setLevel(level)
+        messages_log.setLevel(level)
         wandb.close()
     return Sweep(finish.folder, where=finish.where)

@@ -4,64 +4,66 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable
-from typing import Protocol
 
 from buttress.sweep.evaluation import Line
 from buttress.sweep.trial import LiveTrial
 
 log = logging.getLogger("buttress")
-notes = logging.getLogger("buttress.notes")  # what callbacks are told, for those who have none
+messages_log = logging.getLogger("buttress.messages")  # what callbacks are sent by `on_message`, where there are none
 
 
-class Callback(Protocol):
-    """Called while a sweep runs, with every journal line in order.
+class Callback:
+    """Base class of what is called while a sweep runs; override one or both methods.
 
-    A class needs no base class; these two methods are enough. Calls come from the thread that wrote the line, one at a
-    time: return soon. A callback that raises is logged once and not called again.
+    Calls come one at a time, in the journal's order, from the thread that wrote the event: return soon. A callback that
+    raises is logged once and not called again.
 
     Example:
-        >>> class Outcomes:
-        ...     def line(self, line, live=None):
-        ...         if line["line"] == "outcome":
-        ...             print(line["trial"], line["outcome"])
-        ...
-        ...     def note(self, text):
+        >>> class Messages(Callback):
+        ...     def on_message(self, text):
         ...         print(text)
-        >>> buttress.run("lithology", profile="quick", callbacks=[Outcomes()])          # doctest: +SKIP
+        >>> buttress.run("lithology", profile="quick", callbacks=[Messages()])          # doctest: +SKIP
     """
 
-    def line(self, line: Line, live: LiveTrial | None = None) -> None:
-        """A journal line has been written.
+    def on_event(self, event: Line, trial: LiveTrial | None = None) -> None:
+        """A journal event has been written.
 
         Args:
-            line: The line as a mapping; `line["line"]` is its type (`start`, `report`, `outcome`, ...).
-            live: Its trial, unless the line ended it.
+            event: The event, of whatever type.
+            trial: The trial it belongs to; None for one of the sweep as a whole, and for a trial that it ended.
         """
 
-    def note(self, text: str) -> None:
-        """Something a person should know that is not a line: a worker restarted, a checkpoint missing."""
+    def on_message(self, text: str) -> None:
+        """Something a person should know that is not an event: a slot waits for room, a checkpoint is missing.
+
+        Args:
+            text: One sentence.
+        """
 
 
-class Callbacks:
-    """All callbacks of one sweep. One that raises is logged once and not called again."""
+class CallbackList:
+    """The callbacks of one sweep, called one after the other; one that raises is left out from there on."""
 
     def __init__(self, callbacks: Iterable[Callback] = ()) -> None:
         self._callbacks = tuple(callbacks)
 
     def add(self, *callbacks: Callback) -> None:
+        """Appends callbacks; they see what happens from now on."""
         self._callbacks += callbacks
 
-    def line(self, line: Line, live: LiveTrial | None) -> None:
-        self._call(lambda callback: callback.line(line, live))
+    def on_event(self, event: Line, trial: LiveTrial | None) -> None:
+        """Calls `on_event` of every callback."""
+        self._call(lambda callback: callback.on_event(event, trial))
 
-    def note(self, text: str) -> None:
-        notes.warning(text)
-        self._call(lambda callback: callback.note(text))
+    def on_message(self, text: str) -> None:
+        """Logs the sentence to `buttress.messages` and calls `on_message` of every callback."""
+        messages_log.warning(text)
+        self._call(lambda callback: callback.on_message(text))
 
     def _call(self, call: Callable[[Callback], None]) -> None:
         for callback in self._callbacks:
             try:
                 call(callback)
             except Exception:
-                log.exception("%s failed and is left out from here on", type(callback).__name__)
+                log.exception("%s failed and is not called again", type(callback).__name__)
                 self._callbacks = tuple(other for other in self._callbacks if other is not callback)

@@ -255,7 +255,7 @@ def test_a_sweep_runs_among_a_users_own_modules(
     # `-m` puts the user's folder first on the path, where a bare import of ours would find the user's module.
     buttress = [bare_environment / "bin/python", "-m", "buttress"] if editable else [bare_environment / "bin/buttress"]
 
-    assert "2 workers" in call([*buttress, "plan", "own.yaml"], folder)
+    assert "for 2 worker" in call([*buttress, "plan", "own.yaml"], folder)
     ended = json.loads(call([*buttress, "run", "own.yaml", "--quiet", "--json"], folder).splitlines()[-1])
     assert sum(ended["counts"].values()) == 3 and "failed" not in ended["counts"]
     assert ended["best"] is not None

@@ -159,18 +159,19 @@ def part_kill(workers: int, kills: int) -> dict[str, Any]:
 def part_churn(trials: int) -> dict[str, Any]:
     """How many Tune actors are asked for and live while short trials run in two slots."""
     import ray
-    from ray.air.execution._internal.actor_manager import RayActorManager
 
+    from buttress.compat.ray import tune_actor_manager
     from buttress.execution import slot_trial
 
     asked: list[float] = []
-    add_actor = RayActorManager.add_actor
+    manager = tune_actor_manager()
+    add_actor = manager.add_actor
 
     def counted(self: Any, *args: Any, **kwargs: Any) -> Any:
         asked.append(time.time())
         return add_actor(self, *args, **kwargs)
 
-    RayActorManager.add_actor = counted  # type: ignore[method-assign]
+    manager.add_actor = counted
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR,
              namespace="buttress")  # fmt: skip
     try:

@@ -7,17 +7,17 @@ at once, one background thread talks to wandb, and nothing that happens there re
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import math
 import netrc
 import os
 import queue
-import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+
+from buttress.compat.wandb import EXPERIMENTAL_SETTINGS, disable_error_reporting, preserved_exit_hooks
 
 if TYPE_CHECKING:
     from buttress.training.trainable import Metric
@@ -189,13 +189,11 @@ class WandbRuns:
             show_warnings=False,
             disable_git=True,
             disable_code=True,
-            x_disable_stats=True,  # one process stands for many trials on other machines: its load says nothing
-            x_disable_machine_info=True,
-            x_save_requirements=False,
+            **EXPERIMENTAL_SETTINGS,
             init_timeout=INIT_TIMEOUT_S,
             finish_timeout=FINISH_TIMEOUT_S,
         )
-        with exit_hooks_kept():
+        with preserved_exit_hooks():
             return wandb.init(
                 project=self._project,
                 entity=self._entity,
@@ -240,7 +238,7 @@ class WandbRuns:
 
     def _wandb(self) -> Any:
         if self._client is None:
-            os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+            disable_error_reporting()
             import wandb
 
             self._client = wandb
@@ -276,13 +274,3 @@ def has_key() -> bool:
         return netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None
     except (OSError, netrc.NetrcParseError):
         return False
-
-
-@contextlib.contextmanager
-def exit_hooks_kept() -> Iterator[None]:
-    """Undo that `wandb.init` replaces `sys.exit` and `sys.excepthook`: they are the command line's."""
-    kept = sys.exit, sys.excepthook
-    try:
-        yield
-    finally:
-        sys.exit, sys.excepthook = kept

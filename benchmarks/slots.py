@@ -81,11 +81,11 @@ def sweep_spec(kind: str, workers: int, trials: int, **changes: Any) -> SweepSpe
     return SweepSpec.from_dict({**tree, **changes})
 
 
-def run_sweep(spec: SweepSpec, folder: Path, *watchers: Any) -> tuple[Path, dict[str, int]]:
+def run_sweep(spec: SweepSpec, folder: Path, *callbacks: Any) -> tuple[Path, dict[str, int]]:
     """Runs the sweep on a Ray of its own; its folder, and how its trials ended."""
     from buttress.execution import driver
 
-    finish = driver.start(spec, folder, watchers=watchers).run()
+    finish = driver.start(spec, folder, callbacks=callbacks).run()
     return finish.folder, finish.counts
 
 

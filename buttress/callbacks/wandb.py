@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from buttress.callbacks.base import Callback
 from buttress.compat.wandb import EXPERIMENTAL_SETTINGS, disable_error_reporting, preserved_exit_hooks
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ INIT_TIMEOUT_S = 30.0
 FINISH_TIMEOUT_S = 30.0
 
 
-class WandbRuns:
+class WandbRuns(Callback):
     """The W&B runs of one sweep.
 
         >>> runs = WandbRuns("toy-k3j9x2", Path("runs/toy-k3j9x2"), mode="disabled")
@@ -42,7 +43,7 @@ class WandbRuns:
         >>> runs.outcome("0007", {"outcome": "completed", "best": {"epoch": 1, "metrics": {"elbo_1": 2.0}}})
         >>> runs.close()
 
-    Give it to the driver as a watcher (`line`), or call `start`, `report` and `outcome`.
+    Give it to the driver as a callback, or call `start`, `report` and `outcome`.
 
     No method raises on W&B's account or waits for it; `close` waits up to its timeout. A trial whose logging fails goes
     on unlogged (told once, to the logger `buttress.wandb`), and after `MAX_FAILURES` of them the whole sweep does. In
@@ -99,7 +100,7 @@ class WandbRuns:
         """Write the trial's summary and tags from the journal's `outcome` line, and finish its run."""
         self._post(self._outcome, trial, dict(outcome))
 
-    def line(self, line: Mapping[str, Any], live: Any = None) -> None:
+    def on_event(self, line: Mapping[str, Any], live: Any = None) -> None:
         """A journal line, of the kinds that are logged; `live` is its trial (`config`, `params`), if it goes on."""
         match line["line"]:
             case "start" if live is not None:
@@ -108,9 +109,6 @@ class WandbRuns:
                 self.report(line["trial"], line)
             case "outcome":
                 self.outcome(line["trial"], line)
-
-    def note(self, text: str) -> None:
-        """Nothing: a note is for the person who watches."""
 
     def close(self, timeout: float = FINISH_TIMEOUT_S) -> None:
         """Log what is waiting, finish every open run as `suspended`, and return after at most `timeout` seconds."""

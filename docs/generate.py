@@ -53,7 +53,8 @@ def prose(owner: Any) -> str:
             named = [re.sub(r"^(\*{0,2}\w+)(?: \([^)]*\))?: ", r"`\1`: ", item) if title != "Returns:" else item
                      for item in joined]
             block = f"**{title[:-1]}**\n\n" + "\n".join(f"- {item}" for item in named)
-        blocks.append(block)
+        if not re.fullmatch(r"Examples?:?", block.strip()):
+            blocks.append(block)
     return "\n\n".join(blocks) + "\n"
 
 
@@ -73,7 +74,9 @@ def signature(function: Callable[..., Any]) -> str:
 
 
 def _default(value: Any) -> str:
-    return value.__name__ if callable(value) else str(value) if hasattr(value, "dtype") else repr(value)
+    if isinstance(value, Path):
+        return f"{str(value)!r}"
+    return value.__name__ if callable(value) else str(value) if type(value).__module__ == "torch" else repr(value)
 
 
 # Models
@@ -96,7 +99,8 @@ def accepted(annotation: Any, constraints: tuple[Any, ...] = ()) -> str:
     if origin is dict or annotation is dict:
         return f"mapping of name to {accepted(arguments[1])}" if arguments else "mapping"
     if inspect.isclass(annotation) and issubclass(annotation, BaseModel):
-        return f"[{annotation.__name__}](#{annotation.__name__.lower()})"
+        anchor = {"Parameter": "searched-parameters"}.get(annotation.__name__, annotation.__name__.lower())
+        return f"[{annotation.__name__}](#{anchor})"
     name = {int: "whole number", float: "number", str: "text", bool: "`true`, `false`", Any: "anything"}
     return name.get(annotation, f"`{getattr(annotation, '__name__', annotation)}`") + _limits(constraints)
 
@@ -124,9 +128,8 @@ def keys(model: type[BaseModel], *, without: tuple[str, ...] = ()) -> str:
             default = "required"
         else:
             value = field.get_default(call_default_factory=True)
-            default = "" if value is None or value in ((), {}) else code(value)
-            if isinstance(value, BaseModel):
-                default = "" if default == "`{}`" else default
+            default = "" if value is None or value in ((), {}, "") else code(value)
+            default = "" if default == "`{}`" else default  # a section with its own defaults
         description = " ".join((field.description or "").split())
         rows.append((f"`{name}`", accepted(field.annotation, tuple(field.metadata)), default, description))
     return table(("key", "takes", "default", "meaning"), rows)
@@ -178,19 +181,19 @@ def spec_page() -> str:
         rows.append((f"`{kind}`", f"`{example}`", meaning))
     parts = [
         "# The spec\n",
-        "A search space is one YAML file; `search_spaces/` has one for each family. A key that is not on this page is an "
-        "error that names the nearest one. On the command line `--set KEY=VALUE` changes any of them "
+        "A search space is one YAML file; `search_spaces/` has one for each family. A key that is not on this page is "
+        "an error that names the nearest one. On the command line `--set KEY=VALUE` changes any of them "
         "(`--set budget.trials=8`), and `--set config.PATH=VALUE` fixes a training parameter.\n",
         keys(SweepSpec, without=("profile",)),
         "## Profiles\n",
-        "`profiles` maps names to trees of the same keys, which `--profile NAME` lays over the file: mappings are merged "
-        "key by key, everything else is replaced, and `null` takes a key away. A parameter that the file searches and "
-        "the profile fixes is fixed.\n",
+        "`profiles` maps names to trees of the same keys, which `--profile NAME` lays over the file: mappings are "
+        "merged key by key, everything else is replaced, and `null` takes a key away. A parameter that the file "
+        "searches and the profile fixes is fixed.\n",
         "## Searched parameters\n",
         "`search` maps a path of the config (`loss.beta`) to one of these. Both ends of a range are included.\n",
         table(("kind", "example", "draws"), rows),
-        "`when: EXPRESSION` beside the range makes a parameter conditional: where the expression does not hold it is not "
-        "drawn and keeps the config's default.\n",
+        "`when: EXPRESSION` beside the range makes a parameter conditional: where the expression does not hold it is "
+        "not drawn and keeps the config's default.\n",
         "## Expressions\n",
         f"`require` and `when` are parsed, never evaluated as Python. They may hold {expressions.LANGUAGE}.\n",
         "```yaml\nrequire:\n"
@@ -297,6 +300,21 @@ def _share(value: Any) -> str:
     return f"`{type(value).__name__}({', '.join(f'{float(part):g}' for part in parts)})`"
 
 
+#: Members that a trainer may have: how they are called, what for, and what happens without them.
+OPTIONAL = {
+    "conditional": (" = True", "it is given more than a latent code: metrics with `sees_target` are refused as "
+                    "objectives", "False"),
+    "epochs_path": ("", "the config path of the number of epochs", "`train.epochs`"),
+    "evaluate": ("(config, checkpoint, world, split)", "`(metrics, media)` of a checkpoint on `val` or `test`",
+                 "no figures of the test split"),
+    "weights": ("(checkpoint)", "the state dict that `model.pt` and `export --weights` hold, of a checkpoint's content",
+                "its entry `model`, or the shared loop's modules"),
+    "forecast": ("(config, cache)", "what is known before training ([forecast](../forecast.md))",
+                 "`plan` says nothing of it"),
+    "check_data": ("(path, config)", "rows of `buttress data check`", "the command is refused"),
+}
+
+
 def trainer_page() -> str:
     """What a trainer of one's own is given, and what it may report."""
     from buttress import monitors
@@ -304,21 +322,29 @@ def trainer_page() -> str:
     from buttress.training.world import World
 
     held = sorted(set(reporting.MOMENT) - {"epoch", "step", "closing", "draining"})
+    source = "".join(path.read_text() for path in (ROOT / "buttress").glob("[etac]*/*.py"))
+    assert all(f'"{name}"' in source or f".{name}" in source for name in OPTIONAL)
+    required = [("`name`", "the trainable's name"), ("`Config`", "a `Section`: the typed config"),
+                ("`metrics`", "name of a metric to [Metric](#metric)")]
+    methods = {"schedule": "returns a [Schedule](#schedule)", "train": "trains to the end, or until `report` stops it"}
+    required += [(f"`{name}{signature(getattr(trainable.Trainable, name))}`", what) for name, what in methods.items()]
     parts = [
         "# The trainer API\n",
-        "A trainer is a class with the members below: ordinary PyTorch, no base class. `trainable: module:Class` in a spec "
-        "names it. [The tutorial](../tutorial/own_trainer.md) writes one in a hundred lines.\n",
+        "A trainer is a class with the members below: ordinary PyTorch, no base class. `trainable: module:Class` in a "
+        "spec names it. [The tutorial](../tutorial/own_trainer.md) writes one.\n",
         "## Trainable\n",
         prose(trainable.Trainable),
+        table(("member", "what it is"), required),
+        "Optional members:\n",
+        table(("member", "what it is for", "without it"), [(f"`{name}{one}`", *rest) for name, (one, *rest)
+                                                           in OPTIONAL.items()]),
         "## World\n",
         prose(World),
-        data_fields(World),
+        data_fields(World, without=("group", "reports")),
     ]
-    for name, method in vars(World).items():
-        if not name.startswith("_") and (callable(method) or isinstance(method, classmethod | staticmethod)):
-            bound = getattr(World, name)
-            parts += [f"### world.{name}{signature(bound)}\n" if not isinstance(method, classmethod)
-                      else f"### World.{name}{signature(bound)}\n", prose(bound)]
+    for name in ("wrap", "unwrap", "sum", "mean", "cache", "noise", "single"):
+        method = getattr(World, name)
+        parts += [f"### {'World' if name == 'single' else 'world'}.{name}{signature(method)}\n", prose(method)]
     parts += [
         "## report\n",
         f"`report{signature(trainable.Report.__call__)}`\n",
@@ -385,8 +411,8 @@ def command_line_page() -> str:
             [
                 ("`run`, `resume`", '`{"sweep", "counts": {outcome: n}, "best": {"trial", "objective": {name: value}} '
                  'or null, "seconds"}`'),
-                ("`table`", "a list of objects with `trial, outcome, kind, margin, warnings, epoch, step, epochs_saved, "
-                 "seconds, seed, config.<path>, metric.<name>, last.<name>`"),
+                ("`table`", "a list of objects with `trial, outcome, kind, margin, warnings, epoch, step, "
+                 "epochs_saved, seconds, seed, config.<path>, metric.<name>, last.<name>`"),
                 ("`train`", '`{"metrics": {name: value at the best valid epoch}, "epoch", "seconds", "folder"}`'),
             ],
         ),

@@ -14,7 +14,8 @@ from optuna.trial import TrialState
 
 from buttress.analysis.selection import best
 from buttress.execution import driver
-from buttress.execution.handover import export_best, train_config
+from buttress.execution.handover import export_best
+from buttress.execution.local_training import TrainingCollapsed, train_config
 from buttress.journal import read
 from buttress.journal.records import Journal
 from buttress.spec.spec import SweepSpec
@@ -92,11 +93,9 @@ def test_one_config_runs_as_a_module_and_under_torchrun(
 def test_a_run_that_collapses_is_stopped_and_says_why(
     swept: tuple[Journal, driver.Driver], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from buttress.execution.handover import Collapsed
-
     journal, _ = swept
     monkeypatch.chdir(journal.folder.parents[1])
     (config,) = export_best(str(journal.folder), tmp_path / "best.yaml")
     changes = ["loss.beta=25", "loss.anneal=constant", "train.epochs=8", "buttress.workers=1"]
-    with pytest.raises(Collapsed, match="KL"):
+    with pytest.raises(TrainingCollapsed, match="KL"):
         train_config(config, tmp_path / "collapsing", changes)

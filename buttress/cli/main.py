@@ -296,14 +296,16 @@ def train(
     json_: Json = False,
 ) -> None:
     """Train one config: writes model.pt, history.json and checkpoints, watched by the same rules as in a sweep."""
-    from buttress.execution.handover import Collapsed, train_config
+    from buttress.execution.local_training import TrainingCollapsed, train_config
 
     folder = out or Path("runs") / time.strftime("train-%Y%m%d-%H%M%S")
     try:
         result = train_config(config, folder, set_ or [])
-    except Collapsed as error:
+    except TrainingCollapsed as error:
         _exit(str(error), error.exit_code)
-    typer.echo(f"wrote {folder}/model.pt and history.json; best valid epoch {result['epoch']}")
+    written = "model.pt and history.json" if (folder / "model.pt").is_file() else "history.json"
+    best = "no epoch was valid" if result["epoch"] is None else f"best valid epoch {result['epoch']}"
+    typer.echo(f"wrote {folder}/{written}; {best}")
     if json_:
         _print_json(result)
 

@@ -89,9 +89,7 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[Any]:
     """`ray`, connected to one local cluster of two CPUs that all tests of the session share."""
-    from buttress.execution.ray_session import (
-        RAY_ENVIRONMENT,  # what a sweep sets before it starts Ray; its processes inherit it
-    )
+    from buttress.compat.ray import RAY_ENVIRONMENT  # what a sweep sets before it starts Ray; its processes inherit it
 
     os.environ.update(RAY_ENVIRONMENT)
     import ray

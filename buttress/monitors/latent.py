@@ -8,6 +8,7 @@ import math
 import torch
 from torch import Tensor
 
+from buttress.compat.torch import inplace_version
 from buttress.monitors.moments import (
     HEADER,
     LOGVAR_MAX,
@@ -123,7 +124,7 @@ class LatentMonitor:
             given = f"{[*shape]} and {[*logvar.shape]}"
             raise ValueError(f"LatentMonitor takes mu and logvar [batch, {self.dims}], got {given}")
         mu, logvar = mu.detach(), logvar.detach()
-        self._held.append((mu, logvar, _version(mu), _version(logvar)))
+        self._held.append((mu, logvar, inplace_version(mu), inplace_version(logvar)))
         self._elements += mu.numel()
         if self._elements >= (self.HOLD_HOST if on_host(mu) else self.HOLD_DEVICE):
             self._fold()
@@ -131,7 +132,7 @@ class LatentMonitor:
     @torch.no_grad()
     def _fold(self) -> None:
         held, self._held, self._elements = self._held, [], 0
-        if any(_version(mu) != was or _version(logvar) != logvar_was for mu, logvar, was, logvar_was in held):
+        if any(inplace_version(mu) != at or inplace_version(logvar) != logvar_at for mu, logvar, at, logvar_at in held):
             raise RuntimeError("mu or logvar was changed in place after LatentMonitor.update: give it a clone")
         mu = torch.cat([mu.reshape(-1, self.dims) for mu, *_ in held])
         logvar = torch.cat([logvar.reshape(-1, self.dims) for _, logvar, *_ in held])
@@ -203,8 +204,3 @@ class LatentMonitor:
 def _count_above(threshold: float, values: list[float]) -> float:
     """How many values are above a threshold; NaN when they are not known."""
     return math.nan if any(map(math.isnan, values)) else float(sum(value > threshold for value in values))
-
-
-def _version(tensor: Tensor) -> int:
-    """Counts in-place changes; inference tensors have no such count."""
-    return -1 if tensor.is_inference() else tensor._version

@@ -32,7 +32,7 @@ from buttress.wording import number
 PROGRESS_METRICS = ("train/loss", "latent/kl_total", "latent/active_kl", "train/beta")
 
 
-class TrainingCollapsed(Exception):
+class Collapsed(Exception):
     """The run collapsed or diverged and was stopped; the message gives the evidence."""
 
     exit_code = 1
@@ -63,7 +63,7 @@ def train_config(
 
     Raises:
         BadInput: The config, the folder or the checkpoint cannot be used.
-        TrainingCollapsed: The rules stopped the run.
+        Collapsed: The rules stopped the run.
     """
     trainable, config = read_config(path, overrides, workers=_torchrun_ranks())
     objective = _objective(path, trainable, config)
@@ -90,7 +90,7 @@ def _train(
     verdict = sink.trial.verdict
     if sink.stop and verdict is not None:
         evidence = "; ".join(each.sentence() for each in verdict.evidence)
-        raise TrainingCollapsed(f"the run {verdict.state} and was stopped: {evidence}")
+        raise Collapsed(f"the run {verdict.state} and was stopped: {evidence}")
     return {**sink.result(), "seconds": round(time.monotonic() - began, 3), "folder": str(folder)}
 
 
@@ -221,7 +221,7 @@ def _write_model(folder: Path, trainable: Trainable[Any], best: Line | None) -> 
     """Replaces `model.pt` by the model of the best valid epoch's checkpoint, if there is one."""
     import torch
 
-    from buttress.execution.handover import weights_of
+    from buttress.training.checkpoints import weights_of
 
     path = folder / "model.pt"
     path.unlink(missing_ok=True)
@@ -255,7 +255,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         trainable, config = read_config(given.config, given.set, workers=_torchrun_ranks())
         objective = _objective(given.config, trainable, config)
         result = _train(trainable, config, objective, folder, given.resume, given.device)
-    except (BadInput, TrainingCollapsed) as error:
+    except (BadInput, Collapsed) as error:
         if _is_rank_0():
             print(f"error: {error}", file=sys.stderr)
         return 2 if isinstance(error, BadInput) else error.exit_code

@@ -200,7 +200,7 @@ def test_simulated_hours_end_a_sweep() -> None:
 
 
 def test_simulating_imports_no_ray() -> None:
-    code = "import sys, sweep.simulator; print(json.dumps('ray' in sys.modules))"
+    code = "import sys, benchmarks.simulator; print(json.dumps('ray' in sys.modules))"
     done = subprocess.run([sys.executable, "-c", "import json; " + code], capture_output=True, text=True, check=True)
     assert json.loads(done.stdout) is False
 

@@ -146,10 +146,20 @@ class SweepSpec(Section):
         return cls._from(tree | {"name": name or tree.get("name", stem), "profile": profile}, sources)
 
     @classmethod
-    def from_dict(cls, tree: Mapping[str, Any], *, where: str | os.PathLike[str] | None = None) -> SweepSpec:
-        """The spec that a mapping holds, such as one from `to_dict`; errors name the file `where`."""
-        base, sources = resolve(plain(dict(tree), where=where), profile=None, overrides=(), where=where)
-        return cls._from(base, sources)
+    def from_dict(
+        cls,
+        tree: Mapping[str, Any],
+        profile: str | None = None,
+        overrides: Sequence[str] = (),
+        *,
+        where: str | os.PathLike[str] | None = None,
+    ) -> SweepSpec:
+        """Reads a spec from a mapping: what a file would hold, or what `to_dict` returned.
+
+        Arguments and errors as in `load`; `where` is the file that errors name (a journal, say).
+        """
+        base, sources = resolve(plain(dict(tree), where=where), profile=profile, overrides=overrides, where=where)
+        return cls._from(base | ({"profile": profile} if profile else {}), sources)
 
     @classmethod
     def _from(cls, tree: dict[str, Any], sources: Sources) -> SweepSpec:

@@ -333,7 +333,7 @@ def cluster_check(
     json_: Json = False,
 ) -> None:
     """Find what would go wrong, without contacting anything: one sentence per fault; exit code 2 if there is one."""
-    from buttress.cluster.check.check import check
+    from buttress.cluster.check import check
 
     sweep = _load(spec, profile, set_) if spec else None
     checked = [check(path, sweep) for path in files]

@@ -105,7 +105,7 @@ BROKEN: dict[str, tuple[str, str, str, str, str]] = {
     ),
     "another autoscaling config": (
         AWS, "--autoscaling-config=~/ray_bootstrap_config.yaml", "--autoscaling-config=~/buttress/cluster.yaml",
-        "head_start_ray_commands.1", "that `ray up` writes",
+        "head_start_ray_commands.1", "autoscaling config of `ray up`",
     ),
     "address of the head spelt out": (
         ONPREM, "--address=$RAY_HEAD_IP:6379", "--address=192.0.2.10:6379",
@@ -121,7 +121,7 @@ BROKEN: dict[str, tuple[str, str, str, str, str]] = {
     "worker starts a head": (
         AWS, "--address=$RAY_HEAD_IP:6379\n", "--head\n", "worker_start_ray_commands.1", "does not join the head",
     ),
-    "head does not start a head": (AWS, "start --head", "start", "head_start_ray_commands.1", "does not start a head"),
+    "head does not start a head": (AWS, "start --head", "start", "head_start_ray_commands.1", "start a head"),
     "misspelt option": (
         AWS, "--dashboard-host=127", "--dashbord-host=127", "head_start_ray_commands.1", "--dashboard-host",
     ),
@@ -334,7 +334,7 @@ def test_what_only_looks_like_a_start_is_none(command: str) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("", "mapping"),
+        ("", "empty"),
         ("- a\n- b\n", "mapping"),
         ("a: [", "line 1"),
         ("provider: {type: aws}\nprovider: {type: gcp}\n", "twice"),

@@ -11,7 +11,7 @@ from typing import Any
 from buttress.cluster import kuberay, ray_up
 from buttress.cluster.findings import fit_findings
 from buttress.errors import BadInput
-from buttress.spec.yaml_io import parse_yaml
+from buttress.spec.yaml_io import read_documents, read_text
 
 #: What the shipped files hold where only the user knows better: image ids of zeros, addresses reserved for examples.
 _PLACEHOLDER = r"^ami-0+$|\bCHANGE\b|\byour-|\bexample\.(com|org|net)\b|\b(192\.0\.2|198\.51\.100|203\.0\.113)\.\d+"
@@ -58,20 +58,14 @@ def check(path: Path, spec: Any = None) -> CheckResult:
     Raises:
         BadInput: For a file that cannot be read, is not YAML, or holds neither kind of cluster.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadInput(f"cannot be read: {getattr(error, 'strerror', None) or 'it is not UTF-8'}", where=path) from None
-    trees = [tree for part in re.split(r"(?m)^---\s*$", text) if (tree := parse_yaml(part, where=path)) is not None]
-    if not trees or not all(isinstance(tree, dict) for tree in trees):
-        accepted = "a file for `ray up`, or a RayCluster manifest"
-        raise BadInput("the file does not hold a mapping", where=path, accepted=accepted)
+    trees = read_documents(path)
     kinds = [tree.get("kind") for tree in trees]
     manifest = any({"apiVersion", "kind"} & set(tree) for tree in trees)
     if manifest and "RayCluster" not in kinds:
         raise BadInput("holds no RayCluster", where=path, key="kind", value=", ".join(map(str, kinds)))
     cluster = trees[kinds.index("RayCluster") if manifest else 0]
-    found = [*_secrets(text, trees), *(kuberay if manifest else ray_up).findings(cluster)]
+    secrets = list(_secrets(read_text(path), trees))  # alone, as a finding about another fault may show its value
+    found = secrets or (kuberay if manifest else ray_up).findings(cluster)
     if not found:
         name, nodes, total = (kuberay if manifest else ray_up).description(cluster)
         found += fit_findings(nodes, total, spec) if spec is not None else ()

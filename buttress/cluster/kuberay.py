@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from buttress.cluster.findings import WorkerNodes, schema_findings, unknown_keys
-from buttress.compat.ray_cluster import check_kuberay_manifest, start_options
+from buttress.compat.ray import check_kuberay_manifest, start_options
 from buttress.errors import BadInput
 
 GPU = "nvidia.com/gpu"
@@ -27,13 +27,13 @@ _TEXT, _WHOLE, _MAPPING = {"type": "string"}, {"type": "integer"}, {"type": "obj
 _ENV = {"type": "array", "items": _mapping("name", name=_TEXT, valueFrom=_MAPPING)}
 _CONTAINER = _mapping(env=_ENV, resources=_mapping(limits=_MAPPING))
 _POD = _mapping("containers", containers={"type": "array", "minItems": 1, "items": _CONTAINER})
-_START = {"type": "object", "additionalProperties": _TEXT}
-_HEAD = _mapping("rayStartParams template", rayStartParams=_START, template=_mapping("spec", spec=_POD))
+_GROUP = {"rayStartParams": {**_MAPPING, "additionalProperties": _TEXT}, "template": _mapping("spec", spec=_POD)}
 _REPLICAS = {"groupName": _TEXT, "minReplicas": _WHOLE, "maxReplicas": _WHOLE, "numOfHosts": _WHOLE}
-_WORKERS = _mapping("groupName maxReplicas rayStartParams template", **_HEAD["properties"], **_REPLICAS)
+_WORKERS = _mapping("groupName maxReplicas rayStartParams template", **_GROUP, **_REPLICAS)
 _SPEC = _mapping(
     "rayVersion headGroupSpec workerGroupSpecs", authOptions=_MAPPING, autoscalerOptions=_mapping(env=_ENV),
-    headGroupSpec=_HEAD, workerGroupSpecs={"type": "array", "minItems": 1, "items": _WORKERS},
+    headGroupSpec=_mapping("rayStartParams template", **_GROUP),
+    workerGroupSpecs={"type": "array", "minItems": 1, "items": _WORKERS},
 )  # fmt: skip
 _RAYCLUSTER = _mapping("metadata spec", apiVersion={"const": "ray.io/v1"}, metadata=_mapping("name"), spec=_SPEC)
 
@@ -50,15 +50,14 @@ def findings(cluster: dict[str, Any]) -> list[BadInput]:
 
 
 def description(cluster: dict[str, Any]) -> tuple[str, list[WorkerNodes], int]:
-    """Returns name and Ray version of a manifest without findings, its worker groups, and its most workers."""
+    """Returns the name of a manifest without findings, its worker groups, and its most workers."""
     nodes = []
     for group in cluster["spec"]["workerGroupSpecs"]:
         offers = {**group["template"]["spec"]["containers"][0]["resources"]["limits"], **group["rayStartParams"]}
         cpus, gpus = offers.get("num-cpus", offers["cpu"]), offers.get("num-gpus", offers.get(GPU, 0))
         count = group["maxReplicas"] * group.get("numOfHosts", 1)
         nodes.append(WorkerNodes(group["groupName"], _quantity(cpus), _quantity(gpus) or 0.0, count))
-    name = f"{cluster['metadata']['name']} on KubeRay, Ray {cluster['spec']['rayVersion']}"
-    return name, nodes, sum(kind.count for kind in nodes)
+    return f"{cluster['metadata']['name']} on KubeRay", nodes, sum(kind.count for kind in nodes)
 
 
 def _cluster(inside: dict[str, Any]) -> Iterator[BadInput]:
@@ -67,8 +66,7 @@ def _cluster(inside: dict[str, Any]) -> Iterator[BadInput]:
     if inside.get("enableInTreeAutoscaling"):
         containers["spec.autoscalerOptions"] = inside.get("autoscalerOptions") or {}
     elif any(group.get("minReplicas", 0) != group["maxReplicas"] for group in groups.values()):
-        problem = "is off, so the head never starts or ends a worker"
-        yield BadInput(problem, key="spec.enableInTreeAutoscaling", accepted="true")
+        yield BadInput("is off, so no worker comes or goes", key="spec.enableInTreeAutoscaling", accepted="true")
     for key, group in {"spec.headGroupSpec": inside["headGroupSpec"], **groups}.items():
         container = containers[f"{key}.template.spec.containers.0"] = group["template"]["spec"]["containers"][0]
         yield from _group(group, (container.get("resources") or {}).get("limits") or {}, key)
@@ -101,8 +99,7 @@ def _group(group: dict[str, Any], limits: dict[str, Any], key: str) -> Iterator[
             yield BadInput(problem, key=f"{key}.rayStartParams.{name}", value=params[name])
     minimum, maximum = group.get("minReplicas", 0), group.get("maxReplicas", 1)
     if maximum < max(1, minimum):
-        accepted = f"{max(1, minimum)} or more, as minReplicas is {minimum}"
-        yield BadInput("allows too few workers", key=f"{key}.maxReplicas", value=maximum, accepted=accepted)
+        yield BadInput("allows too few", key=f"{key}.maxReplicas", value=maximum, accepted=f"{max(1, minimum)} or more")
 
 
 def _quantity(text: Any) -> float | None:

@@ -10,11 +10,10 @@ from typing import Any
 
 from buttress.cluster.findings import WorkerNodes, schema_findings, unknown_keys
 from buttress.compat.botocore import ec2_launch_parameters
-from buttress.compat.ray_cluster import launcher_schema, node_providers, parse_start, prepared_cluster_file
+from buttress.compat.ray import launcher_schema, node_providers, parse_start, prepared_cluster_file
 from buttress.errors import BadInput
 
 TOKEN = "~/.ray/auth_token"
-AUTOSCALING_CONFIG = "~/ray_bootstrap_config.yaml"
 #: What the checks below rely on and Ray's schema leaves open.
 _SCHEMA = {"properties": {"file_mounts": {"type": "object", "additionalProperties": {"type": "string"}},
                           "provider": {"properties": {"worker_ips": {"items": {"type": "string"}}}}}}  # fmt: skip
@@ -42,8 +41,7 @@ def findings(cluster: dict[str, Any]) -> list[BadInput]:
         prepared = prepared_cluster_file(cluster)
     except ValueError as error:
         key = next((key for key in re.findall(r"\w+_\w+", str(error)) if key in cluster), None)
-        value = cluster[key] if key else ...
-        return found or [BadInput(f"`ray up` refuses the file: {error}", key=key, value=value)]
+        return found or [BadInput(f"`ray up` refuses the file: {error}", key=key, value=cluster[key] if key else ...)]
     return [*_nodes(prepared), *found]
 
 
@@ -67,8 +65,7 @@ def _nodes(prepared: dict[str, Any]) -> Iterator[BadInput]:
     yield from unknown_keys(provider, known, "provider")
     hosts = [provider.get("head_ip"), *provider.get("worker_ips", ())]
     for host in sorted({host for host in hosts if host and hosts.count(host) > 1}):
-        problem = "an address is given twice, and its machine would be started twice"
-        yield BadInput(problem, key="provider.worker_ips", value=host, accepted="other addresses than head_ip")
+        yield BadInput("would be started twice", key="provider.worker_ips", value=host, accepted="each address once")
     for name, node in prepared["available_node_types"].items():
         key, minimum, maximum = f"available_node_types.{name}", node["min_workers"], node["max_workers"]
         if provider["type"] == "aws":
@@ -110,7 +107,7 @@ def parse_shell(command: str) -> list[tuple[list[str], dict[str, str]]]:
             own = [word.split("=", 1) for word in shlex.split(start["before"]) if "=" in word]
             found.append((shlex.split(start["options"]), dict([*exported, *own])))
         except ValueError as error:
-            raise BadInput(f"cannot be read as shell: {error}") from None
+            raise ValueError(f"cannot be read as shell: {error}") from None
     return found
 
 
@@ -123,11 +120,11 @@ def _start_commands(cluster: dict[str, Any]) -> Iterator[BadInput]:
         try:
             starts = [(f"{key}.{number}", *start) for number, text in commands for start in parse_shell(text)]
             if len(starts) != 1:
-                raise BadInput(f"starts Ray {len(starts)} times" if starts else "never starts Ray", accepted="once")
+                raise ValueError(f"starts Ray {len(starts)} times" if starts else "never starts Ray")
             key, words, environment = starts[0]
             options = parse_start(words)
-        except BadInput as error:
-            yield BadInput(error.problem, key=key, value=error.value, accepted=error.accepted)
+        except ValueError as error:
+            yield BadInput(str(error), key=key)
             continue
         mode = environment.get("RAY_AUTH_MODE", "")
         if mode.lower() != "token":
@@ -140,11 +137,9 @@ def _start_commands(cluster: dict[str, Any]) -> Iterator[BadInput]:
                 yield BadInput(problem, key=key, value=address, accepted=f"--address=$RAY_HEAD_IP:{port}")
             continue
         port = str(options.get("port") or port)
-        if not options.get("head"):
-            yield BadInput("does not start a head", key=key, accepted="ray start --head")
-        if options.get("autoscaling_config") != AUTOSCALING_CONFIG:
-            problem = "does not read the autoscaling config that `ray up` writes, so it never starts a worker"
-            yield BadInput(problem, key=key, accepted=f"--autoscaling-config={AUTOSCALING_CONFIG}")
+        if not options.get("head") or options.get("autoscaling_config") != "~/ray_bootstrap_config.yaml":
+            problem = "does not start a head that reads the autoscaling config of `ray up`, so no worker ever starts"
+            yield BadInput(problem, key=key, accepted="--head --autoscaling-config=~/ray_bootstrap_config.yaml")
         if cluster["provider"]["type"] == "local" and environment.get("RAY_enable_autoscaler_v2") != "0":
             problem = "autoscaler v2, the default of `ray up`, never starts the last worker of a local provider"
             yield BadInput(problem, key=key, accepted="RAY_enable_autoscaler_v2=0 ray start ...")

@@ -51,15 +51,14 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from buttress.errors import BadInput, from_pydantic
 from buttress.rules.engine import TrialWatch
 from buttress.rules.verdict import PLACEHOLDER, Evidence, Verdict, Warned
+from buttress.spec.yaml_io import read_yaml
 
 __all__ = ["Evidence", "Observation", "Rule", "RuleSet", "Sign", "TrialWatch", "Verdict", "Warned"]
 
@@ -75,7 +74,7 @@ class _Section(BaseModel):
 
 
 def _number(given: Any) -> Any:
-    """YAML reads 3e-4 as a text; true and false are no numbers."""
+    """True and false are not numbers."""
     if isinstance(given, bool):
         raise BadInput("has to be a number", value=given)
     return given
@@ -209,11 +208,6 @@ class Rule(_Section):
     reports: Literal["all", "epoch_ends"] = "all"
     message: Name | None = None
 
-    @field_validator("action", mode="before")
-    @classmethod
-    def _off(cls, given: Any) -> Any:
-        return "off" if given is False else given  # how YAML 1.1 reads `off`
-
     @field_validator("message")
     @classmethod
     def _formats(cls, given: str | None) -> str | None:
@@ -286,7 +280,7 @@ class RuleSet(_Section):
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> RuleSet:
         """The rule set in a YAML file; raises BadInput naming the file."""
-        return cls.from_dict(_read(path), where=path)
+        return cls.from_dict(read_yaml(path, accepted="aliases and rules"), where=path)
 
     @classmethod
     def from_dict(cls, tree: Mapping[str, Any], *, where: str | os.PathLike[str] | None = None) -> RuleSet:
@@ -367,32 +361,3 @@ def _laid_over(held: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, 
         else:
             result[key] = value
     return result
-
-
-class _Loader(yaml.SafeLoader):
-    """`SafeLoader` that refuses a key given twice: of two rules of one name, one would be lost unseen."""
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        seen: set[str] = set()
-        for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
-            if key.value in seen:
-                raise yaml.MarkedYAMLError(problem=f"`{key.value}` is given twice", problem_mark=key.start_mark)
-            seen.add(str(key.value))
-        return super().construct_mapping(node, deep)
-
-
-def _read(path: str | os.PathLike[str]) -> dict[str, Any]:
-    try:
-        tree = yaml.load(Path(path).read_text(encoding="utf-8-sig"), _Loader)
-    except FileNotFoundError:
-        raise BadInput("no such file", where=path) from None
-    except OSError as error:
-        raise BadInput(f"cannot be read: {error.strerror}", where=path) from None
-    except (yaml.YAMLError, ValueError) as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-        problem = getattr(error, "problem", None) or error
-        raise BadInput(f"{place}{' '.join(str(problem).split())}", where=path) from None
-    if not isinstance(tree, dict):
-        raise BadInput("the file does not hold a mapping", where=path, value=tree, accepted="aliases and rules")
-    return tree

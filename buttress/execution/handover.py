@@ -20,7 +20,7 @@ from buttress.analysis.export import checkpoint_of, chosen, export, export_weigh
 from buttress.callbacks.checkpoint_retention import Checkpoints, LocalFiles
 from buttress.errors import BadInput, from_pydantic
 from buttress.execution.setup import family_rules
-from buttress.rules.schema import RuleSet
+from buttress.rules import RuleSet
 from buttress.sweep.evaluation import Judged, Line
 from buttress.training import registry
 from buttress.training.trainable import Reported, Trainable

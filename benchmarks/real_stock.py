@@ -91,11 +91,12 @@ class Space:
         self.spec, self.Config, self.drawn = spec, Config, 0
 
     def __call__(self, trial: Any) -> dict[str, Any]:
+        from buttress.compat.optuna import suggest
         from buttress.search.optuna_study import distribution
 
         params: dict[str, Any] = {}
         for path, parameter in self.spec.parameters(params, self.Config):
-            params[path] = trial._suggest(path, distribution(parameter))
+            params[path] = suggest(trial, path, distribution(parameter))
         self.drawn += 1
         return {"number": self.drawn - 1, "params": json.dumps(params)}
 

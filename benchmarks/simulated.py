@@ -29,6 +29,7 @@ from benchmarks.simulator import Event, Simulator, play
 from benchmarks.stock_policies import OptunaPruned, RandomSearch, Stock, StockTune, Value
 from benchmarks.surrogate import SURROGATES, Once, Surrogate, bench_space
 from buttress.analysis.curves import Curves
+from buttress.callbacks.base import Callback
 from buttress.execution.setup import commit, resolve_rules, versions
 from buttress.rules import RuleSet
 from buttress.search.optuna_study import Study, Told
@@ -88,21 +89,18 @@ class Watch:
         return Run(self.reached, self.best, len(self.dead), sum(self.dead.values()), winner_dead)
 
 
-class Condemned:
-    """A watcher that adds up what audited trials ran after their verdicts."""
+class Condemned(Callback):
+    """A callback that adds up what audited trials ran after their verdicts."""
 
     def __init__(self) -> None:
         self._since: dict[str, float] = {}
         self._now: dict[str, float] = {}
 
-    def line(self, line: Mapping[str, Any], live: Any = None) -> None:
+    def on_event(self, line: Mapping[str, Any], live: Any = None) -> None:
         if line["line"] == "audit":
             self._since[line["trial"]] = line["seconds"]
         elif line["line"] == "report" and line["trial"] in self._since:
             self._now[line["trial"]] = line["seconds"]
-
-    def note(self, text: str) -> None:
-        """A simulated sweep makes none."""
 
     @property
     def seconds(self) -> float:
@@ -210,7 +208,8 @@ class Family:
         watch = Watch(self.objective, self.direction, self.target)
         made = SweepSpec.from_dict(tree)
         condemned = Condemned()
-        simulator = Simulator(made, surrogate, slots=SLOTS, rules=rules or self.rules, see=watch, watchers=(condemned,))
+        made_with = {"rules": rules or self.rules, "see": watch, "callbacks": (condemned,)}
+        simulator = Simulator(made, surrogate, slots=SLOTS, **made_with)
         if study is not None:
             simulator.state.study = study(made, simulator.state.directions, simulator.trainable.Config)
         simulator.run()

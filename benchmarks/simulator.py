@@ -1,6 +1,6 @@
 """A sweep without training: sampler, rungs and rules played over recorded curves, with a clock of simulated seconds.
 
-`Simulator` stands where `execution.driver.Driver` does: a spec goes in, `run()` returns a `Finish`, watchers see every
+`Simulator` stands where `execution.driver.Driver` does: a spec goes in, `run()` returns a `Finish`, callbacks see every
 journal line, and with a folder it leaves a journal that `table` and `why` read. Nothing is written twice: the state of
 the sweep is `SweepState`, and so study, rungs and rules are the real ones; only the workers are replaced, by a
 `Surrogate` that gives each configuration a recorded curve. No Ray is imported.
@@ -21,7 +21,7 @@ from typing import Any, NamedTuple, Protocol
 from benchmarks.surrogate import Surrogate
 from buttress import journal
 from buttress.analysis.curves import Curve
-from buttress.callbacks.base import Watcher
+from buttress.callbacks.base import Callback
 from buttress.execution.finish import TRIPPED, Finish
 from buttress.execution.setup import check, header, new_id, resolve_rules
 from buttress.rules import RuleSet
@@ -184,7 +184,7 @@ class Simulator:
         slots: int = 2,
         sweep: str | None = None,
         rules: RuleSet | None = None,
-        watchers: tuple[Watcher, ...] = (),
+        callbacks: tuple[Callback, ...] = (),
         see: Callable[[Event], object] = lambda event: None,
     ) -> None:
         self.spec, self.surrogate, self.folder, self.slots = spec, surrogate, folder, slots
@@ -192,7 +192,7 @@ class Simulator:
         self.trainable = registry.load(spec.trainable)
         check(spec, self.trainable)
         self.rules = rules or resolve_rules(spec)
-        self.watchers, self._see = watchers, see
+        self.callbacks, self._see = callbacks, see
         self._writer: journal.JournalWriter | None = None
         self.state = SweepState(spec, self.trainable, self.rules, self._write, self._line)
 
@@ -225,5 +225,5 @@ class Simulator:
 
     def _line(self, line: Line) -> None:
         live = self.state.live.get(line.get("trial") or "")
-        for watcher in self.watchers:
-            watcher.line(line, live)
+        for callback in self.callbacks:
+            callback.on_event(line, live)

@@ -18,6 +18,7 @@ from typing import Any
 import optuna
 
 from benchmarks.simulator import Drawn
+from buttress.compat.optuna import suggest
 from buttress.search.optuna_study import distribution
 from buttress.spec.spec import Parameter, SweepSpec
 from buttress.training.trainable import Reported
@@ -107,7 +108,7 @@ class StockTune(Stock):
         self._results: dict[str, dict[str, Any]] = {}
 
     def _define(self, trial: Any) -> dict[str, Any]:
-        self._params = self.parameters(lambda path, parameter: trial._suggest(path, distribution(parameter)))
+        self._params = self.parameters(lambda path, parameter: suggest(trial, path, distribution(parameter)))
         return {}
 
     def suggest(self, trial: str) -> dict[str, Any]:
@@ -151,7 +152,7 @@ class OptunaPruned(Stock):
 
     def suggest(self, trial: str) -> dict[str, Any]:
         asked = self._trials[trial] = self.study.ask()
-        return self.parameters(lambda path, parameter: asked._suggest(path, distribution(parameter)))
+        return self.parameters(lambda path, parameter: suggest(asked, path, distribution(parameter)))
 
     def refuse(self, trial: str) -> None:
         self.study.tell(self._trials[trial], state=optuna.trial.TrialState.FAIL)

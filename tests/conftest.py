@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,26 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).parents[1]
+#: Folders at the top that are linked into `buttress/`, and imported from there alone.
+LINKED = ("trainables", "analysis", "search_spaces")
+
+
+def bare_modules(modules: Mapping[str, Any]) -> list[str]:
+    """Modules of the linked folders that were imported without `buttress.` in front: each would exist twice."""
+    found = []
+    for name in modules:
+        if name.partition(".")[0] in LINKED:
+            places = [getattr(modules[name], "__file__", None) or "", *getattr(modules[name], "__path__", [])]
+            if any(Path(place).is_relative_to(ROOT) for place in places if place):
+                found.append(name)
+    return sorted(found)
+
+
+@pytest.fixture(autouse=True)
+def one_import_name() -> Iterator[None]:
+    """Fails the test that imports a linked folder by its bare name."""
+    yield
+    assert not bare_modules(sys.modules), f"imported without `buttress.` in front: {bare_modules(sys.modules)}"
 
 
 @pytest.fixture(autouse=True)
@@ -69,9 +89,7 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[Any]:
     """`ray`, connected to one local cluster of two CPUs that all tests of the session share."""
-    from buttress.execution.ray_session import (
-        RAY_ENVIRONMENT,  # what a sweep sets before it starts Ray; its processes inherit it
-    )
+    from buttress.compat.ray import RAY_ENVIRONMENT  # what a sweep sets before it starts Ray; its processes inherit it
 
     os.environ.update(RAY_ENVIRONMENT)
     import ray

@@ -138,17 +138,17 @@ def test_worker_that_does_not_start_is_an_error_at_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["none.yaml"], "none.yaml: cannot be read (No such file or directory)"),
+        (["none.yaml"], "none.yaml: no such file"),
         (["mine.yaml", "--set", "train.epoch=1"], "--set: train.epoch: unknown key"),
         (["mine.yaml", "--set", "train.epochs=many"], "--set: train.epochs: "),
-        (["mine.yaml", "--set", "train.epochs"], "--set: is not path=value (got 'train.epochs')"),
-        (["mine.yaml", "--set", "train.epochs.x=1"], "--set: train.epochs.x: epochs is not a group"),
+        (["mine.yaml", "--set", "train.epochs"], "--set: is not of the form key.path=value (got 'train.epochs')"),
+        (["mine.yaml", "--set", "train.epochs.x=1"], "--set: train.epochs: holds a value, so nothing can be set"),
         (["mine.yaml", "--set", "buttress.trainable=rivers"], "mine.yaml: "),
         (["mine.yaml", "--set", "buttress.trainable=null"], "mine.yaml: buttress.trainable: is missing"),
         (["mine.yaml", "--resume", "none.pt"], "none.pt: there is no such checkpoint"),
         (["mine.yaml", "--out", "mine.yaml/folder"], "--out: cannot be written"),
-        (["list.yaml"], "list.yaml: is not a config"),
-        (["broken.yaml"], "broken.yaml: is not YAML"),
+        (["list.yaml"], "list.yaml: the file does not hold a mapping (got [1]); accepted: a mapping of groups"),
+        (["broken.yaml"], "broken.yaml: line 2, column 1: expected ',' or ']'"),
     ],
 )
 def test_input_that_cannot_be_used_is_one_sentence_and_exit_code_2(

@@ -130,7 +130,7 @@ def test_who_watches_is_told() -> None:
     progress = Progress(Heading("toy", "val/score", "max"), Console(file=told, width=200))
     progress.start()
     for line in lines:
-        progress.line(line, SimpleNamespace(params={}, epochs=8))
+        progress.on_event(line, SimpleNamespace(params={}, epochs=8))
     shown = Console(file=io.StringIO(), width=120, record=True)
     shown.print(progress.render())
     progress.stop()

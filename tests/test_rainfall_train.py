@@ -118,7 +118,7 @@ def test_only_some_days_are_scored_and_the_closing_check_watches_all(tmp_path: P
     task = task_of(config, tmp_path)
     assert len(task.held_out.rows[True]) == 5 and len(task.held_out.rows[False]) == 11
     assert task.held_out.rows[True][0] == 48 and task.held_out.rows[True][-1] == 63  # evenly spaced
-    from buttress.monitors.monitors import LatentMonitor
+    from buttress.monitors import LatentMonitor
 
     for full, days in ((False, 5), (True, 16)):
         latent = LatentMonitor(4)

@@ -112,8 +112,8 @@ def test_a_fault_is_told_with_file_key_value_and_what_is_accepted(keys: dict[str
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("", "the file is empty; accepted: a mapping"),
-        ("- 1", "does not hold a mapping"),
+        ("", "the file is empty; accepted: aliases and rules"),
+        ("- 1", "the file does not hold a mapping (got [1]); accepted: aliases and rules"),
         ("rules: [", "line 1"),
         ("rules:\n  a: {}\n  a: {}", "line 3, column 3: `a` is given twice"),
         ("aliases: {}", "rules: is missing"),

@@ -177,11 +177,11 @@ def test_journal_lines_drive_it(tmp_path: Path) -> None:
     wandb = FakeWandb()
     runs = WandbRuns("toy", tmp_path, client=wandb)
     live = SimpleNamespace(config={"loss": {"beta": 0.1}}, params={"loss.beta": 0.1})
-    runs.line({"line": "header"})
-    runs.line({"line": "start", "trial": "0001", "slot": "slot-0"}, live)
-    runs.line({"line": "report", "trial": "0001", **report(10, ari=0.2), "vectors": {}}, live)
-    runs.line({"line": "outcome", "trial": "0001", **COLLAPSED}, None)
-    runs.note("nothing")
+    runs.on_event({"line": "header"})
+    runs.on_event({"line": "start", "trial": "0001", "slot": "slot-0"}, live)
+    runs.on_event({"line": "report", "trial": "0001", **report(10, ari=0.2), "vectors": {}}, live)
+    runs.on_event({"line": "outcome", "trial": "0001", **COLLAPSED}, None)
+    runs.on_message("nothing")
     runs.close()
     (run,) = wandb.runs
     assert run.given["config"]["params"] == {"loss.beta": 0.1}

@@ -20,6 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from buttress.analysis.explain import evidence_sentence, telling
+from buttress.callbacks.base import Callback
 from buttress.rules import Evidence
 from buttress.rules.transforms import WITHOUT_THRESHOLD
 from buttress.wording import clock, number
@@ -71,10 +72,10 @@ class Seen:
     endings: deque[tuple[str, str, str]] = field(default_factory=lambda: deque(maxlen=ENDINGS_SHOWN))
 
 
-class Progress:
+class Progress(Callback):
     """The progress of one sweep; every method may be called from any thread.
 
-    Give it to the driver as a watcher (`line` and `note`), or call the `trial_...` methods. What happens before `start`
+    Give it to the driver as a callback, or call the `trial_...` methods. What happens before `start`
     is counted and not shown: that is how a resumed sweep tells what its earlier driver did.
 
         >>> progress = Progress(Heading("toy-k3j9x2", "ari", "max", trials=24), Console())
@@ -182,14 +183,14 @@ class Progress:
             self._seen.endings.append((trial, "suspended", ending(told, self.heading.objective, short=True)))
         self._say(f"{trial} set aside {ending(told, self.heading.objective)}")
 
-    def note(self, text: str) -> None:
+    def on_message(self, text: str) -> None:
         """Something a person should know; it stays above the live view."""
         if self._live is not None:
             self.console.print(Text(f"{self._elapsed()}  {text}", style="yellow"))
         else:
             self._say(text)
 
-    def line(self, line: Mapping[str, Any], live: Any = None) -> None:
+    def on_event(self, line: Mapping[str, Any], live: Any = None) -> None:
         """A journal line, of the kinds that are shown; `live` is its trial (`params`, `epochs`) if it goes on."""
         match line["line"]:
             case "start":
@@ -203,14 +204,14 @@ class Progress:
                 with self._lock:
                     if row := self._seen.running.get(line["trial"]):
                         row.state = "lost"
-                self.note(f"{line['trial']} lost its workers ({line['reason']}) and goes on from its checkpoint")
+                self.on_message(f"{line['trial']} lost its workers ({line['reason']}) and goes on from its checkpoint")
             case "audit":
-                self.note(f"{line['trial']} is condemned by {line['rule']} and runs on to its end, to check it")
+                self.on_message(f"{line['trial']} is condemned by {line['rule']} and runs on to its end, to check it")
             case "suspended":
                 self.trial_set_aside(line["trial"], line)
             case "breaker":
-                collapsed, first = line["collapsed"], line["first"]
-                self.note(f"{collapsed} of the first {first} trials collapsed: the circuit breaker stops the sweep")
+                share = f"{line['collapsed']} of the first {line['first']} trials"
+                self.on_message(f"{share} collapsed: the circuit breaker stops the sweep")
             case "outcome":
                 self.trial_ended(line["trial"], line)
 

@@ -387,7 +387,7 @@ def _found(found: Any) -> Any:
 
 
 def _execute(driver: Any, quiet: bool, json_: bool) -> None:
-    """Runs a driver under its watchers and reports the end."""
+    """Runs a driver under its callbacks and reports the end."""
     from buttress.execution.finish import TRIPPED
     from buttress.execution.watching import watched
 

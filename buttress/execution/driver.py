@@ -16,12 +16,12 @@ import secrets
 import shutil
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from buttress import journal
-from buttress.callbacks.base import Watcher, Watchers
+from buttress.callbacks.base import Callback, CallbackList
 from buttress.callbacks.checkpoint_retention import Checkpoints, Files, LocalFiles
 from buttress.errors import BadInput
 from buttress.execution.attempts import Attempts
@@ -60,7 +60,7 @@ class Driver:
         earlier: list[Line] | None = None,
         rules: RuleSet | None = None,
         address: str | None = None,
-        watchers: tuple[Watcher, ...] = (),
+        callbacks: Sequence[Callback] = (),
         store: Storage | None = None,
         take_over: bool = False,
     ) -> None:
@@ -70,7 +70,7 @@ class Driver:
         self.trainable = load(spec)
         check(spec, self.trainable)
         self.rules = rules or resolve_rules(spec)
-        self.watchers = Watchers(watchers)
+        self.callbacks = CallbackList(callbacks)
         self._resumed = earlier is not None
         self.earlier: list[Line] = earlier or []
         self._upload: Any = None
@@ -118,7 +118,7 @@ class Driver:
 
             files = RemoteFiles(self.store)
         self.checkpoints = Checkpoints(files, self.state.objectives[0], self.state.directions[0])
-        self.attempts = Attempts(self.state, self.folder, files, self.store, self.watchers.note)
+        self.attempts = Attempts(self.state, self.folder, files, self.store, self.callbacks.on_message)
 
     def _state(self) -> SweepState:
         """What decides in this sweep, before its first line."""
@@ -133,7 +133,8 @@ class Driver:
         from buttress.journal.remote import Upload
 
         path = self.folder / journal.FILE
-        self._upload = Upload(self.store, path, note=self.watchers.note, fail=self._fail, take_over=self._take_over)
+        note = self.callbacks.on_message
+        self._upload = Upload(self.store, path, note=note, fail=self._fail, take_over=self._take_over)
         try:
             yield
         finally:
@@ -160,7 +161,7 @@ class Driver:
         if self.spec.warm_start:
             line = gathered(self.spec, self.trainable)
             self.state.warm_start(line)
-            self.watchers.note(f"warm start: {sentence(line)}")
+            self.callbacks.on_message(f"warm start: {sentence(line)}")
 
     def _execute(self, ray: Any) -> str:
         from buttress.execution import mailbox
@@ -172,7 +173,7 @@ class Driver:
         self._name = f"mailbox-{self.sweep}-{secrets.token_hex(3)}"
         self.mailbox = mailbox.start(self._name, NAMESPACE)
         self._attach(slots.SlotPool(self.mailbox, count, self.spec.resources, self.folder / ".ray", self._fail))
-        self.following = Following(nodes, self.pool, self.spec.resources, self.watchers.note)
+        self.following = Following(nodes, self.pool, self.spec.resources, self.callbacks.on_message)
         drain = threading.Thread(target=self._drain, name="drain", daemon=True)
         try:
             self.pool.start()
@@ -197,7 +198,7 @@ class Driver:
     def _attach(self, pool: SlotPool) -> None:
         """The sweep's slots, now that its state is what an earlier driver left: their events can be handled."""
         self.pool = pool
-        note, fail = self.watchers.note, self._fail
+        note, fail = self.callbacks.on_message, self._fail
         self.events = Events(self.state, pool, self.attempts, self.checkpoints, note=note, fail=fail)
 
     def _reason(self) -> str:
@@ -207,7 +208,7 @@ class Driver:
         if self.state.live:
             return "time budget spent"
         if self.state.spent:
-            self.watchers.note("space exhausted: every configuration that the spec allows has been run")
+            self.callbacks.on_message("space exhausted: every configuration that the spec allows has been run")
             return "space exhausted"
         healthy = self.spec.budget.healthy
         return "enough healthy trials" if healthy and self.state.counts["completed"] >= healthy else "budget spent"
@@ -291,7 +292,7 @@ class Driver:
     def _line(self, line: Line) -> None:
         if line["line"] == "breaker":
             self._halt()
-        self.watchers.line(line, self.state.live.get(line.get("trial") or ""))
+        self.callbacks.on_event(line, self.state.live.get(line.get("trial") or ""))
 
     def _halt(self) -> None:
         """The circuit breaker: nothing is drawn any more, and running trials leave their slots to be resumed later."""

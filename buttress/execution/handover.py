@@ -153,23 +153,19 @@ def check_data(family: str, path: Path, overrides: Sequence[str] = ()) -> Any:
     """What is in a family's data at `path`, as a table: the rows of the trainable's `check_data`."""
     from rich.table import Table
 
-    from buttress.spec.config_paths import nested
-    from buttress.spec.yaml_io import parse_yaml
+    from buttress.spec.config_paths import layered
+    from buttress.spec.overrides import override_config
 
     trainable = registry.load(family)
     own = getattr(trainable, "check_data", None)
     if own is None:
         raise BadInput("this trainable cannot check data", key="FAMILY", value=family)
-    given = {}
-    for override in overrides:
-        key, equals, value = override.partition("=")
-        if not equals:
-            raise BadInput("is not path=value", key="--set", value=override, accepted="data.layout=force2020")
-        given[key.strip().removeprefix("config.")] = parse_yaml(value, where="--set")
+    content: dict[str, Any] = {}
+    sources = override_config(content, overrides, example="data.layout=force2020")
     try:
-        config = trainable.Config.model_validate(nested(given))
+        config = trainable.Config.model_validate(layered(trainable.Config, content))
     except ValidationError as error:
-        raise from_pydantic(error, trainable.Config, where="--set") from None
+        raise sources.locate(from_pydantic(error, trainable.Config)) from None
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     table.add_column(style="bold")
     table.add_column(overflow="fold")

@@ -7,7 +7,7 @@ import sys
 
 from rich.console import Console
 
-from buttress.callbacks.base import notes
+from buttress.callbacks.base import messages_log as notes
 from buttress.callbacks.progress import Heading, Progress
 from buttress.callbacks.wandb import WandbRuns
 from buttress.execution.driver import Driver
@@ -15,7 +15,7 @@ from buttress.execution.finish import Finish
 
 
 def watched(driver: Driver, *, quiet: bool = False) -> Finish:
-    """Runs a sweep under its watchers; they are closed whatever happens."""
+    """Runs a sweep under its callbacks; they are closed whatever happens."""
     spec = driver.spec
     runs = WandbRuns(
         driver.sweep,
@@ -32,8 +32,8 @@ def watched(driver: Driver, *, quiet: bool = False) -> Finish:
     console = Console(file=sys.stderr, highlight=False, quiet=quiet)
     progress = Progress(heading, console)
     for line in driver.earlier:
-        progress.line(line)
-    driver.watchers.add(runs, progress)
+        progress.on_event(line)
+    driver.callbacks.add(runs, progress)
     console.print(f"sweep {driver.sweep}: journal, checkpoints and W&B files go to {driver.where}")
     level = notes.level
     try:

@@ -223,11 +223,6 @@ class Rule(_Section):
         "of the numbers is unknown, the evidence is shown instead.",
     )
 
-    @field_validator("action", mode="before")
-    @classmethod
-    def _off(cls, given: Any) -> Any:
-        return "off" if given is False else given  # how YAML 1.1 reads `off`
-
     @field_validator("message")
     @classmethod
     def _formats(cls, given: str | None) -> str | None:
@@ -314,7 +309,7 @@ class RuleSet(_Section):
         Raises:
             BadInput: The file cannot be read or is not a rule set; names file, key, value and what is accepted.
         """
-        return cls.from_dict(read_yaml(path), where=path)
+        return cls.from_dict(read_yaml(path, accepted="aliases and rules"), where=path)
 
     @classmethod
     def from_dict(cls, tree: Mapping[str, Any], *, where: str | os.PathLike[str] | None = None) -> RuleSet:

@@ -27,9 +27,10 @@ from typing import Any
 import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
-from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
+from optuna.trial import FrozenTrial, TrialState
 from pydantic import BaseModel
 
+from buttress.compat.optuna import add_running_trial, running_trial, sampler_notes, suggest
 from buttress.errors import BadInput
 from buttress.spec.spec import Parameter, SweepSpec
 
@@ -123,7 +124,7 @@ class Study:
         trial = self.study.ask()
         params: dict[str, Any] = {}
         for path, _ in self.spec.parameters(params, self._config):
-            params[path] = trial._suggest(path, self._space[path])
+            params[path] = suggest(trial, path, self._space[path])
         return ask, params
 
     def give(self, params: Mapping[str, Any]) -> tuple[int, dict[str, Any]]:
@@ -134,30 +135,23 @@ class Study:
 
     def notes(self, ask: int) -> dict[str, Any]:
         """What the sampler noted about a running draw (TPE counts it as a liar while it runs); JSON-able."""
-        return dict(self.study.get_trials(deepcopy=False)[ask].system_attrs)
+        return sampler_notes(self.study, ask)
 
     def add(self, ask: int, params: Mapping[str, Any], notes: Mapping[str, Any] | None = None) -> None:
         """Puts a draw back that an earlier process made (from the journal), as a running trial."""
         if ask != self.asked:
             raise BadInput(f"the journal's draws are out of order: ask {ask} where {self.asked} was expected")
         distributions = {path: distribution(self.spec.search[path]) for path in params}
-        self.study.add_trial(
-            create_trial(
-                state=TrialState.RUNNING,
-                params=dict(params),
-                distributions=distributions,
-                system_attrs=dict(notes or {}),
-            )
-        )
+        add_running_trial(self.study, params, distributions, notes)
 
     def refuse(self, ask: int, reason: str) -> None:
         """A draw that violates `require`: told FAIL, which the sampler does not learn from."""
-        self._trial(ask).set_user_attr("outcome", f"refused: {reason}")
+        running_trial(self.study, ask).set_user_attr("outcome", f"refused: {reason}")
         self.study.tell(ask, state=TrialState.FAIL)
 
     def tell(self, ask: int, told: Told) -> None:
         """The end of a trial. Constraints are set once, before the state, as Optuna wants it."""
-        trial = self._trial(ask)
+        trial = running_trial(self.study, ask)
         for name, value in told.constraints.items():
             trial.set_constraint(name, float(value))
         if told.note:
@@ -180,9 +174,6 @@ class Study:
 
     def trials(self) -> list[FrozenTrial]:
         return self.study.get_trials(deepcopy=False)
-
-    def _trial(self, ask: int) -> Trial:
-        return Trial(self.study, self.study.get_trials(deepcopy=False)[ask]._trial_id)
 
     @property
     def stranded(self) -> bool:

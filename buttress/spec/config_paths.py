@@ -29,7 +29,7 @@ class Found(NamedTuple):
     value: bool
 
 
-class _Touched(dict[str, Any]):
+class PartialGroup(dict[str, Any]):
     """A group reached by the steps of a path: what is not in it keeps the family's default."""
 
 
@@ -70,13 +70,13 @@ def unknown(Config: type[BaseModel], path: str) -> BadInput:
 
 def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
     """Values at dotted paths as a nested mapping; of two paths, the one that goes deeper has the last word."""
-    tree: dict[str, Any] = _Touched()
+    tree: dict[str, Any] = PartialGroup()
     for path in sorted(flat, key=lambda path: path.count(".")):
         *groups, last = path.split(".")
         here = tree
         for step in groups:
             inner = here.get(step)
-            here[step] = type(inner)(inner) if isinstance(inner, dict) else _Touched()
+            here[step] = type(inner)(inner) if isinstance(inner, dict) else PartialGroup()
             here = here[step]
         here[last] = flat[path]
     return tree
@@ -105,7 +105,7 @@ def layered(
 def _layer(annotation: Any, value: Any, default: Any, fill: bool) -> Any:
     if not isinstance(value, dict):
         return value
-    touched = isinstance(value, _Touched)
+    touched = isinstance(value, PartialGroup)
     groups = [kind for kind in members([annotation]) if _is_group(kind)]
     if not groups:
         if touched and isinstance(default, Mapping):

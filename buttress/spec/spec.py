@@ -31,7 +31,7 @@ from pydantic import (
 from buttress.errors import BadInput, from_pydantic
 from buttress.spec import expressions as grammar
 from buttress.spec.config_paths import layered, nested
-from buttress.spec.overrides import Sources, laid_over
+from buttress.spec.overrides import Sources, resolve
 from buttress.spec.parameters import Parameter, Random, Section
 from buttress.spec.yaml_io import plain, read_yaml
 
@@ -230,14 +230,14 @@ class SweepSpec(Section):
         raw = read_yaml(path)
         if "profile" in raw:
             raise BadInput("a file cannot choose its profile", where=path, key="profile", accepted="--profile NAME")
-        tree, sources = laid_over(raw, profile=profile, overrides=overrides, where=path)
+        tree, sources = resolve(raw, profile=profile, overrides=overrides, where=path)
         stem = re.sub(r"[^A-Za-z0-9_.-]+", "-", Path(path).stem).lstrip("-_.") or "sweep"
         return cls._from(tree | {"name": name or tree.get("name", stem), "profile": profile}, sources)
 
     @classmethod
     def from_dict(cls, tree: Mapping[str, Any], *, where: str | os.PathLike[str] | None = None) -> SweepSpec:
         """The spec that `to_dict` wrote (`where` is named in errors: a journal, say)."""
-        base, sources = laid_over(plain(dict(tree), where=where), profile=None, overrides=(), where=where)
+        base, sources = resolve(plain(dict(tree), where=where), profile=None, overrides=(), where=where)
         return cls._from(base, sources)
 
     @classmethod
@@ -245,7 +245,7 @@ class SweepSpec(Section):
         try:
             spec = cls.model_validate(tree)
         except ValidationError as error:
-            raise sources.told(from_pydantic(error, cls)) from None
+            raise sources.locate(from_pydantic(error, cls)) from None
         spec._sources = sources
         return spec
 
@@ -258,7 +258,7 @@ class SweepSpec(Section):
 
     def wrong(self, problem: str, *, key: str, value: Any = ..., accepted: str | None = None) -> BadInput:
         """An error about the spec's `key`, said to stand where that key was given (file, profile or command line)."""
-        return self._sources.told(BadInput(problem, key=key, value=value, accepted=accepted))
+        return self._sources.locate(BadInput(problem, key=key, value=value, accepted=accepted))
 
     @property
     def where(self) -> str | os.PathLike[str] | None:

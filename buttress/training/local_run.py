@@ -18,10 +18,12 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
 from buttress.errors import BadInput, from_pydantic
+from buttress.spec.config_paths import layered
+from buttress.spec.overrides import override_config, set_value
+from buttress.spec.yaml_io import read_yaml
 from buttress.training.history import History, progress
 from buttress.training.registry import load
 from buttress.training.reporting import Reporter, Sink
@@ -181,49 +183,21 @@ def read_config(path: Path, overrides: Sequence[str] = (), *, workers: int | Non
 
     `overrides` are `path=value` with the value in YAML; `workers` replaces `buttress.workers`. Raises `BadInput`.
     """
-    try:
-        content = yaml.safe_load(path.read_text())
-    except OSError as error:
-        raise BadInput(f"cannot be read ({error.strerror})", where=path) from error
-    except yaml.YAMLError as error:
-        raise BadInput(f"is not YAML ({str(error).splitlines()[0]})", where=path) from error
-    if not isinstance(content, dict):
-        raise BadInput("is not a config", where=path, value=content, accepted="a mapping of groups (data, model, ...)")
-    changed = []
-    for override in overrides:
-        key, equals, value = override.partition("=")
-        key = key.strip().removeprefix("config.")  # as the spec of a sweep would have it
-        if not equals:
-            raise BadInput("is not path=value", where="--set", value=override, accepted="train.epochs=5")
-        try:
-            _put(content, key, yaml.safe_load(value))
-        except yaml.YAMLError as error:
-            raise BadInput("the value is not YAML", where="--set", key=key, value=value) from error
-        changed.append(key)
+    content = read_yaml(path, accepted="a mapping of groups (data, model, ...)")
+    sources = override_config(content, overrides, where=path)
     group = content.get("buttress")
     name = group.get("trainable") if isinstance(group, dict) else None
     if not isinstance(name, str) or not name:
         raise BadInput("is missing", where=path, key="buttress.trainable", accepted="the name of a trainable")
     if workers is not None:
-        _put(content, "buttress.workers", workers)
+        set_value(content, "buttress.workers", workers)
     try:
         trainable = load(name)
-        return trainable, trainable.Config.model_validate(content)
+        return trainable, trainable.Config.model_validate(layered(trainable.Config, content))
     except ValidationError as error:
-        told = from_pydantic(error, trainable.Config)
-        given = any(f"{told.key}.".startswith(f"{key}.") for key in changed)
-        raise told.at("--set" if given else path) from None
+        raise sources.locate(from_pydantic(error, trainable.Config)) from None
     except BadInput as error:
         raise error.at(path) from None
-
-
-def _put(content: dict[str, Any], key: str, value: Any) -> None:
-    *groups, last = key.split(".")
-    for group in groups:
-        content = content.setdefault(group, {})
-        if not isinstance(content, dict):
-            raise BadInput(f"{group} is not a group", where="--set", key=key)
-    content[last] = value
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -24,7 +24,7 @@ from typing import Any, Protocol
 import torch
 import torch.distributed as dist
 
-from buttress.monitors.monitors import Layout, merge_rows, pack_row
+from buttress.monitors.summaries import Layout, merge_rows, pack_row
 from buttress.training.checkpoints import cloned, load_checkpoint, save_checkpoint
 from buttress.training.trainable import Reported, Schedule, TrialStopped
 from buttress.training.world import World

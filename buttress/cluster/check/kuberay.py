@@ -16,6 +16,7 @@ from buttress.cluster.check import starts
 from buttress.cluster.check.capacity import Nodes, fits
 from buttress.cluster.check.findings import Finding, path_of, unknown
 from buttress.cluster.check.shapes import RAYCLUSTER, faults
+from buttress.compat.ray import autoscaling_config_of
 from buttress.errors import BadInput
 
 LONGEST_IDLE_S = 3600
@@ -242,12 +243,10 @@ def _version(inside: dict[str, Any]) -> Iterator[Finding]:
 
 def _rays_own(cluster: dict[str, Any]) -> list[Finding]:
     """What Ray's autoscaler reads from the manifest at every turn, and validates against Ray's schema."""
-    from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr as derive
-
     metadata = {"namespace": "default", **cluster["metadata"]}
     try:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            derive({**cluster, "metadata": metadata})
+            autoscaling_config_of({**cluster, "metadata": metadata})
     except Exception as error:
         said = (str(error).splitlines() or [""])[0]
         return [BadInput(f"Ray's autoscaler cannot read the manifest: {type(error).__name__}: {said}", key="spec")]

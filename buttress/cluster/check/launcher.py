@@ -14,6 +14,7 @@ from buttress.cluster.check import providers, starts
 from buttress.cluster.check.capacity import Nodes, fits
 from buttress.cluster.check.findings import Finding, path_of
 from buttress.cluster.check.shapes import LAUNCHER, faults, rays_own
+from buttress.compat.ray import node_providers, prepare_cluster_config, validate_cluster_config
 from buttress.errors import BadInput
 
 TOKEN = "~/.ray/auth_token"
@@ -48,9 +49,7 @@ def _shape(cluster: dict[str, Any]) -> list[Finding]:
     """Ray's schema, of the file as it stands, one finding per fault."""
     section = cluster.get("provider")
     if isinstance(section, dict) and isinstance(kind := section.get("type"), str):
-        from ray.autoscaler._private.providers import _NODE_PROVIDERS
-
-        known = sorted({*_NODE_PROVIDERS} - _INTERNAL)
+        known = sorted(node_providers() - _INTERNAL)
         if kind not in known:
             accepted = ", ".join(known)
             return [BadInput("no such provider", key="provider.type", value=kind, accepted=accepted)]
@@ -75,23 +74,19 @@ def _shape(cluster: dict[str, Any]) -> list[Finding]:
 
 def _prepared(cluster: dict[str, Any]) -> dict[str, Any]:
     """The file as `ray up` would use it: with Ray's defaults, and the limits of every node type."""
-    from ray.autoscaler._private.util import prepare_config
-
     section = cluster["provider"]
     addresses = {"head_ip", "worker_ips"} <= {*section} or "coordinator_address" in section
     if section["type"] == "local" and not addresses:
         return cluster  # Ray would print and leave; `providers` tells of it
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        prepared: dict[str, Any] = prepare_config(copy.deepcopy(cluster))
+        prepared: dict[str, Any] = prepare_cluster_config(copy.deepcopy(cluster))
     return prepared
 
 
 def _rays_own(prepared: dict[str, Any]) -> list[Finding]:
     """What `ray up` itself refuses and nothing above has told of."""
-    from ray.autoscaler._private.util import validate_config
-
     try:
-        validate_config(prepared)
+        validate_cluster_config(prepared)
     except Exception as error:
         return [BadInput(f"`ray up` refuses the file: {(str(error).splitlines() or [''])[0]}")]
     return []

@@ -269,7 +269,7 @@ def train(
     Example:
         >>> buttress.train("best.yaml", set={"train.epochs": 5})["metrics"]                # doctest: +SKIP
     """
-    from buttress.execution.handover import train_config
+    from buttress.execution.local_training import train_config
 
     folder = Path(out) if out is not None else Path("runs") / time.strftime("train-%Y%m%d-%H%M%S")
     if isinstance(config, Mapping):

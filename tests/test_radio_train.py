@@ -17,9 +17,10 @@ from buttress.trainables.radio.config import Config
 from buttress.trainables.radio.heldout import MapMonitor
 from buttress.trainables.radio.loss import Batch
 from buttress.trainables.radio.train import Radio, RadioTask
+from buttress.training.checkpoints import load_checkpoint
 from buttress.training.local_run import train as launch
 from buttress.training.registry import rules_file
-from buttress.training.reporting import Reporter, load_checkpoint
+from buttress.training.reporting import Reporter
 from buttress.training.trainable import Reported
 from buttress.training.world import World
 from tests.ranks import Ranks, pair  # noqa: F401

@@ -51,7 +51,8 @@ def load(name: str) -> Trainable[Any]:
     cls = getattr(module, class_name, None)
     if cls is None:
         own = sorted(n for n, v in vars(module).items() if isinstance(v, type) and v.__module__ == module_name)
-        problem, accepted = f"module {module_name} has no {class_name}", ", ".join(own) or None
+        problem = f"module {module_name} has no {class_name}"
+        accepted = ", ".join(own)
         file = Path(*module_name.split(".")).with_suffix(".py")
         if file.is_file() and file.resolve() != Path(getattr(module, "__file__", None) or "").resolve():
             problem = f"module {module_name} is Python's own, already imported, and not the {file} of this folder"

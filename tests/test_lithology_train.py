@@ -16,6 +16,7 @@ from sklearn.mixture import GaussianMixture
 
 from buttress.errors import BadInput
 from buttress.rules.schema import RuleSet
+from buttress.spec import validation
 from buttress.spec.spec import SweepSpec
 from buttress.trainables.lithology.clustering import adjusted_rand
 from buttress.trainables.lithology.config import Config
@@ -415,7 +416,7 @@ def test_real_curves_are_judged_as_what_they_were(name: str, shared: Path) -> No
 def test_the_search_space_fits_the_family(profile: str | None, root: Path) -> None:
     spec = SweepSpec.load(root / "search_spaces/lithology.yaml", profile=profile)
     family = load("lithology")
-    spec.check(Config=family.Config, metrics=family.metrics, conditional=False, epochs_path="train.epochs")
+    validation.check(spec, family)
     assert spec.objectives[0].metric == "val/ari" and spec.search["loss.beta"].high == 30
 
 
@@ -423,4 +424,4 @@ def test_the_elbo_at_beta_1_cannot_compare_trials_with_different_betas(root: Pat
     for metric in ("val/elbo_1", "val/kl", "train/loss"):
         spec = SweepSpec.load(root / "search_spaces/lithology.yaml", overrides=[f"objectives=[{metric}]"])
         with pytest.raises(BadInput, match=r"changes its scale with .*loss\.beta"):
-            spec.check(Config=Config, metrics=Lithology.metrics, conditional=False, epochs_path="train.epochs")
+            validation.check(spec, Lithology())

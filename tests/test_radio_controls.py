@@ -10,6 +10,7 @@ import pytest
 from kept import Kept
 
 from buttress.execution.setup import resolve_rules
+from buttress.spec import trial_config
 from buttress.spec.spec import SweepSpec
 from buttress.trainables.radio.config import Config
 from buttress.trainables.radio.train import Radio
@@ -39,7 +40,7 @@ def run(folder: Path, steps: int | None = None, report_every: int | None = None,
     fixed = [f"config.trainer.train_num_steps={steps}"] if steps else []
     fixed += [f"config.buttress.report_every={report_every}"] if report_every else []
     spec = SweepSpec.load(root, profile="quick", overrides=fixed)
-    config = spec.config({**MIDDLE, **params}, Config, seed=5)
+    config = trial_config.build(spec, {**MIDDLE, **params}, Config, seed=5)
     kept = Kept("val/l1")
     launch(config, Radio(), folder, sink=kept)
     return kept.reports

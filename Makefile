@@ -4,7 +4,10 @@
 #   make test       the tests (at most 15 minutes on two cores)
 #   make test-all   with those that take long, break trainers on purpose, or build clusters
 #   make test-cluster   a cluster's whole life on four hosts in network namespaces (root; skipped where that is refused)
-#   make check      linter, type checker, doors between the rooms
+#   make check      linter, type checker, import contracts, documentation site
+#   make check-next what the newest Ray, Optuna and W&B would break (in a throw-away environment)
+#   make docs       the documentation site, in site/
+#   make reference  the pages of it that are generated from the models
 #
 # PYTHON=/path/to/python picks the interpreter; PIP_ARGS goes to pip (an index with CPU or CUDA wheels of torch, say).
 
@@ -19,7 +22,7 @@ ARGS     ?=
 # One thread per process: a sweep sets its workers' threads itself, everything else would only crowd the cores.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: install demo test test-all test-cluster check
+.PHONY: install demo test test-all test-cluster check docs reference check-next
 
 install: $(STAMP)
 
@@ -33,13 +36,23 @@ $(STAMP): pyproject.toml constraints.txt
 	if ! $(BIN)/python -m pip --version >/dev/null 2>&1 && ! "$$python" -m venv --clear $(VENV); then \
 	  echo "$$python cannot make a virtual environment; on Debian and Ubuntu: apt-get install python3-venv" >&2; exit 2; \
 	fi
-	$(BIN)/python -m pip install --quiet --no-input $(PIP_ARGS) -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --no-input $(PIP_ARGS) -c constraints.txt -e '.[dev,docs,families]'
 	@touch $@
 
 check: $(STAMP)
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m mypy
+	$(BIN)/lint-imports --no-cache
 	$(BIN)/python -m pytest -q tests/test_fresh_imports.py
+	@$(MAKE) --no-print-directory docs
+
+# The contracts of tests/test_compat.py with the newest Ray, Optuna and W&B; torch stays pinned. Not part of `check`.
+check-next: $(STAMP)
+	@next=$$(mktemp -d) && trap 'rm -rf "$$next"' EXIT && $(BIN)/python -m venv "$$next" && \
+	"$$next/bin/python" -m pip install --quiet --no-input $(PIP_ARGS) -c constraints.txt '.[dev]' && \
+	"$$next/bin/python" -m pip install --quiet --no-input $(PIP_ARGS) --upgrade 'ray[default,tune,train]' optuna wandb && \
+	"$$next/bin/python" -m pip list | grep -iE '^(ray|optuna|wandb|torch) ' && \
+	PYTHONPATH=. "$$next/bin/python" -m pytest -q tests/test_compat.py $(ARGS)
 
 test: $(STAMP)
 	@$(BIN)/python -m pytest -m "not long and not control and not cluster" $(ARGS)
@@ -49,6 +62,12 @@ test-all: $(STAMP)
 
 test-cluster: $(STAMP)
 	@$(BIN)/python -m pytest tests/test_cluster_hosts.py $(ARGS)
+
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+reference: $(STAMP)
+	$(BIN)/python docs/generate.py
 
 demo: $(STAMP)
 	@started=$$SECONDS; \

@@ -21,7 +21,7 @@ from buttress.analysis.curves import Curve
 from buttress.analysis.intervals import Share
 from buttress.errors import BadInput
 from buttress.execution.setup import family_rules
-from buttress.rules.schema import RuleSet
+from buttress.rules import RuleSet
 from buttress.sweep.evaluation import TrialEvaluator
 
 

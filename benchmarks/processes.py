@@ -13,6 +13,8 @@ from typing import Any
 
 import psutil
 
+from buttress.callbacks.base import Callback
+
 #: Names that Ray gives the processes of its actors -> what they are here.
 ROLES = {
     "TrainController": "controller", "SynchronizationActor": "synchronisation", "ResourceTrainable": "trial actor",
@@ -22,19 +24,16 @@ ROLES = {
 NO_HELPERS = ("driver", "worker", "mailbox", "idle", "coordinator", "dashboard agent", "runtime agent")
 
 
-class Memory:
-    """A watcher that reads the memory of the driver and of every process below it, at some trials of a sweep."""
+class Memory(Callback):
+    """A callback that reads the memory of the driver and of every process below it, at some trials of a sweep."""
 
     def __init__(self, *trials: int) -> None:
         self.at = {f"{trial:04d}" for trial in trials}
         self.read: list[dict[str, list[dict[str, float]]]] = []
 
-    def line(self, event: Any, active: Any = None) -> None:
+    def on_event(self, event: Any, trial: Any = None) -> None:
         if event.line == "report" and event.seq == 0 and event.trial in self.at:
             self.read.append(processes())
-
-    def note(self, text: str) -> None:
-        pass
 
 
 def processes() -> dict[str, list[dict[str, float]]]:

@@ -29,9 +29,10 @@ from benchmarks.simulator import Event, Simulator, play
 from benchmarks.stock_policies import OptunaPruned, RandomSearch, Stock, StockTune, Value
 from benchmarks.surrogate import SURROGATES, Once, Surrogate, bench_space
 from buttress.analysis.curves import Curves
+from buttress.callbacks.base import Callback
 from buttress.execution.setup import commit, resolve_rules, versions
 from buttress.journal.events import Audited, Report
-from buttress.rules.schema import RuleSet
+from buttress.rules import RuleSet
 from buttress.search.optuna_study import SamplerResult, Study
 from buttress.spec.spec import SweepSpec
 from buttress.training import registry
@@ -89,21 +90,18 @@ class Watch:
         return Run(self.reached, self.best, len(self.dead), sum(self.dead.values()), winner_dead)
 
 
-class Condemned:
-    """A watcher that adds up what audited trials ran after their verdicts."""
+class Condemned(Callback):
+    """A callback that adds up what audited trials ran after their verdicts."""
 
     def __init__(self) -> None:
         self._since: dict[str, float] = {}
         self._now: dict[str, float] = {}
 
-    def line(self, event: Any, active: Any = None) -> None:
+    def on_event(self, event: Any, trial: Any = None) -> None:
         if isinstance(event, Audited):
             self._since[event.trial] = event.seconds or 0.0
         elif isinstance(event, Report) and event.trial in self._since:
             self._now[event.trial] = event.seconds
-
-    def note(self, text: str) -> None:
-        """A simulated sweep makes none."""
 
     @property
     def seconds(self) -> float:
@@ -209,7 +207,8 @@ class Family:
         watch = Watch(self.objective, self.direction, self.target)
         made = SweepSpec.from_dict(tree)
         condemned = Condemned()
-        simulator = Simulator(made, surrogate, slots=SLOTS, rules=rules or self.rules, see=watch, watchers=(condemned,))
+        made_with = {"rules": rules or self.rules, "see": watch, "callbacks": (condemned,)}
+        simulator = Simulator(made, surrogate, slots=SLOTS, **made_with)
         if study is not None:
             state = simulator.state
             state.study = state.proposals.study = study(made, state.directions, simulator.trainable.Config)

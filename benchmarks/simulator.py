@@ -1,6 +1,6 @@
 """A sweep without training: sampler, rungs and rules played over recorded curves, with a clock of simulated seconds.
 
-`Simulator` stands where `execution.driver.Driver` does: a spec goes in, `run()` returns a `Finish`, watchers see every
+`Simulator` stands where `execution.driver.Driver` does: a spec goes in, `run()` returns a `Finish`, callbacks see every
 journal line, and with a folder it leaves a journal that `table` and `why` read. Nothing is written twice: the state of
 the sweep is `SweepState`, and so study, rungs and rules are the real ones; only the workers are replaced, by a
 `Surrogate` that gives each configuration a recorded curve. No Ray is imported.
@@ -21,15 +21,14 @@ from typing import Any, NamedTuple, Protocol
 from benchmarks.surrogate import Surrogate
 from buttress import journal
 from buttress.analysis.curves import Curve
-from buttress.callbacks.base import Watcher
+from buttress.callbacks.base import Callback
 from buttress.execution.finish import TRIPPED, Finish
-from buttress.execution.setup import check, header, new_id, resolve_rules
+from buttress.execution.setup import header, load, new_id, resolve_rules
 from buttress.journal.events import Ended
-from buttress.rules.schema import RuleSet
+from buttress.rules import RuleSet
 from buttress.search.warm_start import collect
 from buttress.spec.spec import SweepSpec
 from buttress.sweep.state import SweepState
-from buttress.training import registry
 from buttress.training.trainable import Reported
 
 #: From the end of a trial to the start of the next in a warm slot, in seconds (benchmarks/slots.py measures it).
@@ -185,17 +184,16 @@ class Simulator:
         slots: int = 2,
         sweep: str | None = None,
         rules: RuleSet | None = None,
-        watchers: tuple[Watcher, ...] = (),
+        callbacks: tuple[Callback, ...] = (),
         see: Callable[[Event], object] = lambda event: None,
     ) -> None:
-        self.spec, self.surrogate, self.folder, self.slots = spec, surrogate, folder, slots
+        self.surrogate, self.folder, self.slots = surrogate, folder, slots
         self.sweep = sweep or new_id(spec.name)
-        self.trainable = registry.load(spec.trainable)
-        check(spec, self.trainable)
-        self.rules = rules or resolve_rules(spec)
-        self.watchers, self._see = watchers, see
+        self.spec, self.trainable = load(spec)
+        self.rules = rules or resolve_rules(self.spec)
+        self.callbacks, self._see = callbacks, see
         self._writer: journal.JournalWriter | None = None
-        self.state = SweepState(spec, self.trainable, self.rules, self._write, self._line)
+        self.state = SweepState(self.spec, self.trainable, self.rules, self._write, self._line)
 
     def run(self) -> Finish:
         if self.folder is None:
@@ -227,5 +225,5 @@ class Simulator:
 
     def _line(self, event: journal.Event) -> None:
         active = self.state.active.get(getattr(event, "trial", ""))
-        for watcher in self.watchers:
-            watcher.line(event, active)
+        for callback in self.callbacks:
+            callback.on_event(event, active)

@@ -81,11 +81,11 @@ def sweep_spec(kind: str, workers: int, trials: int, **changes: Any) -> SweepSpe
     return SweepSpec.from_dict({**tree, **changes})
 
 
-def run_sweep(spec: SweepSpec, folder: Path, *watchers: Any) -> tuple[Path, dict[str, int]]:
+def run_sweep(spec: SweepSpec, folder: Path, *callbacks: Any) -> tuple[Path, dict[str, int]]:
     """Runs the sweep on a Ray of its own; its folder, and how its trials ended."""
     from buttress.execution import driver
 
-    finish = driver.start(spec, folder, watchers=watchers).run()
+    finish = driver.start(spec, folder, callbacks=callbacks).run()
     return finish.folder, finish.counts
 
 
@@ -159,18 +159,19 @@ def part_kill(workers: int, kills: int) -> dict[str, Any]:
 def part_churn(trials: int) -> dict[str, Any]:
     """How many Tune actors are asked for and live while short trials run in two slots."""
     import ray
-    from ray.air.execution._internal.actor_manager import RayActorManager
 
+    from buttress.compat.ray import tune_actor_manager
     from buttress.execution import slot_trial
 
     asked: list[float] = []
-    add_actor = RayActorManager.add_actor
+    manager = tune_actor_manager()
+    add_actor = manager.add_actor
 
     def counted(self: Any, *args: Any, **kwargs: Any) -> Any:
         asked.append(time.time())
         return add_actor(self, *args, **kwargs)
 
-    RayActorManager.add_actor = counted  # type: ignore[method-assign]
+    manager.add_actor = counted
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR,
              namespace="buttress")  # fmt: skip
     try:

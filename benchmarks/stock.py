@@ -61,7 +61,7 @@ def loop(settings: dict[str, Any]) -> None:
     import torch.distributed as dist
     from ray import train
 
-    from buttress.monitors.monitors import merge_rows, pack_row
+    from buttress.monitors.summaries import merge_rows, pack_row
     from buttress.training import registry
     from buttress.training.randomness import prepare
     from buttress.training.world import World

@@ -5,11 +5,16 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
+from fail_skipped import (  # noqa: F401  (hooks of pytest)
+    pytest_addoption,
+    pytest_make_collect_report,
+    pytest_runtest_makereport,
+)
 
 # Read when the libraries are imported (here, in Ray's workers and in subprocesses), so set before any test is.
 os.environ.update(
@@ -32,6 +37,42 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).parents[1]
+#: Folders at the top that are linked into `buttress/`, and imported from there alone.
+LINKED = ("trainables", "analysis", "search_spaces")
+
+
+def bare_modules(modules: Mapping[str, Any]) -> list[str]:
+    """Modules of the linked folders that were imported without `buttress.` in front: each would exist twice."""
+    found = []
+    for name in modules:
+        if name.partition(".")[0] in LINKED:
+            places = [getattr(modules[name], "__file__", None) or "", *getattr(modules[name], "__path__", [])]
+            if any(Path(place).is_relative_to(ROOT) for place in places if place):
+                found.append(name)
+    return sorted(found)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks what uses `ray_cluster` as `ray`, and puts it last: a mistake is seen in the fast tests first."""
+    for item in items:
+        if "ray_cluster" in getattr(item, "fixturenames", ()) or item.get_closest_marker("cluster"):
+            item.add_marker("ray")
+    items.sort(key=lambda item: item.get_closest_marker("ray") is not None)
+
+
+@pytest.fixture(autouse=True)
+def no_unmarked_ray(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fails a test that starts Ray in this process and is not marked `ray`: `make test-fast` would run it."""
+    if "ray" in sys.modules and request.node.get_closest_marker("ray") is None:
+        monkeypatch.setattr("ray.init", lambda *_, **__: pytest.fail("this test starts Ray: mark it `ray`"))
+
+
+@pytest.fixture(autouse=True)
+def one_import_name() -> Iterator[None]:
+    """Fails the test that imports a linked folder by its bare name."""
+    yield
+    assert not bare_modules(sys.modules), f"imported without `buttress.` in front: {bare_modules(sys.modules)}"
 
 
 @pytest.fixture(autouse=True)
@@ -69,9 +110,7 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[Any]:
     """`ray`, connected to one local cluster of two CPUs that all tests of the session share."""
-    from buttress.execution.ray_session import (
-        RAY_ENVIRONMENT,  # what a sweep sets before it starts Ray; its processes inherit it
-    )
+    from buttress.compat.ray import RAY_ENVIRONMENT  # what a sweep sets before it starts Ray; its processes inherit it
 
     os.environ.update(RAY_ENVIRONMENT)
     import ray

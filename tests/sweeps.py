@@ -11,7 +11,8 @@ from typing import Any
 from journal_lines import Line
 
 from buttress.journal import Event
-from buttress.rules.schema import RuleSet
+from buttress.rules import RuleSet
+from buttress.spec import validation
 from buttress.spec.spec import SweepSpec
 from buttress.sweep.state import SweepState
 from buttress.training.trainable import Buttress, Metric, Reported, Schedule, Section
@@ -76,7 +77,7 @@ def spec(checked: bool = True, **changes: Any) -> SweepSpec:
     }
     made = SweepSpec.from_dict({**tree, **changes})
     if checked:
-        made.check(Config=ToyConfig, metrics=Toy.metrics)
+        return validation.check(made, Toy())
     return made
 
 

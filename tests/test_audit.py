@@ -259,8 +259,8 @@ def test_who_watches_is_told(tmp_path: Path) -> None:
     progress.start()
     for line in lines:
         live = SimpleNamespace(params={}, config={}, epochs=8) if line["line"] != "outcome" else None
-        progress.line(event_of(line), live)
-        runs.line(event_of(line), live)
+        progress.on_event(event_of(line), live)
+        runs.on_event(event_of(line), live)
     progress.stop()
     runs.close()
     chosen = {line["trial"] for line in lines if line["line"] == "audit"}

@@ -18,6 +18,7 @@ import psutil
 import pytest
 from optuna.trial import TrialState
 
+from buttress.callbacks.base import Callback
 from buttress.execution import driver
 from buttress.journal import read
 from buttress.journal.records import Journal, TrialRecord
@@ -182,22 +183,22 @@ def test_a_trial_over_its_time_limit_is_stopped_with_what_it_reached(ray_cluster
     say("over its time limit", journal, running, "0001", gap_after(journal, "0001"))
 
 
-class Broken:
-    """A watcher that raises at every line."""
+class Broken(Callback):
+    """A callback that raises at every line."""
 
     calls = 0
 
-    def line(self, line: Any, live: Any = None) -> None:
+    def on_event(self, line: Any, live: Any = None) -> None:
         self.calls += 1
         raise RuntimeError("W&B is down")
 
-    def note(self, text: str) -> None:
+    def on_message(self, text: str) -> None:
         raise RuntimeError("W&B is down")
 
 
-def test_a_watcher_that_raises_disturbs_nothing(ray_cluster: Any, tmp_path: Path) -> None:
+def test_a_callback_that_raises_disturbs_nothing(ray_cluster: Any, tmp_path: Path) -> None:
     broken = Broken()
-    journal, running = sweep(tmp_path, {}, trials=3, watchers=(broken,))
+    journal, running = sweep(tmp_path, {}, trials=3, callbacks=(broken,))
     assert broken.calls == 1
     assert_undisturbed(journal, ("0000", "0001", "0002"))
     say("W&B that raises", journal, running, "0001")
@@ -205,24 +206,21 @@ def test_a_watcher_that_raises_disturbs_nothing(ray_cluster: Any, tmp_path: Path
 
 def test_the_death_of_a_tune_actor_costs_the_trial_nothing(ray_cluster: Any, tmp_path: Path) -> None:
     killer = When(lambda: kill_processes("ray::ResourceTrainable"))
-    journal, running = sweep(tmp_path, {}, trials=3, fixed={"pause": 0.5}, watchers=(killer,))
+    journal, running = sweep(tmp_path, {}, trials=3, fixed={"pause": 0.5}, callbacks=(killer,))
     assert killer.done
     assert_undisturbed(journal, ("0000", "0001", "0002"))
     say("kill -9 of the slot's Tune actor", journal, running, "0001", gap_after(journal, "0001"))
 
 
-class When:
-    """A watcher that does something once, at the second report of trial 0001."""
+class When(Callback):
+    """A callback that does something once, at the second report of trial 0001."""
 
     def __init__(self, action: Callable[[], int]) -> None:
         self.action, self.done = action, 0
 
-    def line(self, line: Any, live: Any = None) -> None:
+    def on_event(self, line: Any, live: Any = None) -> None:
         if not self.done and line["line"] == "report" and line["trial"] == "0001" and line["epoch"] == 2:
             self.done = self.action()
-
-    def note(self, text: str) -> None:
-        pass
 
 
 def kill_processes(title: str) -> int:

@@ -31,6 +31,7 @@ FRESH: dict[str, tuple[list[str], tuple[str, ...]]] = {
     "rules": (modules("rules"), (*HEAVY, "pandas")),
     "journal": (modules("journal"), (*HEAVY, "pandas")),
     "analysis": (modules("analysis"), HEAVY),
+    "monitors": (["buttress.monitors"], (*HEAVY, "pandas")),
     "trainables": (["buttress.trainables", "buttress.training.registry"], (*HEAVY, "pandas")),
     "the trainer's contract": (["buttress.training.trainable"], (*HEAVY, "pandas")),
     **{f"family {name}": ([f"buttress.trainables.{name}"], HEAVY) for name in FAMILIES},

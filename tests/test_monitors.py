@@ -17,9 +17,7 @@ import torch.multiprocessing as mp
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from buttress.monitors import moments, monitors
-from buttress.monitors.moments import HEADER, chunk_statistics, median_of_ranks, ranked_values
-from buttress.monitors.monitors import (
+from buttress.monitors import (
     AblationMonitor,
     LatentMonitor,
     Maximum,
@@ -28,9 +26,12 @@ from buttress.monitors.monitors import (
     NonFinite,
     Total,
     kl_per_dim,
-    merge_rows,
-    pack_row,
+    moments,
 )
+from buttress.monitors import ablation as ablation_module
+from buttress.monitors import latent as latent_module
+from buttress.monitors.moments import HEADER, chunk_statistics, median_of_ranks, ranked_values
+from buttress.monitors.summaries import merge_rows, pack_row
 
 AGREE = 1e-5
 Latents = tuple[Tensor, Tensor]
@@ -425,7 +426,7 @@ class NoLook(TorchDispatchMode):
 def test_nothing_waits_for_an_accelerator(monkeypatch: pytest.MonkeyPatch) -> None:
     """The path of an accelerator, taken on the host: the same numbers, and no look at any of them on the way."""
     monkeypatch.setattr(moments, "on_host", lambda tensor: False)
-    monkeypatch.setattr(monitors, "on_host", lambda tensor: False)
+    monkeypatch.setattr(latent_module, "on_host", lambda tensor: False)
     monkeypatch.setattr(LatentMonitor, "HOLD_DEVICE", 2000)
     batches = [draw(64, seed=seed, mean=1e3, dtype=torch.bfloat16) for seed in range(9)]
     loss, others = torch.tensor(3.0), [torch.tensor([1.0, math.inf]), torch.ones(4)]
@@ -603,7 +604,8 @@ def test_a_summary_needs_only_pack_and_merge() -> None:
 
 
 def test_the_examples_in_the_docstrings_run() -> None:
-    assert doctest.testmod(monitors) == (0, 4)
+    assert doctest.testmod(latent_module) == (0, 4)
+    assert doctest.testmod(ablation_module) == (0, 3)
 
 
 # --- real processes ------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from ranks import Ranks, pair  # noqa: F401
 from sklearn.metrics import average_precision_score, f1_score, jaccard_score, precision_score, recall_score
 from torch import nn
 
-from buttress.monitors.monitors import merge_rows, pack_row
+from buttress.monitors.summaries import merge_rows, pack_row
 from buttress.trainables.occupancy import data as windows
 from buttress.trainables.occupancy.config import Config
 from buttress.trainables.occupancy.heldout import HeldOut, scores

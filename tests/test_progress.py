@@ -34,12 +34,12 @@ COLLAPSED: dict[str, Any] = {
     "evidence": EVIDENCE,
     "epochs": 3,
     "epochs_budget": 25,
-    "best": {"epoch": 2, "metrics": {"ari": 0.9}},
+    "best": {"epoch": 2, "step": 10, "metrics": {"ari": 0.9}},
 }
 
 
 def completed(ari: float) -> dict[str, Any]:
-    return {"outcome": "completed", "epochs": 25, "epochs_budget": 25, "best": {"epoch": 21, "metrics": {"ari": ari}}}
+    return {"outcome": "completed", "epochs": 25, "epochs_budget": 25, "best": {"epoch": 21, "step": 10, "metrics": {"ari": ari}}}
 
 
 def terminal(width: int = 120, height: int = 30) -> Console:
@@ -134,7 +134,7 @@ def test_live_starts_and_stops_and_leaves_the_last_state() -> None:
     threads = set(threading.enumerate())
     with Progress(HEADING, console) as progress:
         progress.trial_started("0000", {"loss.beta": 0.1}, 0)
-        progress.note("slot 1 was restarted")
+        progress.on_message("slot 1 was restarted")
         progress.trial_ended("0000", completed(0.5))
     progress.stop()
     text = console.file.getvalue()  # type: ignore[attr-defined]
@@ -155,7 +155,7 @@ def test_without_a_terminal_a_line_per_start_and_end_and_a_status_at_the_end() -
     for _ in range(100):
         progress.trial_reported("0000", 1, 25, {"ari": 0.2}, "healthy", ())
     progress.trial_ended("0000", COLLAPSED)
-    progress.note("a [note]")
+    progress.on_message("a [note]")
     progress.stop()
     lines = [line.partition("  ")[2] for line in text.getvalue().splitlines()]
     assert lines == [
@@ -182,7 +182,7 @@ def test_without_a_terminal_a_status_line_now_and_then(monkeypatch: pytest.Monke
 def test_what_happened_before_the_start_is_counted_and_not_shown() -> None:
     progress, text = plain()
     for trial in range(3):
-        progress.line(event_of({"line": "outcome", "trial": f"{trial:04}", **completed(0.1 * trial)}))
+        progress.on_event(event_of({"line": "outcome", "trial": f"{trial:04}", **completed(0.1 * trial)}))
     progress.start()
     assert text.getvalue() == ""
     progress.stop()
@@ -206,10 +206,10 @@ def test_journal_lines_drive_it() -> None:
         },
         {"line": "lost", "trial": "0000", "reason": "the node went away"},
     ):
-        progress.line(event_of(line), live)
+        progress.on_event(event_of(line), live)
     assert "2/25" in drawn(progress) and "lost" in drawn(progress)
-    progress.line(event_of({"line": "start", "trial": "0000", "slot": "slot-0", "attempt": 2}), live)
-    progress.line(event_of({"line": "outcome", "trial": "0000", **COLLAPSED}), None)
+    progress.on_event(event_of({"line": "start", "trial": "0000", "slot": "slot-0", "attempt": 2}), live)
+    progress.on_event(event_of({"line": "outcome", "trial": "0000", **COLLAPSED}), None)
     progress.stop()
     assert "0000 started in slot 1: loss.beta=0.1" in text.getvalue()
     assert "0000 lost its workers (the node went away)" in text.getvalue()
@@ -283,7 +283,7 @@ def test_signs_say_what_is_known(metrics: dict[str, float | None], text: str) ->
          "at epoch 4 of 9: worse than 0.2"),
         ({"outcome": "diverged", "rule": "diverged", "margin": 12.9, "epochs": 1, "epochs_budget": 9},
          "at epoch 1 of 9: margin +12.90"),
-        ({"outcome": "suspended"}, "at epoch - of -"),
+        ({"outcome": "failed"}, "at epoch - of -"),
     ],
 )  # fmt: skip
 def test_an_ending_says_how_far_and_why(outcome: dict[str, Any], text: str) -> None:

@@ -12,7 +12,7 @@ from scipy.stats import norm
 
 from benchmarks.rainfall_references import climatology, scored
 from buttress.journal import plain as journalled
-from buttress.monitors.monitors import merge_rows, pack_row
+from buttress.monitors.summaries import merge_rows, pack_row
 from buttress.trainables.rainfall.heldout import NAMES, Sums, correlation, crps, diversity, scores
 from buttress.trainables.rainfall.rain import Rain
 

@@ -35,7 +35,7 @@ from benchmarks.watched import name_of
 from buttress.analysis.curves import Curves, read
 from buttress.errors import BadInput
 from buttress.journal import plain
-from buttress.rules.schema import RuleSet
+from buttress.rules import RuleSet
 from buttress.training.registry import load as load_trainable
 from buttress.training.trainable import Reported
 

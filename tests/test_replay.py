@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import pytest
 import journal_lines
+import pytest
 from journals import mixed_sweep
 
 from buttress.analysis.curves import Curve, Truth, read
@@ -18,7 +18,7 @@ from buttress.analysis.intervals import Share
 from buttress.analysis.replay import Replayed, replay, result, score
 from buttress.errors import BadInput
 from buttress.execution.setup import rules_of
-from buttress.rules.schema import RuleSet
+from buttress.rules import RuleSet
 
 Row = dict[str, Any]
 

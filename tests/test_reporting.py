@@ -20,9 +20,10 @@ from ranks import Failed, Ranks, pair  # noqa: F401
 from toy import Collected
 
 from buttress.errors import BadInput
-from buttress.monitors.monitors import LatentMonitor, Mean
+from buttress.monitors import LatentMonitor, Mean
 from buttress.training import checkpoints, reporting
-from buttress.training.reporting import Reporter, ReportError, load_checkpoint
+from buttress.training.checkpoints import load_checkpoint
+from buttress.training.reporting import Reporter, ReportError
 from buttress.training.trainable import Reported, Schedule, TrialStopped
 from buttress.training.world import World
 

@@ -17,10 +17,13 @@ import yaml
 from journal_lines import event_of
 
 from buttress.analysis.selection import best
+from buttress.callbacks.base import Callback
 from buttress.errors import BadInput
 from buttress.execution import driver
 from buttress.journal import JournalWriter, lines, read
 from buttress.journal.records import Journal
+
+pytestmark = pytest.mark.ray
 
 HERE = Path(__file__).parent
 SPEC: dict[str, Any] = {
@@ -144,15 +147,13 @@ def test_an_export_that_is_killed_leaves_no_half_file(whole: Journal, tmp_path: 
     assert journal.read_bytes() == before
 
 
-class Notes:
-    """A watcher that keeps what people are told."""
+class Messages(Callback):
+    """A callback that keeps what people are told."""
 
     def __init__(self) -> None:
         self.texts: list[str] = []
 
-    def line(self, line: Any, live: Any = None) -> None: ...
-
-    def note(self, text: str) -> None:
+    def on_message(self, text: str) -> None:
         self.texts.append(text)
 
 
@@ -180,12 +181,12 @@ def test_a_lost_checkpoint_restarts_its_trial_and_says_so(
     whole: Journal, suspended: tuple[Path, str], ray_cluster: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder, sentence = suspended
-    notes = Notes()
+    messages = Messages()
     with pytest.MonkeyPatch.context() as patch, caplog.at_level(logging.WARNING, "buttress"):
         patch.chdir(folder.parents[1])
-        driver.resume(folder, watchers=(notes,)).run()
-    assert notes.texts == [f"trial 0000: {sentence}"]
-    assert [record.getMessage() for record in caplog.records if record.name == "buttress.notes"] == notes.texts
+        driver.resume(folder, callbacks=(messages,)).run()
+    assert messages.texts == [f"trial 0000: {sentence}"]
+    assert [record.getMessage() for record in caplog.records if record.name == "buttress.messages"] == messages.texts
     journal = read(folder)
     assert_resumed(journal, whole, set())
     trial = journal.trials["0000"]

@@ -178,11 +178,11 @@ def test_journal_lines_drive_it(tmp_path: Path) -> None:
     wandb = FakeWandb()
     runs = WandbRuns("toy", tmp_path, client=wandb)
     live = SimpleNamespace(config={"loss": {"beta": 0.1}}, params={"loss.beta": 0.1})
-    runs.line(event_of({"line": "start", "trial": "0001", "attempt": 1, "slot": "slot-0"}), live)
+    runs.on_event(event_of({"line": "start", "trial": "0001", "attempt": 1, "slot": "slot-0"}), live)
     moment = {"attempt": 1, "seq": 0, "full_beta_epochs": 1, "full_beta_steps": 10, "phase": 0}
-    runs.line(event_of({"line": "report", "trial": "0001", **moment, **report(10, ari=0.2), "vectors": {}}), live)
-    runs.line(event_of({"line": "outcome", "trial": "0001", **COLLAPSED}), None)
-    runs.note("nothing")
+    runs.on_event(event_of({"line": "report", "trial": "0001", **moment, **report(10, ari=0.2), "vectors": {}}), live)
+    runs.on_event(event_of({"line": "outcome", "trial": "0001", **COLLAPSED}), None)
+    runs.on_message("nothing")
     runs.close()
     (run,) = wandb.runs
     assert run.given["config"]["params"] == {"loss.beta": 0.1}

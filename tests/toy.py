@@ -10,7 +10,7 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from buttress.monitors.monitors import LatentMonitor, Mean
+from buttress.monitors import LatentMonitor, Mean
 from buttress.training.loop import Borrowed, EarlyStopping, Pass, StepState, Task, fused_adam, run
 from buttress.training.losses import gaussian_kl, sample
 from buttress.training.schedules import BetaSchedule, Constant, CosineLR, LearningRate, Linear, Plateau

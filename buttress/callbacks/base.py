@@ -1,48 +1,69 @@
-"""Those that look on at a sweep: every journal line and every note goes to each of them, and none can disturb it."""
+"""Sweep callbacks; an exception in one never reaches the sweep."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable
-from typing import Protocol
 
 from buttress.journal.events import Event
 from buttress.sweep.trial import ActiveTrial
 
 log = logging.getLogger("buttress")
-notes = logging.getLogger("buttress.notes")  # what watchers are told, for those who have none
+messages_log = logging.getLogger("buttress.messages")  # what callbacks are sent by `on_message`, where there are none
 
 
-class Watcher(Protocol):
-    """What looks on at a sweep: called with every journal line, in order, from the thread that wrote it."""
+class Callback:
+    """Base class of what is called while a sweep runs; override one or both methods.
 
-    def line(self, event: Event, active: ActiveTrial | None = None) -> None:
-        """A line has been written; `live` is its trial, unless the line ended it."""
+    Calls come one at a time, in the journal's order, from the thread that wrote the event: return soon. A callback that
+    raises is logged once and not called again.
 
-    def note(self, text: str) -> None:
-        """Something a person should know that is no line: a slot restarted, a checkpoint missing."""
+    Example:
+        >>> class Messages(Callback):
+        ...     def on_message(self, text):
+        ...         print(text)
+        >>> buttress.run("lithology", profile="quick", callbacks=[Messages()])          # doctest: +SKIP
+    """
+
+    def on_event(self, event: Event, trial: ActiveTrial | None = None) -> None:
+        """A journal event has been written.
+
+        Args:
+            event: The event, of whatever type.
+            trial: The trial it belongs to; None for one of the sweep as a whole, and for a trial that it ended.
+        """
+
+    def on_message(self, text: str) -> None:
+        """Something a person should know that is not an event: a slot waits for room, a checkpoint is missing.
+
+        Args:
+            text: One sentence.
+        """
 
 
-class Watchers:
-    """All watchers of one sweep. One that raises is told of once and not called again."""
+class CallbackList:
+    """The callbacks of one sweep, called one after the other; one that raises is left out from there on."""
 
-    def __init__(self, watchers: Iterable[Watcher] = ()) -> None:
-        self._watchers = tuple(watchers)
+    def __init__(self, callbacks: Iterable[Callback] = ()) -> None:
+        self._callbacks = tuple(callbacks)
 
-    def add(self, *watchers: Watcher) -> None:
-        self._watchers += watchers
+    def add(self, *callbacks: Callback) -> None:
+        """Appends callbacks; they see what happens from now on."""
+        self._callbacks += callbacks
 
-    def line(self, event: Event, active: ActiveTrial | None) -> None:
-        self._tell(lambda watcher: watcher.line(event, active))
+    def on_event(self, event: Event, trial: ActiveTrial | None) -> None:
+        """Calls `on_event` of every callback."""
+        self._call(lambda callback: callback.on_event(event, trial))
 
-    def note(self, text: str) -> None:
-        notes.warning(text)
-        self._tell(lambda watcher: watcher.note(text))
+    def on_message(self, text: str) -> None:
+        """Logs the sentence to `buttress.messages` and calls `on_message` of every callback."""
+        messages_log.warning(text)
+        self._call(lambda callback: callback.on_message(text))
 
-    def _tell(self, call: Callable[[Watcher], None]) -> None:
-        for watcher in self._watchers:
+    def _call(self, call: Callable[[Callback], None]) -> None:
+        for callback in self._callbacks:
             try:
-                call(watcher)
+                call(callback)
             except Exception:
-                log.exception("%s failed and is left out from here on", type(watcher).__name__)
-                self._watchers = tuple(other for other in self._watchers if other is not watcher)
+                log.exception("%s failed and is not called again", type(callback).__name__)
+                self._callbacks = tuple(other for other in self._callbacks if other is not callback)

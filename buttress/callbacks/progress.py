@@ -20,6 +20,8 @@ from rich.table import Table
 from rich.text import Text
 
 from buttress.analysis.explain import evidence_sentence, telling
+from buttress.callbacks.base import Callback
+from buttress.callbacks.notebook import NotebookView
 from buttress.journal.events import (
     AttemptStarted,
     Audited,
@@ -30,7 +32,8 @@ from buttress.journal.events import (
     Report,
     WorkersLost,
 )
-from buttress.rules.schema import YES_OR_NO, Evidence
+from buttress.rules import Evidence
+from buttress.rules.transforms import WITHOUT_THRESHOLD
 from buttress.sweep.trial import ActiveTrial
 from buttress.wording import clock, number
 
@@ -80,10 +83,10 @@ class Seen:
     endings: deque[tuple[str, str, str]] = field(default_factory=lambda: deque(maxlen=ENDINGS_SHOWN))
 
 
-class Progress:
+class Progress(Callback):
     """The progress of one sweep; every method may be called from any thread.
 
-    Give it to the driver as a watcher (`line` and `note`), or call the `trial_...` methods. What happens before `start`
+    Give it to the driver as a callback, or call the `trial_...` methods. What happens before `start`
     is counted and not shown: that is how a resumed sweep tells what its earlier driver did.
 
         >>> progress = Progress(Heading("toy-k3j9x2", "ari", "max", trials=24), Console())
@@ -103,14 +106,17 @@ class Progress:
         self._lock = threading.RLock()
         self._began: float | None = None
         self._stopped = threading.Event()
-        self._live: Live | None = None
+        self._live: Live | NotebookView | None = None
         self._ticker: threading.Thread | None = None
 
     # --- beginning and end ------------------------------------------------------------------------------------------
 
     def start(self) -> None:
         self._began = self._now()
-        if self.console.is_terminal and not self.console.is_dumb_terminal:
+        if self.console.is_jupyter and not self.console.quiet:
+            self._live = NotebookView(self.render)
+            self._live.start()
+        elif self.console.is_terminal and not self.console.is_dumb_terminal:
             self._live = Live(
                 get_renderable=self.render, console=self.console, refresh_per_second=REFRESH_HZ, transient=False
             )
@@ -189,33 +195,33 @@ class Progress:
             self._seen.running.pop(trial, None)
         self._say(f"{trial} paused{f': {reason}' if reason else ''}")
 
-    def note(self, text: str) -> None:
+    def on_message(self, text: str) -> None:
         """Something a person should know; it stays above the live view."""
         if self._live is not None:
             self.console.print(Text(f"{self._elapsed()}  {text}", style="yellow"))
         else:
             self._say(text)
 
-    def line(self, event: Event, active: ActiveTrial | None = None) -> None:
-        """An event of the kinds that are shown; `active` is its trial, if it goes on."""
+    def on_event(self, event: Event, trial: ActiveTrial | None = None) -> None:
+        """An event of the kinds that are shown; `trial` is its trial, if it goes on."""
         match event:
             case AttemptStarted():
-                self.trial_started(event.trial, active.params if active else {}, event.slot)
+                self.trial_started(event.trial, trial.params if trial else {}, event.slot)
             case Report():
-                epochs = active.epochs if active else None
+                epochs = trial.epochs if trial else None
                 self.trial_reported(event.trial, event.epoch, epochs, event.metrics, event.state, event.suspects)
             case WorkersLost():
                 with self._lock:
                     if row := self._seen.running.get(event.trial):
                         row.state = "lost"
-                self.note(f"{event.trial} lost its workers ({event.reason}) and goes on from its checkpoint")
+                self.on_message(f"{event.trial} lost its workers ({event.reason}) and goes on from its checkpoint")
             case Audited():
-                self.note(f"{event.trial} is condemned by {event.rule} and runs on to its end, to check it")
+                self.on_message(f"{event.trial} is condemned by {event.rule} and runs on to its end, to check it")
             case Paused():
                 self.trial_paused(event.trial, event.reason)
             case CircuitBroken():
                 told = f"{event.collapsed} of the first {event.first} trials collapsed"
-                self.note(f"{told}: the circuit breaker stops the sweep")
+                self.on_message(f"{told}: the circuit breaker stops the sweep")
             case Outcome():
                 self.trial_ended(event.trial, event.to_line())
 
@@ -333,7 +339,7 @@ def ending(outcome: Mapping[str, Any], objective: str, *, short: bool = False) -
         evidence = outcome.get("evidence") or ()
         parts = [*([rule] if rule != told else []), *([f"margin {margin:+.2f}"] if margin is not None else [])]
         if short:
-            parts += [observation(entry) for entry in evidence if Evidence.from_dict(entry).held]
+            parts += [observation(entry) for entry in evidence if Evidence.from_dict(entry).holds]
         elif evidence:
             parts.append(evidence_sentence(telling(evidence)))
         return f"{text}: {', '.join(parts or ['its rule held'])}"
@@ -345,7 +351,7 @@ def ending(outcome: Mapping[str, Any], objective: str, *, short: bool = False) -
 def observation(evidence: Mapping[str, Any]) -> str:
     """One observation as a comparison: `latent/kl_total 0.01 < 0.3`, `slope of latent/kl_total -0.2 < 0`."""
     transform = evidence.get("transform") or "value"
-    if transform in YES_OR_NO:
+    if transform in WITHOUT_THRESHOLD:
         return f"{evidence['metric']} {'not finite' if transform == 'nonfinite' else transform}"
     what = evidence["metric"] if transform == "value" else f"{transform} of {evidence['metric']}"
     value = number((evidence.get("values") or [None])[-1])

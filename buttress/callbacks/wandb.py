@@ -7,18 +7,18 @@ at once, one background thread talks to wandb, and nothing that happens there re
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import math
 import netrc
 import os
 import queue
-import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from buttress.callbacks.base import Callback
+from buttress.compat.wandb import EXPERIMENTAL_SETTINGS, disable_error_reporting, preserved_exit_hooks
 from buttress.journal.events import AttemptStarted, Event, Outcome, Report
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ INIT_TIMEOUT_S = 30.0
 FINISH_TIMEOUT_S = 30.0
 
 
-class WandbRuns:
+class WandbRuns(Callback):
     """The W&B runs of one sweep.
 
         >>> runs = WandbRuns("toy-k3j9x2", Path("runs/toy-k3j9x2"), mode="disabled")
@@ -45,7 +45,7 @@ class WandbRuns:
         >>> runs.outcome("0007", {"outcome": "completed", "best": {"epoch": 1, "metrics": {"elbo_1": 2.0}}})
         >>> runs.close()
 
-    Give it to the driver as a watcher (`line`), or call `start`, `report` and `outcome`.
+    Give it to the driver as a callback, or call `start`, `report` and `outcome`.
 
     No method raises on W&B's account or waits for it; `close` waits up to its timeout. A trial whose logging fails goes
     on unlogged (told once, to the logger `buttress.wandb`), and after `MAX_FAILURES` of them the whole sweep does. In
@@ -102,18 +102,15 @@ class WandbRuns:
         """Write the trial's summary and tags from the journal's `outcome` line, and finish its run."""
         self._post(self._outcome, trial, dict(outcome))
 
-    def line(self, event: Event, active: ActiveTrial | None = None) -> None:
-        """An event of the kinds that are logged; `active` is its trial, if it goes on."""
+    def on_event(self, event: Event, trial: ActiveTrial | None = None) -> None:
+        """An event of the kinds that are logged; `trial` is its trial, if it goes on."""
         match event:
-            case AttemptStarted() if active is not None:
-                self.start(event.trial, active.config, active.params)
+            case AttemptStarted() if trial is not None:
+                self.start(event.trial, trial.config, trial.params)
             case Report():
                 self.report(event.trial, vars(event))
             case Outcome():
                 self.outcome(event.trial, event.to_line())
-
-    def note(self, text: str) -> None:
-        """Nothing: a note is for the person who watches."""
 
     def close(self, timeout: float = FINISH_TIMEOUT_S) -> None:
         """Log what is waiting, finish every open run as `interrupted`, and return after at most `timeout` seconds."""
@@ -192,13 +189,11 @@ class WandbRuns:
             show_warnings=False,
             disable_git=True,
             disable_code=True,
-            x_disable_stats=True,  # one process stands for many trials on other machines: its load says nothing
-            x_disable_machine_info=True,
-            x_save_requirements=False,
+            **EXPERIMENTAL_SETTINGS,
             init_timeout=INIT_TIMEOUT_S,
             finish_timeout=FINISH_TIMEOUT_S,
         )
-        with exit_hooks_kept():
+        with preserved_exit_hooks():
             return wandb.init(
                 project=self._project,
                 entity=self._entity,
@@ -243,7 +238,7 @@ class WandbRuns:
 
     def _wandb(self) -> Any:
         if self._client is None:
-            os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+            disable_error_reporting()
             import wandb
 
             self._client = wandb
@@ -279,13 +274,3 @@ def has_key() -> bool:
         return netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None
     except (OSError, netrc.NetrcParseError):
         return False
-
-
-@contextlib.contextmanager
-def exit_hooks_kept() -> Iterator[None]:
-    """Undo that `wandb.init` replaces `sys.exit` and `sys.excepthook`: they are the command line's."""
-    kept = sys.exit, sys.excepthook
-    try:
-        yield
-    finally:
-        sys.exit, sys.excepthook = kept

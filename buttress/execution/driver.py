@@ -16,12 +16,12 @@ import secrets
 import shutil
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from buttress import journal
-from buttress.callbacks.base import Watcher, Watchers
+from buttress.callbacks.base import Callback, CallbackList
 from buttress.callbacks.checkpoint_retention import Checkpoints, Files, LocalFiles
 from buttress.errors import BadInput
 from buttress.execution.attempts import Attempts
@@ -30,10 +30,10 @@ from buttress.execution.event_handler import Answer, Events
 from buttress.execution.finish import TRIPPED, Finish
 from buttress.execution.nodes import Nodes, free
 from buttress.execution.ray_session import NAMESPACE, connected, settled_resources
-from buttress.execution.setup import check, header, load, new_id, resolve_rules, versions
+from buttress.execution.setup import header, load, new_id, resolve_rules, versions
 from buttress.journal import JournalWriter
 from buttress.journal.events import CircuitBroken, Ended, Event, Header, Resumed, WarmStarted
-from buttress.rules.schema import RuleSet
+from buttress.rules import RuleSet
 from buttress.search.warm_start import collect, describe, resolve_sweeps
 from buttress.spec.spec import SweepSpec
 from buttress.storage import Storage, is_url, origin
@@ -61,17 +61,16 @@ class Driver:
         earlier: list[Event] | None = None,
         rules: RuleSet | None = None,
         address: str | None = None,
-        watchers: tuple[Watcher, ...] = (),
+        callbacks: Sequence[Callback] = (),
         store: Storage | None = None,
         take_over: bool = False,
     ) -> None:
-        self.spec, self.folder, self.sweep, self.address = spec, folder, sweep, address
+        self.folder, self.sweep, self.address = folder, sweep, address
         self.store, self._take_over = store, take_over
         self.where = store.url if store is not None else str(folder)
-        self.trainable = load(spec)
-        check(spec, self.trainable)
-        self.rules = rules or resolve_rules(spec)
-        self.watchers = Watchers(watchers)
+        self.spec, self.trainable = load(spec)
+        self.rules = rules or resolve_rules(self.spec)
+        self.callbacks = CallbackList(callbacks)
         self._resumed = earlier is not None
         self.earlier: list[Event] = earlier or []
         self._upload: Any = None
@@ -119,7 +118,7 @@ class Driver:
 
             files = RemoteFiles(self.store)
         self.checkpoints = Checkpoints(files, self.state.objectives[0], self.state.directions[0])
-        self.attempts = Attempts(self.state, self.folder, files, self.store, self.watchers.note)
+        self.attempts = Attempts(self.state, self.folder, files, self.store, self.callbacks.on_message)
 
     def _state(self) -> SweepState:
         """What decides in this sweep, before its first line."""
@@ -134,7 +133,8 @@ class Driver:
         from buttress.journal.remote import Upload
 
         path = self.folder / journal.FILE
-        self._upload = Upload(self.store, path, note=self.watchers.note, fail=self._fail, take_over=self._take_over)
+        note = self.callbacks.on_message
+        self._upload = Upload(self.store, path, note=note, fail=self._fail, take_over=self._take_over)
         try:
             yield
         finally:
@@ -161,7 +161,7 @@ class Driver:
         if self.spec.warm_start:
             event = collect(self.spec, self.trainable)
             self.state.warm_start(event)
-            self.watchers.note(f"warm start: {describe(event)}")
+            self.callbacks.on_message(f"warm start: {describe(event)}")
 
     def _execute(self, ray: Any) -> str:
         from buttress.execution import mailbox
@@ -173,7 +173,7 @@ class Driver:
         self._name = f"mailbox-{self.sweep}-{secrets.token_hex(3)}"
         self.mailbox = mailbox.start(self._name, NAMESPACE)
         self._attach(slots.SlotPool(self.mailbox, count, self.spec.resources, self.folder / ".ray", self._fail))
-        self.following = Following(nodes, self.pool, self.spec.resources, self.watchers.note)
+        self.following = Following(nodes, self.pool, self.spec.resources, self.callbacks.on_message)
         drain = threading.Thread(target=self._drain, name="drain", daemon=True)
         try:
             self.pool.start()
@@ -198,7 +198,7 @@ class Driver:
     def _attach(self, pool: SlotPool) -> None:
         """The sweep's slots, now that its state is what an earlier driver left: their events can be handled."""
         self.pool = pool
-        note, fail = self.watchers.note, self._fail
+        note, fail = self.callbacks.on_message, self._fail
         self.events = Events(self.state, pool, self.attempts, self.checkpoints, note=note, fail=fail)
 
     def _reason(self) -> str:
@@ -208,7 +208,7 @@ class Driver:
         if self.state.active:
             return "time budget spent"
         if self.state.proposals.exhausted:
-            self.watchers.note("space exhausted: every configuration that the spec allows has been run")
+            self.callbacks.on_message("space exhausted: every configuration that the spec allows has been run")
             return "space exhausted"
         healthy = self.spec.budget.healthy
         return "enough healthy trials" if healthy and self.state.counts["completed"] >= healthy else "budget spent"
@@ -289,7 +289,7 @@ class Driver:
     def _line(self, event: Event) -> None:
         if isinstance(event, CircuitBroken):
             self._halt()
-        self.watchers.line(event, self.state.active.get(getattr(event, "trial", "")))
+        self.callbacks.on_event(event, self.state.active.get(getattr(event, "trial", "")))
 
     def _halt(self) -> None:
         """The circuit breaker: nothing is drawn any more, and running trials leave their slots to be resumed later."""

@@ -9,6 +9,8 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
+from buttress.compat.ray import draining_nodes, free_resources_per_node
+
 #: Seconds between two looks at the cluster.
 EVERY_S = 2.0
 
@@ -40,7 +42,7 @@ class Nodes:
         if time.monotonic() - self._looked < EVERY_S:
             return Change()
         self._looked = time.monotonic()
-        now, leaving = alive(), draining()
+        now, leaving = alive(), draining_nodes()
         change = Change(now - self._alive, self._alive - now, (leaving & now) - self._draining)
         self._alive, self._draining = now, leaving
         return change
@@ -52,16 +54,7 @@ def alive() -> frozenset[str]:
     return frozenset(node["NodeID"] for node in ray.nodes() if node["Alive"])
 
 
-def draining() -> frozenset[str]:
-    """Nodes that have been told to go: preempted, or idle for the autoscaler."""
-    from ray._private import state
-
-    return frozenset(state.state.get_draining_nodes())
-
-
 def free() -> list[Node]:
     """What is free on each node that will stay."""
-    from ray._private import state
-
-    leaving = draining()
-    return [dict(node) for name, node in state.available_resources_per_node().items() if name not in leaving]
+    leaving = draining_nodes()
+    return [node for name, node in free_resources_per_node().items() if name not in leaving]

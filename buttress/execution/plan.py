@@ -12,17 +12,21 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from math import ceil, inf
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from buttress.errors import BadInput
 from buttress.execution.ray_session import free_resources
-from buttress.execution.setup import check, load, resolve_rules, said_of
+from buttress.execution.setup import load, resolve_rules, said_of
 from buttress.execution.step_timing import Timing, measure
 from buttress.search.halving import Rungs
 from buttress.search.proposals import build
 from buttress.search.warm_start import collect, describe, resolve_sweeps
+from buttress.spec import trial_config
 from buttress.spec.spec import SweepSpec
 from buttress.training.cache import cached
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 #: From the start of Ray to the first step of a trial, measured on two cores; paid once per sweep.
 START_S = 15.0
@@ -65,11 +69,17 @@ class Plan:
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
+    def __rich__(self) -> Table:
+        return drawn(self)
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
+        """As a notebook shows it."""
+        return drawn(self)._repr_mimebundle_(include or (), exclude or ())
+
 
 def make(spec: SweepSpec, *, address: str | None = None, timing: bool = True) -> Plan:
     """The plan of a spec; raises BadInput for everything that would keep the sweep from running."""
-    trainable = load(spec)
-    check(spec, trainable)
+    spec, trainable = load(spec)
     rules = resolve_rules(spec)
     taught = describe(collect(resolve_sweeps(spec), trainable)) if spec.warm_start else None
     configs, refused = typical(spec, trainable)
@@ -122,7 +132,7 @@ def typical(spec: SweepSpec, trainable: Any) -> tuple[list[Any], float]:
     rng = random.Random(spec.seed)
     configs, refused, reason = [], 0, ""
     for _ in range(DRAWS):
-        config, why = build(spec, trainable, spec.sample(rng, trainable.Config), spec.seed_of(0))
+        config, why = build(spec, trainable, trial_config.sample(spec, rng, trainable.Config), spec.seed_of(0))
         if config is None or why is not None:
             refused, reason = refused + 1, str(why)
         else:
@@ -178,9 +188,8 @@ def described(parameter: Any) -> str:
     return text + (f", when {parameter.when}" if parameter.when else "")
 
 
-def show(plan: Plan) -> None:
-    """Prints the plan for a person."""
-    from rich.console import Console
+def drawn(plan: Plan) -> Table:
+    """The plan as a person reads it."""
     from rich.table import Table
 
     from buttress.wording import duration, percent
@@ -224,4 +233,4 @@ def show(plan: Plan) -> None:
             f"about {duration(plan.seconds)}; less for every trial that collapses, "
             f"{duration(plan.longest_seconds)} if none were stopped early",
         )
-    Console(highlight=False).print(table)
+    return table

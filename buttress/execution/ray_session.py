@@ -12,30 +12,15 @@ from collections.abc import Iterator
 from typing import Any
 
 from buttress.cache_folder import cache_folder
+from buttress.compat.ray import set_ray_environment
 
 NAMESPACE = "buttress"
-#: Environment of the driver, and so of every Ray process it starts; read when Ray is imported or started.
-RAY_ENVIRONMENT = {
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the journal is the log; Tune's loggers halve its result rate
-    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C is ours: close the slots, keep the journal
-    "TUNE_GLOBAL_CHECKPOINT_S": "1000000000",  # a sweep is resumed from its journal, not from Tune
-    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
-    "RAY_AIR_NEW_OUTPUT": "0",
-    "RAY_CHDIR_TO_TRIAL_DIR": "0",
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1",
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "RAY_DEDUP_LOGS": "0",
-}
 
 
 def prepare_environment() -> None:
     """Sets what Ray reads when it is imported or started; what the user has set stays."""
     os.environ.setdefault("BUTTRESS_CACHE", str(cache_folder()))
-    for name, value in RAY_ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
+    set_ray_environment()
 
 
 @contextlib.contextmanager

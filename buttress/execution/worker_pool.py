@@ -8,9 +8,7 @@ started again here. Nothing outlives `close`: waits end, fits return, threads ar
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import os
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -18,20 +16,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-# read by Ray Train when it is imported; each saves a helper process per slot, or seconds after a fault
-os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "1")
-
 import ray
 from ray.train import FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchConfig, TorchTrainer
-from ray.train.v2._internal.constants import get_env_vars_to_propagate
-from ray.train.v2._internal.execution.controller import TrainController
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+from ray.train.torch import TorchConfig
 
+from buttress.compat.ray_train import ControllableTrainer
 from buttress.errors import BadInput
 from buttress.execution.worker import work
-from buttress.spec.spec import Resources
+from buttress.spec.sections import Resources
 from buttress.wording import plural
 
 log = logging.getLogger("buttress.slots")
@@ -42,52 +34,6 @@ SPARE_CPU = 0.01
 MOST_FAILED_STARTS = 3
 #: Seconds that the workers of a slot take to start where there is room for them, on a slow machine.
 STARTS_WITHIN_S = 60.0
-
-
-class SlotTrainer(TorchTrainer):
-    """A TorchTrainer that can be killed from outside, without the helpers a slot does not need (240 MB each slot).
-
-    The placement group cleaner is a detached actor that asks the State API whether its controller lives; without the
-    dashboard it never hears an answer and stays for ever. Slots are closed by their driver, and a placement group whose
-    owner died is removed by Ray itself. The datasets manager serves Ray Data, which no trainable here uses.
-    """
-
-    def _create_default_callbacks(self) -> list[Any]:
-        unwanted = ("PlacementGroupCleanerCallback", "DatasetsCallback")
-        callbacks: list[Any] = super()._create_default_callbacks()  # type: ignore[misc]
-        return [callback for callback in callbacks if type(callback).__name__ not in unwanted]
-
-    def _initialize_and_run_controller(self, **settings: Any) -> Any:
-        """Ray Train's own, but for the controller's handle, which is kept for `kill`."""
-        env = {"RAY_WARN_BLOCKING_GET_INSIDE_ASYNC": "0", **get_env_vars_to_propagate()}
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        options: dict[str, Any] = {"num_cpus": 0, "scheduling_strategy": here, "runtime_env": {"env_vars": env}}
-        self.run_id = settings["train_run_context"].run_id
-        self._controller = ray.remote(**options)(TrainController).remote(**settings)
-        if self._unwanted:
-            self.kill()
-        ray.get(self._controller.run.remote())
-        return ray.get(self._controller.get_result.remote())
-
-    _controller: Any = None
-    run_id = ""  # Ray Train's id of it
-    _unwanted = False
-
-    def kill(self) -> None:
-        """Makes `fit` raise, whatever it is waiting for; Ray takes the workers and their placement group down."""
-        self._unwanted = True
-        if self._controller is not None:
-            ray.kill(self._controller)
-
-
-def _ask_for_nothing(trainers: Sequence[SlotTrainer]) -> None:
-    """Takes back what killed controllers asked the autoscaler for: it would hold nodes for three minutes more."""
-    with contextlib.suppress(Exception):  # nothing has been asked for yet, or Ray is going down
-        coordinator = ray.get_actor("AutoscalingCoordinator", namespace="AutoscalingCoordinator")
-        asked: list[Any] = [
-            coordinator.cancel_request.remote(requester_id=f"train-{trainer.run_id}") for trainer in trainers
-        ]
-        ray.wait(asked, num_returns=len(asked), timeout=5.0)
 
 
 def fitting(resources: Resources, nodes: Iterable[Mapping[str, float]]) -> int:
@@ -147,7 +93,7 @@ class _Slot:
     thread: threading.Thread
     failed_starts: int = 0
     ranks: dict[int, dict[str, Any]] | None = None  # None until the workers of the present fit are up
-    trainer: SlotTrainer | None = None
+    trainer: ControllableTrainer | None = None
     waits_since: float = 0.0  # when its workers were last asked for
     told: bool = False  # that it waits for room
 
@@ -254,7 +200,7 @@ class SlotPool:
         for slot in late:
             slot.thread.join(deadline_s)
         if late:
-            _ask_for_nothing([slot.trainer for slot in late if slot.trainer is not None])
+            ControllableTrainer.cancel_requests([slot.trainer for slot in late if slot.trainer is not None])
         return [slot.name for slot in late if slot.thread.is_alive()]
 
     def _keep(self, name: str) -> None:
@@ -281,13 +227,13 @@ class SlotPool:
             except Exception:
                 return
 
-    def _trainer(self, name: str) -> SlotTrainer:
+    def _trainer(self, name: str) -> ControllableTrainer:
         resources = self._resources
         each: dict[str, float] = {"CPU": max(resources.cpus_per_worker - SPARE_CPU, 0.01)}
         if resources.gpus_per_worker:
             each["GPU"] = resources.gpus_per_worker
         one = resources.workers == 1 or not resources.gpus_per_worker
-        return SlotTrainer(
+        return ControllableTrainer(
             work,
             train_loop_config={
                 "slot": name,

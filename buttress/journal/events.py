@@ -21,7 +21,7 @@ from pydantic import Strict, TypeAdapter, ValidationError
 from buttress.errors import BadInput
 
 if TYPE_CHECKING:
-    from buttress.rules.verdict import Verdict
+    from buttress.rules import Verdict
 
 #: Version of the schema that is written; every version up to it is read.
 SCHEMA = 1

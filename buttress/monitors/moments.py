@@ -1,9 +1,8 @@
-"""The arithmetic under the monitors: statistics of a Gaussian posterior that can be merged without a loss.
+"""Statistics of a Gaussian posterior that merge exactly over chunks and ranks.
 
-Comes in: means and log-variances of one chunk of samples. Goes out: a flat float64 row of sums and central moments
-(`chunk_statistics`), one row for many (`combine`: the same function merges the chunks of a stream and the ranks of a
-job), and the order statistics from which ranks find their common median. Everything is float64 whatever comes in, and
-nothing here makes an accelerator wait for the host.
+`chunk_statistics` makes a flat float64 row of sums and central moments out of one chunk of samples, `combine` merges
+rows (the same function for the chunks of a stream and the ranks of a job), and `ranked_values` keeps the order
+statistics from which ranks find their common median. All arithmetic is float64 and never waits for an accelerator.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-#: A sample below this KL (nats) says nothing: its posterior cannot be told from the prior.
+#: Below this KL (nats) a sample's posterior cannot be distinguished from the prior.
 SILENT_SAMPLE = 1e-3
 
 #: Cells of a row of statistics before its three blocks of `dims` cells: mean of mu, central sum of squares, sum of KL.
@@ -23,14 +22,21 @@ SAMPLES, NONFINITE, USED, SILENT, LOGVAR_MIN, LOGVAR_MAX, HEADER = range(7)
 
 
 def on_host(tensor: Tensor) -> bool:
-    """Whether a look at the tensor's values costs nothing; elsewhere it would make the host wait for the device."""
+    """Whether reading the tensor's values is free; elsewhere it makes the host wait for the device."""
     return tensor.device.type == "cpu"
 
 
 def kl_per_dim(mu: Tensor, logvar: Tensor) -> Tensor:
-    """KL(N(mu, exp(logvar)) || N(0, 1)) in nats, element by element, float64: 0.5 * (mu^2 + exp(logvar) - 1 - logvar).
+    """KL(N(mu, exp(logvar)) || N(0, 1)), element by element: 0.5 * (mu^2 + exp(logvar) - 1 - logvar).
 
     Kingma & Welling 2014, appendix B. Written with expm1, because near collapse exp(logvar) - 1 would cancel.
+
+    Args:
+        mu: Means, any shape and float type.
+        logvar: Log-variances of the same shape.
+
+    Returns:
+        Nats, float64, of the same shape.
     """
     return _twice_kl(mu.double(), logvar.double()).mul_(0.5)
 
@@ -40,10 +46,17 @@ def _twice_kl(mu: Tensor, logvar: Tensor) -> Tensor:
 
 
 def chunk_statistics(mu: Tensor, logvar: Tensor) -> tuple[Tensor, Tensor]:
-    """Row of statistics (float64 [HEADER + 3 * dims]) and KL per sample (float64 [n], nats) of mu, logvar [n, dims].
+    """Statistics of one chunk of samples.
 
     A sample with an entry that is not finite is left out of every statistic but the counts `SAMPLES` and `NONFINITE`;
     its KL is NaN. A finite logvar beyond 709 gives an infinite KL, as the formula says.
+
+    Args:
+        mu: Means, [n, dims].
+        logvar: Log-variances, [n, dims].
+
+    Returns:
+        The row of statistics, float64 [HEADER + 3 * dims], and each sample's KL in nats, float64 [n].
     """
     mu, logvar = mu.double(), logvar.double()
     twice_kl = _twice_kl(mu, logvar)
@@ -78,7 +91,7 @@ def chunk_statistics(mu: Tensor, logvar: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def combine(rows: Tensor) -> Tensor:
-    """One row of statistics out of several, float64 [parts, HEADER + 3 * dims] -> [HEADER + 3 * dims].
+    """Merges rows of statistics, float64 [parts, HEADER + 3 * dims] -> [HEADER + 3 * dims].
 
     Central moments merge with the between-part term of Chan, Golub & LeVeque 1983 (The American Statistician 37),
     never by E[x^2] - E[x]^2. A part without samples (zeros, with +inf and -inf as extremes) changes nothing.
@@ -108,10 +121,17 @@ def _row_sums(x: Tensor) -> Tensor:
 
 
 def ranked_values(values: Tensor, width: int) -> Tensor:
-    """Float64 [1 + width]: how many of the values [n] are not NaN, then `width` order statistics, padded with NaN.
+    """Order statistics from which `median_of_ranks` finds the common median.
 
     Up to `width` values: all of them, sorted. More: the central seven eighths of `width` are neighbours around the
     median, and a sixteenth on either side is spread evenly over the tail.
+
+    Args:
+        values: Any values [n].
+        width: How many order statistics to keep, at least 16.
+
+    Returns:
+        Float64 [1 + width]: the number of values that are not NaN, then the order statistics, padded with NaN.
     """
     ordered = _sorted(values) if len(values) else values.new_full((1,), torch.nan)
     count = (ordered == ordered).sum()
@@ -154,13 +174,18 @@ def _borders(count: int, width: int) -> np.ndarray:
 
 
 def median_of_ranks(rows: Tensor, weights: Sequence[float]) -> float:
-    """Median over all ranks' samples from `ranked_values` of each, float64 [ranks, 1 + width]; NaN without samples.
+    """Median over the samples of all ranks, as numpy's: the mean of the two middle values.
 
-    `weights[r]` says how many samples one counted value of rank r stands for (1 unless it was thinned). The median is
-    that of numpy: the mean of the two middle values. Exact on one rank; exact on several when no rank has more than
-    `width` values, or when the common median lies among the central neighbours of every rank: always, in practice, for
-    ranks that draw from the same distribution. Otherwise its rank is off by at most 4 n / width samples for every rank
-    of n: 0.05 % of them at width 8192.
+    Exact on one rank; exact on several when no rank has more than `width` values, or when the common median lies among
+    the central neighbours of every rank (always, in practice, for ranks that draw from the same distribution).
+    Otherwise its rank is off by at most 4 n / width samples for every rank of n: 0.05 % of them at width 8192.
+
+    Args:
+        rows: `ranked_values` of every rank, float64 [ranks, 1 + width].
+        weights: For each rank, how many samples one counted value represents (1 unless it was thinned).
+
+    Returns:
+        The median; NaN without samples.
     """
     width = rows.shape[1] - 1
     ranks = []

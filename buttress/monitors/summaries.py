@@ -1,9 +1,8 @@
-"""How ranks put their shares of a report together.
+"""Summaries: each rank's share of a reported quantity, and the rule that merges the shares of all ranks.
 
-Comes in: on every rank the same keys with numbers, vectors or `Summary` objects. `pack_row` turns them into one short
-float64 row; the rows of all ranks travel in one all-reduce; `merge_rows` turns the [ranks, width] matrix into plain
-numbers, by mean for plain ones and by each summary's own rule for the others. Nothing here makes an accelerator wait
-for the host: rows are packed on the device of what is in them.
+`pack_row` turns a report's values into one short float64 row on the device that holds them; the rows of all ranks
+travel in one all-reduce; `merge_rows` turns the [ranks, width] matrix into plain numbers. Nothing waits for an
+accelerator.
 """
 
 from __future__ import annotations
@@ -25,36 +24,54 @@ Merged = dict[str, float | list[float]]
 
 @runtime_checkable
 class Summary(Protocol):
-    """One rank's share of a monitored quantity, and the rule that merges the shares.
+    """One rank's share of a monitored quantity, and the rule that merges the shares of all ranks.
 
-    Names in what `merge` returns are relative to the key it is reported under: `""` is the key itself, `"kl_total"`
-    becomes `<key>/kl_total`, and a list under `"vector.kl"` becomes the vector `<key>/kl` (`"vector."`: the key's own).
+    Names in what `merge` returns are relative to the key that the summary is reported under: `""` is the key itself,
+    `"kl_total"` becomes `<key>/kl_total`, and a list under `"vector.kl"` becomes the vector `<key>/kl` (`"vector."`:
+    the vector `<key>`).
 
-    A summary may also have `nonfinite(rows) -> Collection[str]`: the relative names that count as not finite. Without
-    it these are the names whose merged value is not finite. A NaN that only says "no samples" should not be among them.
+    A summary may also have a method `nonfinite(rows) -> Collection[str]`: the relative names that count as not finite.
+    Without it these are the names whose merged value is not finite. A NaN that only says "no samples" should not be
+    among them.
     """
 
     def pack(self) -> Tensor:
-        """Float64 [width], on any device; the same width on every rank. Packing twice gives the same."""
+        """This rank's share.
+
+        Returns:
+            Float64 [width], on any device; the width is the same on every rank, and packing twice gives the same.
+        """
         ...
 
     def merge(self, rows: Tensor) -> Merged:
-        """From float64 [ranks, width] on the CPU; a pure function of them and of what is the same on every rank."""
+        """The values that all ranks' shares give together.
+
+        Args:
+            rows: Float64 [ranks, width] on the CPU, the packed shares in rank order.
+
+        Returns:
+            Relative name -> float, or list of floats under `"vector.<name>"`; a function of `rows` and of what is the
+            same on every rank alone.
+        """
         ...
 
 
-class _Plain:
-    """What the small summaries share: their row is not finite if, and only if, this rank's value is not."""
+class _FiniteWhereTheRowIs:
+    """Base of the small summaries: not finite if, and only if, a rank's packed row is not."""
 
     def nonfinite(self, rows: Tensor) -> Collection[str]:
         return () if bool(rows.isfinite().all()) else ("",)
 
 
 @dataclass(frozen=True)
-class Mean(_Plain):
-    """Mean over all samples of all ranks; sums and counts are merged, so that ranks weigh by their samples.
+class Mean(_FiniteWhereTheRowIs):
+    """Mean over all samples of all ranks: sum of the ranks' `sum` divided by the sum of their `count`.
 
-    NaN when the count is 0 on every rank, which does not count as "not finite". Serves shares too: `Mean(hits, count)`.
+    NaN when the count is 0 on every rank, which does not count as "not finite". A share is a mean: `Mean(hits, count)`.
+
+    Args:
+        sum: Sum of the values on this rank, a number or 0-dim tensor.
+        count: How many values that are.
     """
 
     sum: float | Tensor
@@ -62,7 +79,7 @@ class Mean(_Plain):
 
     @classmethod
     def of(cls, values: Tensor) -> Mean:
-        """Of all elements of a tensor of any shape, summed in float64."""
+        """The mean of all elements of a tensor of any shape, summed in float64."""
         return cls(values.detach().sum(dtype=torch.float64), values.numel())
 
     def pack(self) -> Tensor:
@@ -74,8 +91,8 @@ class Mean(_Plain):
 
 
 @dataclass(frozen=True)
-class Total(_Plain):
-    """Sum over ranks."""
+class Total(_FiniteWhereTheRowIs):
+    """Sum of `value` (a number or 0-dim tensor) over ranks."""
 
     value: float | Tensor
 
@@ -87,7 +104,7 @@ class Total(_Plain):
 
 
 @dataclass(frozen=True)
-class Maximum(_Plain):
+class Maximum(_FiniteWhereTheRowIs):
     """Largest value over ranks; `Maximum()` on a rank that has none, NaN when no rank has one."""
 
     value: float | Tensor | None = None
@@ -110,10 +127,14 @@ class Minimum(Maximum):
 
 
 @dataclass(frozen=True)
-class NonFinite(_Plain):
-    """Share of things (steps, entries) that are not finite: the largest over ranks; each rank's as the key's vector.
+class NonFinite(_FiniteWhereTheRowIs):
+    """Share (0 to 1) of steps or entries that are not finite: the largest over ranks, and each rank's as a vector.
 
-    The share is a finite number itself, so that its key does not count as "not finite". NaN where there was nothing.
+    The share is itself a finite number, so its key does not count as "not finite". NaN where the count is 0.
+
+    Args:
+        bad: How many on this rank are not finite, a number or 0-dim tensor.
+        count: How many there are.
     """
 
     bad: float | Tensor
@@ -121,7 +142,7 @@ class NonFinite(_Plain):
 
     @classmethod
     def of(cls, values: Tensor) -> NonFinite:
-        """Of the elements of a tensor of any shape."""
+        """The share of a tensor's elements (any shape) that are not finite."""
         return cls((~values.detach().isfinite()).sum(), values.numel())
 
     def pack(self) -> Tensor:
@@ -132,7 +153,7 @@ class NonFinite(_Plain):
 
 
 def largest_share(name: str, shares: list[float]) -> Merged:
-    """The worst rank's share under `name` and every rank's as its vector; NaN stands for a rank without samples."""
+    """The worst rank's share under `name` and every rank's as its vector; NaN for a rank without samples."""
     known = [share for share in shares if not math.isnan(share)]
     return {name: max(known, default=math.nan), f"vector.{name}": shares}
 
@@ -149,7 +170,7 @@ class Field:
 
 @dataclass(frozen=True)
 class Layout:
-    """What the cells of a packed row mean: the first holds `signature`, then come the fields, sorted by key."""
+    """The meaning of a packed row's cells: the first holds `signature`, the fields follow, sorted by key."""
 
     fields: tuple[Field, ...]
 
@@ -159,15 +180,22 @@ class Layout:
 
     @cached_property
     def signature(self) -> int:
-        """Tells a report with other keys apart: 32 bits over keys, kinds and widths."""
+        """32 bits over keys, kinds and widths: differs between reports with different keys."""
         return zlib.crc32(json.dumps([(field.key, field.kind, field.width) for field in self.fields]).encode())
 
 
 def pack_row(values: Mapping[str, Any]) -> tuple[Tensor, Layout]:
-    """This rank's share of a report as one row, float64 [layout.width], on the accelerator if any value is on one.
+    """Packs this rank's share of a report into one row.
 
-    `values`: key -> number, 0-dim tensor, list of numbers (or 1-D tensor), or `Summary`. Every rank must give the same
-    keys with the same kinds and widths, in any order. Raises TypeError, naming the key, for anything else.
+    Args:
+        values: Key -> number, 0-dim tensor, list of numbers (or 1-D tensor), or `Summary`. Every rank must give the
+            same keys with the same kinds and widths, in any order.
+
+    Returns:
+        The row, float64 [layout.width], on the accelerator if any value is on one; and its layout.
+
+    Raises:
+        TypeError: A value is of another kind; the message names its key.
     """
     fields: list[Field] = []
     pieces: list[Tensor | float] = []
@@ -196,11 +224,20 @@ def pack_row(values: Mapping[str, Any]) -> tuple[Tensor, Layout]:
 
 
 def merge_rows(layout: Layout, rows: Tensor) -> tuple[dict[str, float], dict[str, list[float]], tuple[str, ...]]:
-    """Metrics, vectors and the keys that are not finite, from all ranks' packed rows (float64 [ranks, width], CPU).
+    """Merges the packed rows of all ranks.
 
-    Plain numbers and lists are merged by mean; a number that is the same on every rank comes out as it went in. A key
-    is "not finite" when some rank's plain value is not finite, or when its summary says so; the metric of such a key is
-    NaN. Raises ValueError when the ranks reported different keys.
+    Plain numbers and lists are merged by mean; a number that is the same on every rank keeps its bits. A key is "not
+    finite" when some rank's plain value is not finite, or when its summary says so; the metric of such a key is NaN.
+
+    Args:
+        layout: This rank's layout, as `pack_row` returned it.
+        rows: Float64 [ranks, layout.width] on the CPU.
+
+    Returns:
+        Metrics (key -> number), vectors (key -> list) and the keys that are not finite.
+
+    Raises:
+        ValueError: The ranks reported different keys.
     """
     if rows.shape[1] != layout.width or bool((rows[:, 0] != layout.signature).any()):
         keys = ", ".join(field.key for field in layout.fields)
@@ -224,9 +261,9 @@ def merge_rows(layout: Layout, rows: Tensor) -> tuple[dict[str, float], dict[str
 
 def _merge_summary(summary: Summary, share: Tensor) -> tuple[Merged, Collection[str]]:
     merged = summary.merge(share)
-    tell = getattr(summary, "nonfinite", None)
-    if tell is not None:
-        return merged, tell(share)
+    own = getattr(summary, "nonfinite", None)
+    if own is not None:
+        return merged, own(share)
     lists = {name: value if isinstance(value, list) else [value] for name, value in merged.items()}
     return merged, [name for name, numbers in lists.items() if not all(map(math.isfinite, numbers))]
 

@@ -25,11 +25,14 @@ from typing import Any
 import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
-from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
+from optuna.trial import FrozenTrial, TrialState
 from pydantic import BaseModel
 
+from buttress.compat.optuna import add_running_trial, running_trial, sampler_notes, suggest
 from buttress.errors import BadInput
-from buttress.spec.spec import Parameter, SweepSpec
+from buttress.spec import trial_config
+from buttress.spec.parameters import Parameter
+from buttress.spec.spec import SweepSpec
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
@@ -127,8 +130,8 @@ class Study:
         self.study.sampler = self._at_random(ask) if at_random else self._sampler(ask)
         trial = self.study.ask()
         params: dict[str, Any] = {}
-        for path, _ in self.spec.parameters(params, self._config):
-            params[path] = trial._suggest(path, self._space[path])
+        for path, _ in trial_config.active_parameters(self.spec, params, self._config):
+            params[path] = suggest(trial, path, self._space[path])
         return ask, params
 
     def enqueue(self, params: Mapping[str, Any]) -> tuple[int, dict[str, Any]]:
@@ -139,30 +142,23 @@ class Study:
 
     def notes(self, ask: int) -> dict[str, Any]:
         """What the sampler noted about a running draw (TPE counts it as a liar while it runs); JSON-able."""
-        return dict(self.study.get_trials(deepcopy=False)[ask].system_attrs)
+        return sampler_notes(self.study, ask)
 
     def add(self, ask: int, params: Mapping[str, Any], notes: Mapping[str, Any] | None = None) -> None:
         """Puts a draw back that an earlier process made (from the journal), as a running trial."""
         if ask != self.asked:
             raise BadInput(f"the journal's draws are out of order: ask {ask} where {self.asked} was expected")
         distributions = {path: distribution(self.spec.search[path]) for path in params}
-        self.study.add_trial(
-            create_trial(
-                state=TrialState.RUNNING,
-                params=dict(params),
-                distributions=distributions,
-                system_attrs=dict(notes or {}),
-            )
-        )
+        add_running_trial(self.study, params, distributions, notes)
 
     def refuse(self, ask: int, reason: str) -> None:
         """A draw that violates `require`: told FAIL, which the sampler does not learn from."""
-        self._trial(ask).set_user_attr("outcome", f"refused: {reason}")
+        running_trial(self.study, ask).set_user_attr("outcome", f"refused: {reason}")
         self.study.tell(ask, state=TrialState.FAIL)
 
     def tell(self, ask: int, result: SamplerResult) -> None:
         """The end of a trial. Constraints are set once, before the state, as Optuna wants it."""
-        trial = self._trial(ask)
+        trial = running_trial(self.study, ask)
         for name, value in result.constraints.items():
             trial.set_constraint(name, float(value))
         if result.note:
@@ -187,9 +183,6 @@ class Study:
 
     def trials(self) -> list[FrozenTrial]:
         return self.study.get_trials(deepcopy=False)
-
-    def _trial(self, ask: int) -> Trial:
-        return Trial(self.study, self.study.get_trials(deepcopy=False)[ask]._trial_id)
 
     @property
     def nothing_alive(self) -> bool:

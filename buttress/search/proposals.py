@@ -16,6 +16,7 @@ from pydantic import BaseModel
 
 from buttress.errors import BadInput
 from buttress.search.optuna_study import Study
+from buttress.spec import trial_config
 from buttress.spec.parameters import Parameter
 from buttress.spec.spec import SweepSpec
 
@@ -93,7 +94,8 @@ def build(spec: SweepSpec, trainable: Any, params: Params, seed: int) -> tuple[A
     The config is None where the family's own `Config` refuses it.
     """
     try:
-        config = spec.config(
+        config = trial_config.build(
+            spec,
             params,
             trainable.Config,
             seed=seed,
@@ -102,7 +104,7 @@ def build(spec: SweepSpec, trainable: Any, params: Params, seed: int) -> tuple[A
         )
     except BadInput as error:
         return None, str(error)
-    return config, spec.violated(config) or never_settles(trainable.schedule(config))
+    return config, trial_config.violated_requirement(spec, config) or never_settles(trainable.schedule(config))
 
 
 def never_settles(schedule: Any) -> str | None:
@@ -236,7 +238,8 @@ def _every(spec: SweepSpec, Config: type[BaseModel]) -> Iterator[dict[str, Any]]
             return
         path, *rest = paths
         parameter = spec.search[path]
-        if parameter.when is not None and not spec.active(path, spec.draft(params, Config)):
+        draft = trial_config.draft(spec, params, Config)
+        if not trial_config.is_active(spec, path, draft):
             yield from grow(params, rest)
             return
         for value in _values(parameter) or ():

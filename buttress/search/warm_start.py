@@ -20,6 +20,7 @@ from buttress.errors import BadInput
 from buttress.journal.events import Objective, WarmStarted, plain
 from buttress.journal.records import Journal, TrialRecord
 from buttress.search.proposals import build
+from buttress.spec import trial_config
 from buttress.spec.fingerprint import data_fingerprint
 from buttress.spec.parameters import Parameter
 from buttress.spec.spec import SweepSpec
@@ -41,7 +42,7 @@ def resolve_sweeps(spec: SweepSpec) -> SweepSpec:
             path = journal.find(where).path
         except BadInput as error:
             problem = f"this earlier sweep cannot be read ({error.problem})"
-            raise spec.wrong(problem, key=f"warm_start.{index}", value=where, accepted=error.accepted) from None
+            raise spec.error(problem, key=f"warm_start.{index}", value=where, accepted=error.accepted) from None
         found.append(where if is_url(where) else os.fspath(path.parent.absolute()))
     return spec.model_copy(update={"warm_start": tuple(found)}) if found else spec
 
@@ -70,7 +71,7 @@ def collect(spec: SweepSpec, trainable: Any) -> WarmStarted:
         left_out += [{"sweep": earlier.header.sweep, "reason": why, "count": count} for why, count in reasons.items()]
     event = WarmStarted(told=tuple(plain(told)), left_out=tuple(plain(left_out)))
     if not told:
-        raise spec.wrong(describe(event), key="warm_start", value=list(spec.warm_start))
+        raise spec.error(describe(event), key="warm_start", value=list(spec.warm_start))
     return event
 
 
@@ -114,7 +115,7 @@ def _converted(record: TrialRecord, spec: SweepSpec, trainable: Any) -> tuple[di
     except ValidationError:
         return None, "config refused by the present trainer"
     params: dict[str, Any] = {}
-    for path, parameter in spec.parameters(params, trainable.Config):
+    for path, parameter in trial_config.active_parameters(spec, params, trainable.Config):
         value = inside(parameter, _at(was, path))
         if value is _OUTSIDE:
             return None, f"{path} outside the space"

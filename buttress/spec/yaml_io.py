@@ -1,8 +1,8 @@
-"""YAML files and command-line values, read into plain JSON-able Python: the door that every YAML file comes in by.
+"""Reads YAML files and command-line values into plain JSON-able Python; the only module that parses YAML input.
 
-`read_yaml(path)` and `parse_yaml(text)` are `yaml.safe_load` with four differences that keep people out of trouble:
-`3e-4` is a number, `off`, `no` and `12:30` are texts (YAML 1.2's rules; only true and false are booleans), a key given
-twice is an error, and so is whatever JSON cannot say. Every fault is a `BadInput` with file, line and column.
+Specs, configs, rules files and `--set` values follow YAML 1.2: `3e-4` is a number, `off`, `no` and `12:30` are texts,
+only true and false are booleans. Cluster files are read by YAML 1.1's rules, as Ray and Kubernetes read them. A key
+given twice is an error, and so is whatever JSON cannot represent.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,16 @@ import yaml
 
 from buttress.errors import BadInput
 
+_MAPPING = "a mapping (key: value)"
 
-class _Loader(yaml.SafeLoader):
-    """`SafeLoader` with YAML 1.2's idea of plain scalars, and no key twice."""
 
-    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """`SafeLoader` that refuses a key given twice and keeps dates as texts."""
+
+    yaml_implicit_resolvers = {
+        first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Hashable, Any]:
         seen: dict[tuple[str, str], yaml.Mark] = {}
@@ -37,12 +42,18 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def _whole(loader: Any, node: Any) -> int:
+class _Yaml12Loader(_UniqueKeyLoader):
+    """Plain scalars by YAML 1.2's core schema."""
+
+    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}
+
+
+def _construct_int(loader: Any, node: Any) -> int:
     text = node.value.replace("_", "")
     return int(text, 0) if re.match(r"[-+]?0[xo]", text) else int(text)
 
 
-def _number(loader: Any, node: Any) -> float:
+def _construct_float(loader: Any, node: Any) -> float:
     text = node.value.replace("_", "").lower()
     return float(text.replace(".inf", "inf").replace(".nan", "nan"))
 
@@ -58,33 +69,78 @@ for _tag, _pattern, _first in (
     ),
     ("merge", r"<<", ["<"]),
 ):
-    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"^(?:{_pattern})$"), _first)
-_Loader.add_constructor("tag:yaml.org,2002:int", _whole)
-_Loader.add_constructor("tag:yaml.org,2002:float", _number)
+    _Yaml12Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"^(?:{_pattern})$"), _first)
+_Yaml12Loader.add_constructor("tag:yaml.org,2002:int", _construct_int)
+_Yaml12Loader.add_constructor("tag:yaml.org,2002:float", _construct_float)
 
 
-def read_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The mapping a YAML file holds. Raises `BadInput` if it cannot be read, is empty, or holds something else."""
+def read_text(path: str | os.PathLike[str]) -> str:
+    """The text of a UTF-8 file; raises `BadInput` where it cannot be read or is not UTF-8."""
     try:
-        text = Path(path).read_text(encoding="utf-8-sig")
+        return Path(path).read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise BadInput("no such file", where=path) from None
     except UnicodeDecodeError as error:
         raise BadInput(f"is not a text file (byte {error.start} is not UTF-8)", where=path) from None
     except OSError as error:
         raise BadInput(f"cannot be read: {error.strerror}", where=path) from None
-    tree = parse_yaml(text, where=path)
+
+
+def read_yaml(path: str | os.PathLike[str], *, accepted: str = _MAPPING) -> dict[str, Any]:
+    """The mapping that a YAML 1.2 file holds.
+
+    Args:
+        path: a file with one YAML document.
+        accepted: what the file should hold, for the error of a file that holds something else.
+
+    Raises:
+        BadInput: the file cannot be read, is empty, is not YAML (with line and column) or does not hold a mapping.
+    """
+    tree = parse_yaml(read_text(path), where=path)
     if tree is None:
-        raise BadInput("the file is empty", where=path, accepted="a mapping (key: value)")
+        raise BadInput("the file is empty", where=path, accepted=accepted)
     if not isinstance(tree, dict):
-        raise BadInput("the file does not hold a mapping", where=path, value=tree, accepted="a mapping (key: value)")
+        raise BadInput("the file does not hold a mapping", where=path, value=tree, accepted=accepted)
     return tree
 
 
 def parse_yaml(text: str, *, where: str | os.PathLike[str] | None = None) -> Any:
-    """The value that a YAML text stands for: dicts with text keys, lists, texts, finite numbers, booleans, None."""
+    """The value of a YAML 1.2 text: dicts with text keys, lists, texts, finite numbers, booleans, None.
+
+    Args:
+        text: one YAML document.
+        where: the file or command-line option that errors name.
+
+    Raises:
+        BadInput: with line and column for a syntax error, with the key for a value that JSON cannot represent.
+    """
+    return plain(_load(text, where, lambda: yaml.load(text, Loader=_Yaml12Loader)), where=where)
+
+
+def read_documents(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """The mappings of a cluster file: one for `ray up`, or the `---`-separated documents of a Kubernetes manifest.
+
+    Scalars are read by YAML 1.1's rules (`yes` is true), which are those of Ray and Kubernetes. Empty documents are
+    left out.
+
+    Raises:
+        BadInput: the file cannot be read, is not YAML, holds no document, or one that is not a mapping.
+    """
+    text = read_text(path)
+    loaded = _load(text, path, lambda: list(yaml.load_all(text, Loader=_UniqueKeyLoader)))
+    documents = [plain(document, where=path) for document in loaded if document is not None]
+    if not documents:
+        raise BadInput("the file is empty", where=path, accepted=_MAPPING)
+    for document in documents:
+        if not isinstance(document, dict):
+            raise BadInput("the file does not hold a mapping", where=path, value=document, accepted=_MAPPING)
+    return documents
+
+
+def _load(text: str, where: str | os.PathLike[str] | None, parse: Callable[[], Any]) -> Any:
+    """Runs `parse` and translates what PyYAML raises into one `BadInput` sentence."""
     try:
-        return plain(yaml.load(text, Loader=_Loader), where=where)
+        return parse()
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
@@ -96,28 +152,42 @@ def parse_yaml(text: str, *, where: str | os.PathLike[str] | None = None) -> Any
     except RecursionError:
         raise BadInput("the YAML is nested too deeply", where=where) from None
     except (yaml.YAMLError, ValueError) as error:
-        if isinstance(error, BadInput):
-            raise
         raise BadInput(f"is not YAML: {' '.join(str(error).split())}", where=where) from None
 
 
 def plain(value: Any, *, where: str | os.PathLike[str] | None = None, key: str = "") -> Any:
-    """`value` as JSON would give it back (keys as texts); `BadInput` naming the key of what JSON cannot say."""
+    """`value` as JSON would give it back, with texts as keys.
+
+    Args:
+        value: anything that a YAML parser or a caller of the Python API hands over.
+        where: the file that errors name.
+        key: the key path of `value` inside it.
+
+    Raises:
+        BadInput: names the key of what JSON cannot represent (NaN, infinity, bytes, objects).
+    """
+    try:
+        return _plain(value, where, key)
+    except RecursionError:  # an alias inside its own anchor
+        raise BadInput("the YAML is nested too deeply", where=where) from None
+
+
+def _plain(value: Any, where: str | os.PathLike[str] | None, key: str) -> Any:
     if isinstance(value, dict):
         result: dict[str, Any] = {}
         for name, inner in value.items():
             if not isinstance(name, str | int) or isinstance(name, bool):
                 raise BadInput("a key has to be a text", where=where, key=key or None, value=name)
-            result[str(name)] = plain(inner, where=where, key=f"{key}.{name}" if key else str(name))
+            result[str(name)] = _plain(inner, where, f"{key}.{name}" if key else str(name))
         return result
     if isinstance(value, list | tuple):
         above = f"{key}." if key else ""
-        return [plain(inner, where=where, key=f"{above}{index}") for index, inner in enumerate(value)]
+        return [_plain(inner, where, f"{above}{index}") for index, inner in enumerate(value)]
     if isinstance(value, float) and not math.isfinite(value):
         raise BadInput("has to be a finite number", where=where, key=key or None, value=value)
     if value is None or isinstance(value, str | int | float):
         return value
     raise BadInput(
-        "is no plain value",
+        "is not a plain value",
         where=where, key=key or None, value=value, accepted="texts, numbers, true, false, null, lists and mappings",
     )

@@ -10,8 +10,7 @@ from dataclasses import replace
 from math import inf, isfinite
 
 from buttress.journal.events import Report
-from buttress.rules.schema import RuleSet
-from buttress.rules.verdict import Verdict
+from buttress.rules import RuleEngine, RuleSet, Verdict
 
 
 class TrialEvaluator:
@@ -40,8 +39,8 @@ class TrialEvaluator:
 
     def restart(self, kept: Sequence[Report]) -> None:
         """Begins anew from the reports that still count."""
-        self.engine = self._rules.watch(budget_epochs=self.epochs)
-        self.engine.final = self._kept_alive_until is None
+        self.engine = RuleEngine(self._rules, budget_epochs=self.epochs)
+        self.engine.revocable = self._kept_alive_until is not None
         self.reports: list[Report] = []
         self.best: Report | None = None
         self.by_age: dict[int, float] = {}
@@ -54,12 +53,12 @@ class TrialEvaluator:
 
         Meanwhile `verdict` is how it looks by now, and can change back; so it stays over a `restart`.
         """
-        self._kept_alive_until, self.engine.final = until, False
+        self._kept_alive_until, self.engine.revocable = until, True
 
     @property
     def kept_alive(self) -> bool:
         """Whether a verdict of collapse can still be taken back."""
-        return not self.engine.final
+        return self.engine.revocable
 
     @property
     def last(self) -> Report | None:
@@ -74,7 +73,7 @@ class TrialEvaluator:
     @property
     def margin(self) -> float | None:
         """Decades to the nearest rule (negative) or beyond it; None before the first report and without rules."""
-        margin = self.engine.margin() if self.reports else None
+        margin = self.engine.margin if self.reports else None
         return margin if margin is not None and isfinite(margin) else None
 
     def add(self, report: Report) -> Report:
@@ -94,7 +93,7 @@ class TrialEvaluator:
             nonfinite=report.nonfinite,
         )
         if self._kept_alive_until is not None and report.epoch >= self._kept_alive_until:
-            self.engine.final = True
+            self.engine.revocable = False
         suspects = tuple(self.engine.suspects)
         values = [report.metrics.get(name) for name in self._objectives]
         valid = (

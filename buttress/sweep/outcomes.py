@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from buttress.journal.events import Audited, Best, Condemned, Outcome, Report, RungDecision, plain
-from buttress.rules.verdict import Verdict
+from buttress.rules import Verdict
 from buttress.spec.spec import SweepSpec
 from buttress.sweep.trial import ActiveTrial
 

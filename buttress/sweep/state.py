@@ -38,7 +38,7 @@ from buttress.journal.events import (
     WorkersLost,
     plain,
 )
-from buttress.rules.schema import RuleSet
+from buttress.rules import RuleSet
 from buttress.search.circuit_breaker import check_circuit
 from buttress.search.halving import Rungs
 from buttress.search.optuna_study import SamplerResult, Study, sampler_result

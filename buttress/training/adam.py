@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 import torch
 from torch.optim import Adam
 
+from buttress.compat.torch import fused_adam_step, without_profiling
+
 
 class _Tied(NamedTuple):
     """What the kernel takes for one group: a list per argument, in the order of the parameters."""
@@ -34,6 +36,7 @@ class SmallAdam(Adam):
         super().__init__(params, lr=lr, betas=betas, fused=True)
         self._ready = False
 
+    @without_profiling
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         if not self._ready:
@@ -47,14 +50,10 @@ class SmallAdam(Adam):
             return
         for group, tied, gradient in zip(self.param_groups, self._tied, gradients, strict=True):
             tied.counter.add_(1)
-            beta1, beta2 = group["betas"]
-            torch._fused_adam_(
-                tied.parameters, gradient, tied.first, tied.second, [], tied.counters,
-                lr=group["lr"], beta1=beta1, beta2=beta2, weight_decay=0.0, eps=group["eps"],
-                amsgrad=False, maximize=False,
+            fused_adam_step(
+                tied.parameters, gradient, tied.first, tied.second, tied.counters,
+                lr=group["lr"], betas=group["betas"], eps=group["eps"],
             )  # fmt: skip
-
-    step.hooked = True  # type: ignore[attr-defined]  # without torch's wrapper for its profiler
 
     def _tie(self) -> None:
         """Let the parameters of a group share one step counter, once all parameters have a state and are as old."""

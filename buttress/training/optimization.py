@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import Adam, AdamW, Optimizer
 
 from buttress.training.schedules import LearningRate, Plateau, PlateauState
@@ -203,7 +204,7 @@ class Descent:
             gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
             norm = global_norm(gradients)
             if self.clip is not None:
-                torch._foreach_mul_(gradients, (self.clip / (norm + 1e-6)).clamp(max=1.0))
+                clip_grads_with_norm_(self.parameters, self.clip, norm)
         self.optimizer.step()
         self.meters.add_step(self.prefix, losses[0] if len(losses) == 1 else torch.stack(losses).mean(), norm)
 
@@ -246,7 +247,7 @@ def global_norm(gradients: list[torch.Tensor]) -> torch.Tensor:
         return torch.zeros(())
     if sum(gradient.numel() for gradient in gradients) < 2**18:  # copying is cheaper than a kernel per tensor
         return torch.linalg.vector_norm(torch.cat([gradient.reshape(-1) for gradient in gradients]))
-    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+    return get_total_norm(gradients)
 
 
 def fused_adam(

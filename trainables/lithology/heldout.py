@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from buttress.monitors.monitors import AblationMonitor, LatentMonitor
+from buttress.monitors import AblationMonitor, LatentMonitor
 from buttress.trainables.lithology.clustering import adjusted_rand
 from buttress.trainables.lithology.config import Config
 from buttress.trainables.lithology.data import Dataset

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from buttress.errors import BadInput
-from buttress.monitors.monitors import AblationMonitor, LatentMonitor
+from buttress.monitors import AblationMonitor, LatentMonitor
 from buttress.trainables.lithology import data as tables
 from buttress.trainables.lithology.config import LAYOUTS
 from buttress.trainables.lithology.config import Config as LithologyConfig

@@ -11,7 +11,7 @@ import math
 
 import torch
 
-from buttress.monitors.monitors import Merged
+from buttress.monitors import Merged
 
 _SUMS = 6
 

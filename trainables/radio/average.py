@@ -8,6 +8,7 @@ from typing import Generic, TypeVar
 
 import torch
 from torch import nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -25,10 +26,8 @@ class Average(Generic[M]):
         """After step number `step` (completed steps)."""
         if step > self.warmup and step % self.every:
             return
-        share = 1.0 if step <= self.warmup else 1 - self.decay
-        kept: list[torch.Tensor] = list(self.module.parameters())
-        new: list[torch.Tensor] = list(self.source.parameters())
-        torch._foreach_lerp_(kept, new, share)
+        decay = 0.0 if step <= self.warmup else self.decay
+        get_ema_multi_avg_fn(decay)(list(self.module.parameters()), list(self.source.parameters()), step)
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         return self.module.state_dict()

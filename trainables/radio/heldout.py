@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from buttress.errors import BadInput
-from buttress.monitors.monitors import AblationMonitor, LatentMonitor, Merged
+from buttress.monitors import AblationMonitor, LatentMonitor, Merged
 from buttress.trainables.radio.config import Config
 from buttress.trainables.radio.data import Dataset, scaled
 from buttress.trainables.radio.model import RadioVae

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from buttress.errors import BadInput
-from buttress.monitors.monitors import AblationMonitor
+from buttress.monitors import AblationMonitor
 from buttress.trainables.radio import data as files
 from buttress.trainables.radio import perceptual
 from buttress.trainables.radio.average import Average

@@ -16,7 +16,7 @@ import math
 import numpy as np
 import torch
 
-from buttress.monitors.monitors import AblationMonitor, LatentMonitor
+from buttress.monitors import AblationMonitor, LatentMonitor
 from buttress.trainables.rainfall.config import Config
 from buttress.trainables.rainfall.data import Dataset
 from buttress.trainables.rainfall.model import Condition, RainVae

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from buttress.errors import BadInput
-from buttress.monitors.monitors import AblationMonitor, LatentMonitor
+from buttress.monitors import AblationMonitor, LatentMonitor
 from buttress.trainables.rainfall import data as files
 from buttress.trainables.rainfall.config import Config as RainfallConfig
 from buttress.trainables.rainfall.heldout import HeldOut

@@ -1,7 +1,7 @@
 """A sweep without training: sampler, rungs and rules played over recorded curves, with a clock of simulated seconds.
 
-`Simulator` stands where `execution.driver.Driver` does: a spec goes in, `run()` returns a `Finish`, callbacks see every
-journal line, and with a folder it leaves a journal that `table` and `why` read. Nothing is written twice: the state of
+`Simulator` stands where `execution.driver.Driver` does: a spec goes in, `run()` returns a `SweepResult`, callbacks see
+every journal line, and with a folder it leaves a journal that `table` and `why` read. Nothing is written twice: the state of
 the sweep is `SweepState`, and so study, rungs and rules are the real ones; only the workers are replaced, by a
 `Surrogate` that gives each configuration a recorded curve. No Ray is imported.
 
@@ -22,11 +22,11 @@ from benchmarks.surrogate import Surrogate
 from buttress import journal
 from buttress.analysis.curves import Curve
 from buttress.callbacks.base import Callback
-from buttress.execution.finish import TRIPPED, Finish
 from buttress.execution.setup import check, header, new_id, resolve_rules
 from buttress.rules.schema import RuleSet
 from buttress.search.warm_start import gathered
 from buttress.spec.spec import SweepSpec
+from buttress.sweep.result import CIRCUIT_BREAKER, SweepResult
 from buttress.sweep.state import Line, SweepState
 from buttress.training import registry
 from buttress.training.trainable import Reported
@@ -196,7 +196,7 @@ class Simulator:
         self._writer: journal.JournalWriter | None = None
         self.state = SweepState(spec, self.trainable, self.rules, self._write, self._line)
 
-    def run(self) -> Finish:
+    def run(self) -> SweepResult:
         if self.folder is None:
             return self._run(Path())
         with journal.JournalWriter(self.folder / journal.FILE, fsync=()) as self._writer:
@@ -205,7 +205,7 @@ class Simulator:
             self._write(journal.end(reason=finish.reason, counts=finish.counts, seconds=finish.seconds))
         return finish
 
-    def _run(self, folder: Path) -> Finish:
+    def _run(self, folder: Path) -> SweepResult:
         limit = self.spec.budget.hours * 3600 if self.spec.budget.hours else math.inf
         policy = StatePolicy(self.state)
         if self.spec.warm_start:
@@ -216,8 +216,8 @@ class Simulator:
         if self.state.live:
             counts["suspended"] = len(self.state.live)
         reason = "time budget spent" if played.unfinished else "space exhausted" if self.state.spent else "budget spent"
-        reason = TRIPPED if self.state.tripped else reason
-        return Finish(self.sweep, folder, str(folder), counts, played.seconds, reason)
+        reason = CIRCUIT_BREAKER if self.state.tripped else reason
+        return SweepResult(self.sweep, folder, str(folder), counts, played.seconds, reason)
 
     def _write(self, line: Line) -> None:
         if self._writer is not None:

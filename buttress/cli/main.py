@@ -388,8 +388,8 @@ def _found(found: Any) -> Any:
 
 def _execute(driver: Any, quiet: bool, json_: bool) -> None:
     """Runs a driver under its callbacks and reports the end."""
-    from buttress.execution.finish import TRIPPED
     from buttress.execution.watching import watched
+    from buttress.sweep.result import CIRCUIT_BREAKER
 
     # as Ctrl-C does, also where Ctrl-C itself is ignored: in a shell script's background
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -410,7 +410,7 @@ def _execute(driver: Any, quiet: bool, json_: bool) -> None:
         _print_json(told)
     if finish.interrupted:
         _exit(f"interrupted; go on with: buttress resume {finish.where}", 130)
-    if journal.breaker is not None and finish.reason == TRIPPED:
+    if journal.breaker is not None and finish.reason == CIRCUIT_BREAKER:
         from buttress.analysis.advice import breaker_sentence
 
         _exit(f"{breaker_sentence(journal.breaker)}; go on as it is with: buttress resume {finish.where}", 4)

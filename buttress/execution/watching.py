@@ -11,10 +11,10 @@ from buttress.callbacks.base import messages_log as notes
 from buttress.callbacks.progress import Heading, Progress
 from buttress.callbacks.wandb import WandbRuns
 from buttress.execution.driver import Driver
-from buttress.execution.finish import Finish
+from buttress.sweep.result import SweepResult
 
 
-def watched(driver: Driver, *, quiet: bool = False) -> Finish:
+def watched(driver: Driver, *, quiet: bool = False) -> SweepResult:
     """Runs a sweep under its callbacks; they are closed whatever happens."""
     spec = driver.spec
     runs = WandbRuns(

@@ -6,6 +6,8 @@
 #   make test-cluster   a cluster's whole life on four hosts in network namespaces (root; skipped where that is refused)
 #   make check      linter, type checker, import contracts, documentation site
 #   make check-next what the newest Ray, Optuna and W&B would break (in a throw-away environment)
+#   make docs       the documentation site, in site/
+#   make reference  the pages of it that are generated from the models
 #
 # PYTHON=/path/to/python picks the interpreter; PIP_ARGS goes to pip (an index with CPU or CUDA wheels of torch, say).
 
@@ -20,7 +22,7 @@ ARGS     ?=
 # One thread per process: a sweep sets its workers' threads itself, everything else would only crowd the cores.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: install demo test test-all test-cluster check check-next
+.PHONY: install demo test test-all test-cluster check docs reference check-next
 
 install: $(STAMP)
 
@@ -42,6 +44,7 @@ check: $(STAMP)
 	$(BIN)/python -m mypy
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/python -m pytest -q tests/test_fresh_imports.py
+	@$(MAKE) --no-print-directory docs
 
 # The contracts of tests/test_compat.py with the newest Ray, Optuna and W&B; torch stays pinned. Not part of `check`.
 check-next: $(STAMP)
@@ -59,6 +62,12 @@ test-all: $(STAMP)
 
 test-cluster: $(STAMP)
 	@$(BIN)/python -m pytest tests/test_cluster_hosts.py $(ARGS)
+
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+reference: $(STAMP)
+	$(BIN)/python docs/generate.py
 
 demo: $(STAMP)
 	@started=$$SECONDS; \

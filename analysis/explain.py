@@ -36,6 +36,15 @@ class Explanation(NamedTuple):
         blocks += ["\n".join([section.title, *(f"  {line}" for line in section.lines)]) for section in self.sections]
         return "\n\n".join(blocks)
 
+    def __repr__(self) -> str:
+        return str(self)
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
+        """As a notebook shows it."""
+        from html import escape
+
+        return {"text/plain": str(self), "text/html": f"<pre>{escape(str(self))}</pre>"}
+
     def to_dict(self) -> dict[str, Any]:
         sections = {section.title: list(section.lines) for section in self.sections}
         return {"trial": self.trial, "outcome": self.outcome, "headline": self.headline, "sections": sections}

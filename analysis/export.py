@@ -1,8 +1,8 @@
 """The result of a sweep, ready to be trained: the config of a trial as YAML, and its weights.
 
 `export` gives the text of `best.yaml`: the trial's whole config as the trainable's `Config` takes it, numbers exact,
-preceded by comments that say where it comes from. Only a completed trial is exported unless it is forced. The weights
-are copied from the trial's best checkpoint by functions that the caller brings, so that no torch is imported here.
+preceded by comments that say where it comes from. Only a completed trial is exported unless it is forced.
+`export_files` writes it, and the weights of the trial's best checkpoint beside it.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import tempfile
 import textwrap
 from collections.abc import Callable, Mapping
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,34 @@ def export(journal: Journal, trial: str | None = None, *, force: bool = False) -
     (`force` exports that one; its comments say what became of it).
     """
     record = chosen(journal, trial, force=force)
+    text = yaml.dump(
+        config_of(journal, record), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120
+    )
+    comments = [MARK, *(f"# {line}" for line in provenance(journal, record))]
+    return "\n".join(comments) + "\n\n" + text
+
+
+def export_files(
+    journal: Journal, output: Path, trial: str | None = None, *, weights: bool = False, force: bool = False
+) -> list[Path]:
+    """Writes a trial's config to `output`, and with `weights` its model as a plain state dict in a `.pt` beside it.
+
+    Returns the files that were written; raises as `export`, `write` and `checkpoint_of` do.
+    """
+    written = [write(export(journal, trial, force=force), output, force=force)]
+    if weights:
+        from buttress.training import registry
+        from buttress.training.checkpoints import save_weights, weights_of
+
+        source = checkpoint_of(journal, chosen(journal, trial, force=force))
+        trainable = registry.load(journal.header.trainable)
+        load = partial(weights_of, trainable)
+        written.append(export_weights(source, output.with_suffix(".pt"), load=load, save=save_weights, force=force))
+    return written
+
+
+def config_of(journal: Journal, record: TrialRecord) -> dict[str, Any]:
+    """A trial's whole config as it is trained again: with its trainable, its objective and what validation found."""
     config = {**record.config}
     group = config.get("buttress")
     mine = dict(group) if isinstance(group, Mapping) else {}
@@ -58,9 +87,7 @@ def export(journal: Journal, trial: str | None = None, *, force: bool = False) -
     config["buttress"] = mine
     for path, value in found_by_validation(journal, record).items():
         _put_at(config, path, value)
-    text = yaml.dump(config, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
-    comments = [MARK, *(f"# {line}" for line in provenance(journal, record))]
-    return "\n".join(comments) + "\n\n" + text
+    return config
 
 
 def chosen(journal: Journal, trial: str | None = None, *, force: bool = False) -> TrialRecord:
@@ -131,23 +158,32 @@ def write(text: str, target: str | os.PathLike[str], *, force: bool = False) -> 
     return _put(path, lambda draft: draft.write_text(text, encoding="utf-8"))
 
 
-def checkpoint_of(journal: Journal, record: TrialRecord) -> Path:
-    """The file of the trial's best checkpoint; raises BadInput when there is none (any more)."""
+def find_checkpoint(journal: Journal, record: TrialRecord) -> Path | None:
+    """The file of the trial's best checkpoint, fetched from remote storage where it lies there; None without one."""
     found = best_of(record, journal.objectives)
     if found is None or not found.checkpoint:
-        problem = f"trial {record.id} left no checkpoint of a valid epoch"
-    else:
-        path = journal.trial_folder(record.id) / found.checkpoint
-        if not path.is_file() and (store := origin(journal.folder)) is not None:
-            try:
-                return store.download(f"trials/{record.id}/{found.checkpoint}", path)
-            except FileNotFoundError:
-                pass
-            except OSError as error:
-                raise unreachable(store, error) from None
-        if path.is_file():
-            return path
-        problem = f"the checkpoint of trial {record.id} is gone ({path})"
+        return None
+    path = journal.trial_folder(record.id) / found.checkpoint
+    if not path.is_file() and (store := origin(journal.folder)) is not None:
+        try:
+            return store.download(f"trials/{record.id}/{found.checkpoint}", path)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise unreachable(store, error) from None
+    return path if path.is_file() else None
+
+
+def checkpoint_of(journal: Journal, record: TrialRecord) -> Path:
+    """The file of the trial's best checkpoint; raises BadInput when there is none (any more)."""
+    path = find_checkpoint(journal, record)
+    if path is not None:
+        return path
+    found = best_of(record, journal.objectives)
+    problem = f"trial {record.id} left no checkpoint of a valid epoch"
+    if found is not None and found.checkpoint:
+        gone = journal.trial_folder(record.id) / found.checkpoint
+        problem = f"the checkpoint of trial {record.id} is gone ({gone})"
     raise BadInput(
         problem, where=journal.header.sweep, key="--weights",
         accepted="one of the 3 best completed trials, whose checkpoints are kept; or export the config and train it",

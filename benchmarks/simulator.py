@@ -1,8 +1,8 @@
 """A sweep without training: sampler, rungs and rules played over recorded curves, with a clock of simulated seconds.
 
 `Simulator` stands where `execution.driver.Driver` does: a spec goes in, `run()` returns a `SweepResult`, callbacks see
-every journal line, and with a folder it leaves a journal that `table` and `why` read. Nothing is written twice: the state of
-the sweep is `SweepState`, and so study, rungs and rules are the real ones; only the workers are replaced, by a
+every journal line, and with a folder it leaves a journal that `table` and `why` read. Nothing is written twice: the
+state of the sweep is `SweepState`, and so study, rungs and rules are the real ones; only the workers are replaced, by a
 `Surrogate` that gives each configuration a recorded curve. No Ray is imported.
 
 `play` is the clock alone: slots, each with a trial whose reports come when its curve's core-seconds say so, and a

@@ -171,7 +171,7 @@ def test_help_teaches_every_verb_and_is_fast() -> None:
         began = time.perf_counter()
         out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
         times.append(time.perf_counter() - began)
-    for verb in ("plan", "run", "resume", "status", "why", "table", "export", "train", "data"):
+    for verb in ("plan", "run", "resume", "status", "why", "table", "export", "train", "data", "init", "cluster"):
         assert verb in out
     assert min(times) < 0.7 or os.getloadavg()[0] > 2 * (os.cpu_count() or 1), times
 

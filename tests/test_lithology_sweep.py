@@ -12,9 +12,9 @@ import pytest
 import torch
 from optuna.trial import TrialState
 
+import buttress
 from buttress.analysis.selection import best
 from buttress.execution import driver
-from buttress.execution.handover import export_best, train_config
 from buttress.journal import read
 from buttress.journal.records import Journal
 from buttress.spec.spec import SweepSpec
@@ -59,7 +59,7 @@ def test_export_then_train_reproduces_the_best_epoch_bit_for_bit(
 ) -> None:
     journal, _ = swept
     monkeypatch.chdir(journal.folder.parents[1])
-    config, weights = export_best(str(journal.folder), tmp_path / "best.yaml", weights=True)
+    config, weights = buttress.load(journal.folder).export(tmp_path / "best.yaml", weights=True)
     command = [sys.executable, "-m", "buttress", "train", str(config), "--out", str(tmp_path / "again"), "--json"]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
     result = json.loads(done.stdout.splitlines()[-1])
@@ -79,7 +79,7 @@ def test_one_config_runs_as_a_module_and_under_torchrun(
 ) -> None:
     journal, _ = swept
     monkeypatch.chdir(journal.folder.parents[1])
-    (config,) = export_best(str(journal.folder), tmp_path / "best.yaml")
+    (config,) = buttress.load(journal.folder).export(tmp_path / "best.yaml")
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     for name, start in (("module", [sys.executable]), ("torchrun", torchrun)):
         out = str(tmp_path / name)
@@ -92,11 +92,9 @@ def test_one_config_runs_as_a_module_and_under_torchrun(
 def test_a_run_that_collapses_is_stopped_and_says_why(
     swept: tuple[Journal, driver.Driver], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from buttress.execution.handover import Collapsed
-
     journal, _ = swept
     monkeypatch.chdir(journal.folder.parents[1])
-    (config,) = export_best(str(journal.folder), tmp_path / "best.yaml")
+    (config,) = buttress.load(journal.folder).export(tmp_path / "best.yaml")
     changes = ["loss.beta=25", "loss.anneal=constant", "train.epochs=8", "buttress.workers=1"]
-    with pytest.raises(Collapsed, match="KL"):
-        train_config(config, tmp_path / "collapsing", changes)
+    with pytest.raises(buttress.Collapsed, match="KL"):
+        buttress.train(config, tmp_path / "collapsing", set=changes)

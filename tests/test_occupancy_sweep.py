@@ -12,9 +12,9 @@ import pytest
 import torch
 import yaml
 
+import buttress
 from buttress.analysis.selection import best
 from buttress.execution import driver
-from buttress.execution.handover import check_data, export_best
 from buttress.journal import read
 from buttress.spec.spec import SweepSpec
 from buttress.trainables.occupancy import synthetic
@@ -46,7 +46,7 @@ def test_export_then_train_reproduces_the_best_epoch_bit_for_bit(
     winner = best(journal)
     assert winner is not None and winner.outcome is not None and winner.outcome.best is not None
     found = winner.outcome.best.metrics
-    config, weights = export_best(str(journal.folder), tmp_path / "best.yaml", weights=True)
+    config, weights = buttress.load(journal.folder).export(tmp_path / "best.yaml", weights=True)
     assert yaml.safe_load(config.read_text())["buttress"]["occ_threshold"] == found["best_threshold"]
     chosen = Config.model_validate(winner.config)
     assert chosen.buttress.occ_threshold == 0.3  # the trial's own, at which its rules looked
@@ -62,13 +62,9 @@ def test_export_then_train_reproduces_the_best_epoch_bit_for_bit(
     assert again["metrics"]["val/iou"] == pytest.approx(found["val/best_iou"], rel=1e-2)
 
 
-def test_data_check_on_the_command_line(tmp_path: Path) -> None:
-    from rich.console import Console
-
+def test_data_check(tmp_path: Path) -> None:
     grid = {"point_cloud_range": (-6.4, -6.4, -1.6, 6.4, 6.4, 4.8), "voxel_size": (0.8, 0.8, 0.8)}
     folder = synthetic.write(tmp_path / "set", Data(size="tiny", **grid))
     overrides = [f"data.{key}={list(value)}" for key, value in grid.items()] + ["data.fractions=[0.6,0.2,0.2]"]
-    console = Console(record=True, width=110)
-    console.print(check_data("occupancy", folder, overrides))
-    told = console.export_text()
+    told = " ".join(f"{name} {text}" for name, text in buttress.check_data("occupancy", folder, set=overrides))
     assert "16 x 16 x 8 voxels" in told and "(min, mean, max)" in told and "fallbacks" in told

@@ -241,10 +241,42 @@ def where_buttress_is(environment: Path, folder: Path) -> Path:
     return Path(call([environment / "bin/python", "-P", "-c", code], folder).strip())
 
 
+def test_a_users_module_is_found_before_an_installed_one_of_its_name(tmp_path: Path) -> None:
+    """`utils`, `test` (Python's own), `analysis`: what a trainer imports is what lies beside it."""
+    installed, users = tmp_path / "installed", tmp_path / "users"
+    for folder, whose in ((installed, "installed"), (users, "the user's")):
+        (folder / "utils").mkdir(parents=True)
+        (folder / "utils" / "__init__.py").write_text(f"WHOSE = {whose!r}\n")
+    trainer = """from utils import WHOSE
+
+class MyVAE:
+    name, Config, metrics = WHOSE, None, {}
+    def schedule(self, config): ...
+    def train(self, config, world, report, resume): ...
+"""
+    for name in ("test.py", "random.py"):
+        (users / name).write_text(trainer)
+    (users / "rules.yaml").write_text("rules: {}\n")
+    code = """if True:
+        import random, sys
+        from buttress.training import registry
+        before = list(sys.path)
+        print(registry.load("test:MyVAE").name, registry.rules_file("test:MyVAE"), sys.path[:-1] == before)
+        try:
+            registry.load("random:MyVAE")
+        except ValueError as error:
+            print(error)"""
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code], cwd=users, env=clean() | {"PYTHONPATH": f"{ROOT}:{installed}"},
+        capture_output=True, text=True, check=False,
+    )
+    loaded, refused = done.stdout.splitlines()
+    assert loaded == f"the user's {users / 'rules.yaml'} True", done.stderr
+    assert "not the random.py of this folder" in refused and "another name" in refused
+
+
 @pytest.mark.long
-@pytest.mark.parametrize(
-    ("editable", "trainer"), [(False, "train"), (False, "models.buttress_vae"), (True, "buttress_vae"), (True, "train")]
-)
+@pytest.mark.parametrize(("editable", "trainer"), [(False, "train"), (True, "models.buttress_vae")])
 def test_a_sweep_runs_among_a_users_own_modules(
     editable: bool, trainer: str, root: Path, checkout: Path, wheel: Path, bare_environment: Path, tmp_path: Path
 ) -> None:
@@ -255,7 +287,7 @@ def test_a_sweep_runs_among_a_users_own_modules(
     # `-m` puts the user's folder first on the path, where a bare import of ours would find the user's module.
     buttress = [bare_environment / "bin/python", "-m", "buttress"] if editable else [bare_environment / "bin/buttress"]
 
-    assert "2 workers" in call([*buttress, "plan", "own.yaml"], folder)
+    assert "for 2 worker" in call([*buttress, "plan", "own.yaml"], folder)
     ended = json.loads(call([*buttress, "run", "own.yaml", "--quiet", "--json"], folder).splitlines()[-1])
     assert sum(ended["counts"].values()) == 3 and "failed" not in ended["counts"]
     assert ended["best"] is not None

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import yaml
 
+import buttress
 from buttress.analysis.selection import best
 from buttress.execution import driver
-from buttress.execution.handover import export_best
 from buttress.journal import read
 from buttress.spec.spec import SweepSpec
 from buttress.trainables.rainfall.config import Config
@@ -32,6 +32,6 @@ def test_the_quick_sweep_finds_a_healthy_best_among_collapsed_trials(
     winner = best(journal)
     assert winner is not None and winner.state == "completed" and winner.outcome is not None
     assert winner.outcome.best is not None and winner.outcome.best.metrics["ablation/relative"] > 0.05
-    (config,) = export_best(str(finish.folder), tmp_path / "best.yaml")
+    (config,) = buttress.load(finish.folder).export(tmp_path / "best.yaml")
     exported = Config.model_validate(yaml.safe_load(config.read_text()))
     assert exported.loss.beta_kl < 5 and exported.train.epochs == 16

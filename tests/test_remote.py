@@ -18,9 +18,9 @@ import pytest
 import torch
 from object_store import ObjectStore
 
+import buttress
 from buttress.analysis.selection import best
 from buttress.execution import driver
-from buttress.execution.handover import export_best
 from buttress.journal import Journal, find, read
 from buttress.spec.spec import SweepSpec
 from buttress.storage import Storage, leased, segments
@@ -93,7 +93,7 @@ def test_it_is_exported_with_its_weights_from_anywhere(
     monkeypatch.chdir(prepare(tmp_path / "elsewhere"))
     monkeypatch.setenv("BUTTRESS_CACHE", str(tmp_path / "other-cache"))
     monkeypatch.syspath_prepend(str(folder))
-    written = export_best(finish.where, tmp_path / "best.yaml", weights=True)
+    written = buttress.load(finish.where).export(tmp_path / "best.yaml", weights=True)
     assert torch.load(written[1], weights_only=True)["weight"].shape == (1, 1)
     assert best(read(find(finish.where).path)) is not None
 
@@ -113,13 +113,13 @@ def s3() -> Iterator[ObjectStore]:
         made.close()
 
 
-def buttress(folder: Path, s3: ObjectStore, *verb: str) -> subprocess.Popen[str]:
+def command(folder: Path, s3: ObjectStore, *verb: str) -> subprocess.Popen[str]:
     """A `buttress` of its own: its own cache, so its own spool, and a Ray of its own."""
     path = os.pathsep.join([str(HERE.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = {**os.environ, **s3.environment, "BUTTRESS_CACHE": str(folder / "cache"), "PYTHONPATH": path}
-    command = [sys.executable, "-m", "buttress", *verb]
+    arguments = [sys.executable, "-m", "buttress", *verb]
     return subprocess.Popen(
-        command, cwd=folder, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        arguments, cwd=folder, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
 
 
@@ -144,31 +144,31 @@ def sweep_in(bucket: Storage, process: subprocess.Popen[str], reports: int) -> S
 @pytest.mark.long
 def test_a_killed_driver_is_followed_by_one_that_knows_the_url_only(s3: ObjectStore, tmp_path: Path) -> None:
     whole = prepare(tmp_path / "whole")
-    ended(buttress(whole, s3, "run", "resumable.yaml", "--out", "s3://sweeps/whole", "-q"))
+    ended(command(whole, s3, "run", "resumable.yaml", "--out", "s3://sweeps/whole", "-q"))
     undisturbed = read(find(f"s3://sweeps/whole/{Storage('s3://sweeps/whole').folders()[0]}").path)
 
-    first = buttress(prepare(tmp_path / "one"), s3, "run", "resumable.yaml", "--out", "s3://sweeps/killed", "-q")
+    first = command(prepare(tmp_path / "one"), s3, "run", "resumable.yaml", "--out", "s3://sweeps/killed", "-q")
     store = sweep_in(Storage("s3://sweeps/killed"), first, 9)
-    looked, _ = ended(buttress(tmp_path / "one", s3, "table", store.url, "--json"))
+    looked, _ = ended(command(tmp_path / "one", s3, "table", store.url, "--json"))
     assert any(row["outcome"] == "running" for row in json.loads(looked.splitlines()[-1]))
     first.send_signal(signal.SIGKILL)
     first.communicate()
     shutil.rmtree(tmp_path / "one")  # the machine is gone
 
     other = prepare(tmp_path / "two")
-    _, refusal = ended(buttress(other, s3, "resume", store.url, "-q"), code=2)
+    _, refusal = ended(command(other, s3, "resume", store.url, "-q"), code=2)
     assert "run by another driver" in refusal and "--take-over" in refusal
-    ended(buttress(other, s3, "resume", store.url, "--take-over", "-q"))
+    ended(command(other, s3, "resume", store.url, "--take-over", "-q"))
     journal = read(find(store.url).path)
     assert essence(journal) == essence(undisturbed) and leased(store) is None
-    ended(buttress(other, s3, "export", store.url, "-o", "best.yaml", "--weights"))
+    ended(command(other, s3, "export", store.url, "-o", "best.yaml", "--weights"))
     assert (other / "best.pt").exists()
 
 
 @pytest.mark.long
 def test_half_a_minute_without_storage_loses_nothing_and_is_told_once(s3: ObjectStore, tmp_path: Path) -> None:
     folder = prepare(tmp_path / "here", budget={"trials": 8})
-    running = buttress(folder, s3, "run", "resumable.yaml", "--out", "s3://sweeps/outage")
+    running = command(folder, s3, "run", "resumable.yaml", "--out", "s3://sweeps/outage")
     store = sweep_in(Storage("s3://sweeps/outage"), running, 9)
     s3.door.shut()
     threading.Timer(30.0, s3.door.open).start()

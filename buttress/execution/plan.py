@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from math import ceil, inf
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from buttress.errors import BadInput
 from buttress.execution.ray_session import free_resources
@@ -23,6 +23,9 @@ from buttress.search.halving import Rungs
 from buttress.search.warm_start import gathered, resolved, sentence
 from buttress.spec.spec import SweepSpec
 from buttress.training.cache import cached
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 #: From the start of Ray to the first step of a trial, measured on two cores; paid once per sweep.
 START_S = 15.0
@@ -64,6 +67,13 @@ class Plan:
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+    def __rich__(self) -> Table:
+        return drawn(self)
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
+        """As a notebook shows it."""
+        return drawn(self)._repr_mimebundle_(include or (), exclude or ())
 
 
 def make(spec: SweepSpec, *, address: str | None = None, timing: bool = True) -> Plan:
@@ -178,9 +188,8 @@ def described(parameter: Any) -> str:
     return text + (f", when {parameter.when}" if parameter.when else "")
 
 
-def show(plan: Plan) -> None:
-    """Prints the plan for a person."""
-    from rich.console import Console
+def drawn(plan: Plan) -> Table:
+    """The plan as a person reads it."""
     from rich.table import Table
 
     from buttress.wording import duration, percent
@@ -224,4 +233,4 @@ def show(plan: Plan) -> None:
             f"about {duration(plan.seconds)}; less for every trial that collapses, "
             f"{duration(plan.longest_seconds)} if none were stopped early",
         )
-    Console(highlight=False).print(table)
+    return table

@@ -235,10 +235,20 @@ class SweepSpec(Section):
         return cls._from(tree | {"name": name or tree.get("name", stem), "profile": profile}, sources)
 
     @classmethod
-    def from_dict(cls, tree: Mapping[str, Any], *, where: str | os.PathLike[str] | None = None) -> SweepSpec:
-        """The spec that `to_dict` wrote (`where` is named in errors: a journal, say)."""
-        base, sources = resolve(plain(dict(tree), where=where), profile=None, overrides=(), where=where)
-        return cls._from(base, sources)
+    def from_dict(
+        cls,
+        tree: Mapping[str, Any],
+        profile: str | None = None,
+        overrides: Sequence[str] = (),
+        *,
+        where: str | os.PathLike[str] | None = None,
+    ) -> SweepSpec:
+        """The spec that a mapping stands for: what a file would hold, or what `to_dict` wrote.
+
+        `where` is named in errors (a journal, say).
+        """
+        base, sources = resolve(plain(dict(tree), where=where), profile=profile, overrides=overrides, where=where)
+        return cls._from(base | ({"profile": profile} if profile else {}), sources)
 
     @classmethod
     def _from(cls, tree: dict[str, Any], sources: Sources) -> SweepSpec:

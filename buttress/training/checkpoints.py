@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from buttress.errors import BadInput
+
+if TYPE_CHECKING:
+    from buttress.training.trainable import Trainable
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
@@ -75,3 +78,27 @@ def cloned(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return type(value)(map(cloned, value))
     return value
+
+
+def save_weights(weights: dict[str, Any], path: Path) -> None:
+    """Write a plain state dict, as `torch.load(path, weights_only=True)` reads it."""
+    torch.save(weights, path)
+
+
+def weights_of(trainable: Trainable[Any], checkpoint: Path) -> dict[str, Any]:
+    """The model of a checkpoint as a plain state dict.
+
+    A trainable that has `weights(checkpoint)` says itself; else the loop's modules (`module.<pass>`), or `model`.
+    """
+    content = load_checkpoint(checkpoint)
+    own = getattr(trainable, "weights", None)
+    if own is not None:
+        return dict(own(content))
+    modules = {key.removeprefix("module."): value for key, value in content.items() if key.startswith("module.")}
+    if len(modules) == 1:
+        return dict(next(iter(modules.values())))
+    if modules:
+        return {f"{name}.{key}": value for name, module in modules.items() for key, value in module.items()}
+    if isinstance(content.get("model"), dict):
+        return content["model"]
+    raise BadInput("holds no model", where=checkpoint, accepted="a checkpoint with a state dict under `model`")

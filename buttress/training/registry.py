@@ -8,6 +8,8 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,19 +31,17 @@ _FAMILY_FOLDERS = Path(__file__).parents[1] / "trainables"
 def load(name: str) -> Trainable[Any]:
     """An instance of the trainable called `name`: a family of this package, or `my_package.module:MyTrainable`.
 
-    A module outside the installed packages is looked for in the working directory too. Raises `BadInput` when there is
-    no such family, module or class, or when the class lacks a part of the `Trainable` contract.
+    A trainer's own modules are looked for in the working directory first, as a script's are. Raises `BadInput` when
+    there is no such family, module or class, or when the class lacks a part of the `Trainable` contract.
     """
     target = FAMILIES.get(name, name)
     module_name, _, class_name = target.partition(":")
     if not class_name:
         accepted = f"{', '.join(FAMILIES)} or my_package.module:MyTrainable"
         raise BadInput("no such trainable", key="trainable", value=name, accepted=accepted)
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.append(here)
     try:
-        module = importlib.import_module(module_name)
+        with _working_directory_first():
+            module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         problem, accepted = f"module {module_name} needs {error.name}, which is not installed", "pip install it"
         if error.name and (module_name == error.name or module_name.startswith(error.name + ".")):
@@ -51,13 +51,33 @@ def load(name: str) -> Trainable[Any]:
     cls = getattr(module, class_name, None)
     if cls is None:
         own = sorted(n for n, v in vars(module).items() if isinstance(v, type) and v.__module__ == module_name)
-        problem = f"module {module_name} has no {class_name}"
-        raise BadInput(problem, key="trainable", value=name, accepted=", ".join(own) or None)
+        problem, accepted = f"module {module_name} has no {class_name}", ", ".join(own) or None
+        file = Path(*module_name.split(".")).with_suffix(".py")
+        if file.is_file() and file.resolve() != Path(getattr(module, "__file__", None) or "").resolve():
+            problem = f"module {module_name} is Python's own, already imported, and not the {file} of this folder"
+            accepted = "another name for the file"
+        raise BadInput(problem, key="trainable", value=name, accepted=accepted)
     missing = [part for part in ("name", "Config", "metrics", "schedule", "train") if not hasattr(cls, part)]
     if missing:
         problem = f"{class_name} lacks {', '.join(missing)} of the Trainable contract"
         raise BadInput(problem, key="trainable", value=name)
     return cls()
+
+
+@contextmanager
+def _working_directory_first() -> Iterator[None]:
+    """Finds modules of the working directory before installed ones of the same name, as for a script that lies there.
+
+    Afterwards the directory is last on the path, for what a trainer imports later.
+    """
+    here = str(Path.cwd())
+    sys.path.insert(0, here)
+    try:
+        yield
+    finally:
+        sys.path.remove(here)
+        if here not in sys.path:
+            sys.path.append(here)
 
 
 def rules_file(name: str) -> Path | None:
@@ -93,7 +113,8 @@ def _rules_folder(family: str) -> Path:
     folder = _FAMILY_FOLDERS / family
     if ":" in family:  # a trainable of one's own
         try:
-            module = importlib.util.find_spec(family.partition(":")[0])
+            with _working_directory_first():
+                module = importlib.util.find_spec(family.partition(":")[0])
         except ModuleNotFoundError:
             module = None
         folder = Path(module.origin).parent if module and module.origin else folder

@@ -1,0 +1,449 @@
+"""A sweep and its trials as Python objects: what `buttress.run` and `buttress.load` return.
+
+Everything is read from the sweep's journal when it is asked for: a sweep that still runs shows its newest state.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from buttress import journal
+from buttress.analysis import selection
+from buttress.analysis import table as tables
+from buttress.errors import BadInput
+from buttress.wording import number, plural
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from buttress.analysis.explain import Explanation
+    from buttress.spec.spec import SweepSpec
+
+#: Rows of a trial table that a notebook shows.
+MAX_ROWS_SHOWN = 60
+
+
+class Sweep:
+    """One sweep, running or ended.
+
+    Attributes:
+        name: Its id, such as `lithology-k3x9qa`.
+        folder: The local folder of its journal (of a sweep on remote storage: a copy).
+        where: What a person calls it by: its folder as it was given, or its URL.
+        note: Which sweep was chosen where several fit the name it was loaded by, else None.
+
+    Example:
+        >>> sweep = buttress.load("lithology")                                          # doctest: +SKIP
+        >>> sweep.table()[["trial", "outcome", "metric.val/ari"]].head()                # doctest: +SKIP
+        >>> sweep.best.params, sweep.best.metrics["val/ari"]                            # doctest: +SKIP
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], *, where: str | None = None, note: str | None = None) -> None:
+        self.folder = Path(folder).absolute()
+        self.where, self.note = where or str(folder), note
+        self._remote = "://" in self.where
+        self._version: tuple[int, int, bool] | None = None
+        self._journal: journal.Journal | None = None
+        self.name: str = self.journal.header.sweep
+
+    @property
+    def journal(self) -> journal.Journal:
+        """Everything that the journal holds; of a local sweep it is read again when it has changed."""
+        if self._journal is None or not self._remote:
+            path = self.folder / journal.FILE
+            alive = journal.owner(path) is not None
+            stat = path.stat() if path.is_file() else None
+            version = (stat.st_size, stat.st_mtime_ns, alive) if stat is not None else None
+            if self._journal is None or version != self._version:
+                self._journal, self._version = journal.read(path, alive=alive), version
+        return self._journal
+
+    def refresh(self) -> Sweep:
+        """Fetches the journal of a sweep on remote storage again; a local one is always current.
+
+        Returns:
+            This sweep.
+
+        Example:
+            >>> buttress.load("s3://bucket/sweeps/lithology-k3x9qa").refresh().counts   # doctest: +SKIP
+        """
+        if self._remote:
+            self.folder, self._journal = journal.find(self.where).path.parent, None
+        return self
+
+    @property
+    def status(self) -> str:
+        """`running`; why it ended (`budget spent`, `interrupted`, ...); or `killed`, when its driver is gone."""
+        read = self.journal
+        if self._version is not None and self._version[2]:
+            return "running"
+        return read.ended.reason if read.ended is not None else "killed"
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether Ctrl-C (or a kill) ended it before its budget was spent: `buttress.resume(sweep)` goes on with it."""
+        return self.status in ("interrupted", "killed")
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many trials ended as what; `running` and `suspended` count those that have not ended."""
+        return self.journal.counts()
+
+    @property
+    def spec(self) -> SweepSpec:
+        """The spec it was started with, profile and overrides applied."""
+        from buttress.spec.spec import SweepSpec
+
+        return SweepSpec.from_dict(self.journal.header.spec, where=self.where)
+
+    @property
+    def trials(self) -> Trials:
+        """Its trials, by number (`sweep.trials[7]`) or id (`sweep.trials["0007"]`); iterating gives all of them."""
+        return Trials(self)
+
+    @property
+    def best(self) -> Trial | None:
+        """The completed trial with the best valid epoch by the first objective; None without a healthy trial."""
+        record = selection.best(self.journal)
+        return Trial(self, record.id) if record is not None else None
+
+    @property
+    def pareto(self) -> list[Trial]:
+        """The healthy trials that no other healthy one beats in every objective, best by the first objective first."""
+        return [Trial(self, record.id) for record in selection.pareto(self.journal)]
+
+    def table(self, *, where: Iterable[str] | str = (), sort: str | None = None, all: bool = False) -> pd.DataFrame:
+        """The trial table, one row a trial.
+
+        Args:
+            where: Conditions that rows must meet, such as `"outcome=collapsed"` or `"loss.beta>1"`.
+            sort: A column to sort by (`"-margin"`: descending). By default the best completed trial comes first, and
+                stopped ones follow by margin.
+            all: Every value of the config, not only the searched ones.
+
+        Returns:
+            Columns `trial`, `outcome`, `kind`, `margin` (decades beyond the threshold; negative: healthy), `warnings`,
+            `epoch`, `step`, `epochs_saved`, `seconds`, `seed`, then `config.<path>` (searched values),
+            `metric.<name>` (at the best valid epoch) and `last.<name>` (newest values). Missing values are NaN or None.
+
+        Raises:
+            BadInput: For a condition or a column that does not exist.
+
+        Example:
+            >>> sweep.table(where=["outcome=collapsed", "loss.beta>1"])                 # doctest: +SKIP
+        """
+        import pandas as pd
+
+        everything = tables.rows(self.journal, all=all)
+        columns = list(everything[0]) if everything else list(tables.FIXED)
+        return pd.DataFrame(self.rows(where=where, sort=sort, all=all), columns=columns)
+
+    def rows(
+        self, *, where: Iterable[str] | str = (), sort: str | None = None, all: bool = False
+    ) -> list[dict[str, Any]]:
+        """`table` as JSON-able rows: what is missing is None."""
+        conditions = [where] if isinstance(where, str) else where
+        return tables.sort(tables.where(tables.rows(self.journal, all=all), conditions), sort, self.journal)
+
+    def explain(self, trial: int | str) -> Explanation:
+        """Why a trial ended as it did: the rule, its values and thresholds, and what was saved.
+
+        Args:
+            trial: Its number or id.
+
+        Returns:
+            Text, which `print` and a notebook show; `.to_dict()` gives its sections.
+
+        Raises:
+            BadInput: For a trial that the sweep does not have.
+
+        Example:
+            >>> print(sweep.explain(7))                                                 # doctest: +SKIP
+        """
+        from buttress.analysis.explain import explain
+
+        return explain(self.journal, str(trial))
+
+    def export(
+        self,
+        output: str | os.PathLike[str] = "best.yaml",
+        *,
+        trial: int | str | None = None,
+        weights: bool = False,
+        force: bool = False,
+    ) -> list[Path]:
+        """Writes a trial's whole config, ready for `buttress train` or the original trainer.
+
+        Args:
+            output: The YAML file to write.
+            trial: This trial instead of the best one.
+            weights: Also write the best epoch's weights, as a plain state dict in a `.pt` file beside the config.
+            force: Export a trial that did not complete; write over a file that is not an earlier export.
+
+        Returns:
+            The files that were written.
+
+        Raises:
+            NothingHealthy: When no trial is healthy and none was named.
+            BadInput: For an unknown or stopped trial, and for a file that cannot be written.
+
+        Example:
+            >>> sweep.export("best.yaml", weights=True)                                 # doctest: +SKIP
+            [PosixPath('best.yaml'), PosixPath('best.pt')]
+        """
+        from buttress.analysis.export import export_files
+
+        name = None if trial is None else str(trial)
+        return export_files(self.journal, Path(output), trial=name, weights=weights, force=force)
+
+    def __repr__(self) -> str:
+        counts = ", ".join(f"{count} {state}" for state, count in self.counts.items())
+        best = self.best
+        first = self.journal.objectives[0].metric
+        found = f"; best {best.id} with {first} {number(best.metrics.get(first), 4)}" if best is not None else ""
+        return f"<Sweep {self.name}, {self.status}: {counts or 'no trials'}{found}>"
+
+    def _repr_html_(self) -> str:
+        from buttress.analysis.render import summary
+
+        lines = "<br>".join(escape(line) for line in str(summary(self.journal)).splitlines())
+        return f"<p><b>{escape(self.name)}</b> ({escape(self.status)})<br>{lines}</p>{self.trials._repr_html_()}"
+
+
+class Trials:
+    """The trials of a sweep in the order of their numbers.
+
+    Example:
+        >>> sweep.trials[7].outcome, sweep.trials["0007"].kind                          # doctest: +SKIP
+        >>> [trial.id for trial in sweep.trials if trial.outcome == "collapsed"]        # doctest: +SKIP
+    """
+
+    def __init__(self, sweep: Sweep) -> None:
+        self._sweep = sweep
+
+    def __getitem__(self, trial: int | str) -> Trial:
+        return Trial(self._sweep, self._sweep.journal.trial(str(trial)).id)
+
+    def __iter__(self) -> Iterator[Trial]:
+        return (Trial(self._sweep, id) for id in sorted(self._sweep.journal.trials))
+
+    def __len__(self) -> int:
+        return len(self._sweep.journal.trials)
+
+    def __contains__(self, trial: object) -> bool:
+        try:
+            self._sweep.journal.trial(str(trial))
+        except BadInput:
+            return False
+        return True
+
+    def __repr__(self) -> str:
+        return f"<{plural(len(self), 'trial')} of {self._sweep.name}>"
+
+    def _repr_html_(self) -> str:
+        """Outcome, margin, objectives at the best valid epoch and searched values, the best trial first."""
+        read = self._sweep.journal
+        frame = self._sweep.table()
+        paths = [f"config.{path}" for path in tables.searched(read)]
+        objectives = [f"metric.{objective.metric}" for objective in read.objectives]
+        shown = ["trial", "outcome", "kind", "margin", *objectives, *paths, "epoch", "seconds"]
+        drawn = frame[[column for column in shown if column in frame]]
+        short = {column: str(column).removeprefix("metric.").removeprefix("config.") for column in drawn}
+        left_out = f"<p>{len(frame) - MAX_ROWS_SHOWN} more</p>" if len(frame) > MAX_ROWS_SHOWN else ""
+        html: str = drawn.rename(columns=short).head(MAX_ROWS_SHOWN).to_html(
+            index=False, na_rep="", float_format=lambda value: number(value, 4), border=0
+        )
+        return html + left_out
+
+
+class Trial:
+    """One trial of a sweep.
+
+    Attributes:
+        id: `0007`.
+
+    Example:
+        >>> trial = sweep.trials[7]                                                     # doctest: +SKIP
+        >>> trial.outcome, trial.kind, trial.margin                                     # doctest: +SKIP
+        ('collapsed', 'posterior_collapse', 1.6)
+    """
+
+    def __init__(self, sweep: Sweep, id: str) -> None:
+        self._sweep, self.id = sweep, id
+
+    @property
+    def record(self) -> journal.TrialRecord:
+        """Everything that the journal holds of it."""
+        return self._sweep.journal.trials[self.id]
+
+    @property
+    def number(self) -> int:
+        """Its number, 0 for the first."""
+        return int(self.id)
+
+    @property
+    def outcome(self) -> str:
+        """`completed`, `collapsed`, `diverged`, `pruned`, `failed`; `running` or `suspended` before its end."""
+        return self.record.state
+
+    @property
+    def kind(self) -> str | None:
+        """What kind of collapse or failure, such as `posterior_collapse`; None for a healthy trial."""
+        done = self.record.outcome
+        return done.kind if done is not None else None
+
+    @property
+    def margin(self) -> float | None:
+        """Distance to collapse in decades: negative for a healthy trial, positive beyond the threshold."""
+        done = self.record.outcome
+        return done.margin if done is not None else None
+
+    @property
+    def warnings(self) -> list[str]:
+        """Names of the rules that warned of it."""
+        return list(self.record.warnings)
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """The values that were drawn for it, by config path."""
+        return dict(self.record.params)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """Its whole config, as `export` writes it."""
+        from buttress.analysis.export import config_of
+
+        return config_of(self._sweep.journal, self.record)
+
+    @property
+    def seed(self) -> int | None:
+        return self.record.seed
+
+    @property
+    def metrics(self) -> dict[str, float | None]:
+        """All metrics at its best valid epoch; empty without one."""
+        found = selection.best_of(self.record, self._sweep.journal.objectives)
+        return dict(found.metrics) if found is not None else {}
+
+    @property
+    def best_epoch(self) -> int | None:
+        """The epoch of `metrics`; None where no epoch was valid."""
+        found = selection.best_of(self.record, self._sweep.journal.objectives)
+        return found.epoch if found is not None else None
+
+    @property
+    def last(self) -> dict[str, float | None]:
+        """The newest value of every metric, also of a trial that was stopped."""
+        return dict(tables.last_values(self.record))
+
+    @property
+    def epochs(self) -> int:
+        """Epochs that it has completed."""
+        return tables.epochs_run(self.record)[0] or 0
+
+    @property
+    def seconds(self) -> float | None:
+        """How long it trained; None before its first report."""
+        record = self.record
+        if record.outcome is not None:
+            return record.outcome.seconds
+        return record.reports[-1].seconds if record.reports else None
+
+    @property
+    def checkpoint(self) -> Path | None:
+        """The file of its best valid epoch's checkpoint (fetched from remote storage); None where none was kept."""
+        from buttress.analysis.export import find_checkpoint
+
+        return find_checkpoint(self._sweep.journal, self.record)
+
+    def history(self) -> pd.DataFrame:
+        """Its reports, one row each, in order.
+
+        Returns:
+            Columns `epoch`, `step`, `full_beta_epochs`, `seconds` (since training began), `state` (by the rules),
+            `valid` (whether the epoch may be the best one), then every reported metric; NaN where it is missing.
+
+        Example:
+            >>> sweep.trials[7].history().plot(x="step", y="latent/kl_total")           # doctest: +SKIP
+        """
+        import pandas as pd
+
+        fixed = ("epoch", "step", "full_beta_epochs", "seconds", "state", "valid")
+        reports = self.record.reports
+        rows = [{**{name: getattr(report, name) for name in fixed}, **report.metrics} for report in reports]
+        metrics = sorted({name for report in reports for name in report.metrics})
+        frame = pd.DataFrame(rows, columns=[*fixed, *metrics])
+        return frame.astype(dict.fromkeys(metrics, "float64"))
+
+    def explain(self) -> Explanation:
+        """Why it ended as it did; see `Sweep.explain`."""
+        return self._sweep.explain(self.id)
+
+    def __repr__(self) -> str:
+        first = self._sweep.journal.objectives[0].metric
+        value = self.metrics.get(first)
+        kind = f" ({self.kind})" if self.kind and self.kind != self.outcome else ""
+        return f"<Trial {self.id}: {self.outcome}{kind}{'' if value is None else f', {first} {number(value, 4)}'}>"
+
+    def _repr_html_(self) -> str:
+        rows = {"outcome": self.outcome, "kind": self.kind, "margin": number(self.margin), "epochs": self.epochs}
+        rows |= {path: number(value, 4) for path, value in self.params.items()}
+        rows |= {
+            objective.metric: number(self.metrics.get(objective.metric), 4)
+            for objective in self._sweep.journal.objectives
+        }
+        cells = "".join(
+            f"<tr><th style='text-align:left'>{escape(name)}</th><td>{escape(str(value))}</td></tr>"
+            for name, value in rows.items() if value is not None
+        )  # fmt: skip
+        return f"<b>Trial {self.id}</b> of {escape(self._sweep.name)}<table>{cells}</table>"
+
+
+@dataclass(frozen=True)
+class Replay:
+    """What rules would have done to recorded curves.
+
+    Attributes:
+        result: Everything as plain data, as `buttress replay --json` prints it.
+
+    Example:
+        >>> found = buttress.replay("curves.csv", "lithology")                          # doctest: +SKIP
+        >>> found.table().query("killed_at.notna()")                                    # doctest: +SKIP
+    """
+
+    result: Mapping[str, Any]
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """`curves`, `killed`, `warned`; where the curves' end is known also shares of right and wrong kills."""
+        return dict(self.result["summary"])
+
+    @property
+    def notes(self) -> list[str]:
+        """What could not be judged, and why."""
+        return list(self.result["notes"])
+
+    def table(self) -> pd.DataFrame:
+        """One row a curve: `curve`, `killed_at` (step or epoch), `kind`, `rule`, `margin`, `warnings`, `spent`, ..."""
+        import pandas as pd
+
+        return pd.DataFrame(self.result["curves"])
+
+    def __repr__(self) -> str:
+        return f"<Replay of {plural(self.summary['curves'], 'curve')}: {self.summary['killed']} killed>"
+
+    def _repr_html_(self) -> str:
+        from buttress.analysis.replay import sentences
+
+        rows = "".join(
+            f"<tr><th style='text-align:left'>{escape(what)}</th><td>{escape(figure)}</td></tr>"
+            for what, figure in sentences(self.summary)
+        )
+        notes = "".join(f"<p>Note: {escape(note)}.</p>" for note in self.notes)
+        html: str = self.table().head(MAX_ROWS_SHOWN).to_html(index=False, na_rep="", border=0)
+        return f"<table>{rows}</table>{html}{notes}"

@@ -1,0 +1,75 @@
+"""The verbs that read sweeps: `table`, `why`, `export`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from buttress.cli.options import Json, Sweep
+from buttress.cli.output import console, leave, print_json
+
+if TYPE_CHECKING:
+    from buttress.analysis import results
+
+
+def table(
+    sweep: Sweep,
+    where: Annotated[
+        list[str] | None,
+        typer.Option("--where", "-w", metavar="COLUMN=VALUE", help="Only such rows: `outcome=collapsed`, `margin>1`."),
+    ] = None,
+    sort: Annotated[str | None, typer.Option(help="Sort by this column, `-column` for descending.")] = None,
+    all_: Annotated[bool, typer.Option("--all", help="Every config value, not only the searched ones.")] = False,
+    json_: Json = False,
+) -> None:
+    """The trial table: every trial, its parameters, its outcome, and why it was stopped."""
+    from buttress.analysis.render import overview
+
+    found = load(sweep)
+    rows = found.rows(where=where or (), sort=sort, all=all_)
+    if json_:
+        print_json(rows)
+    else:
+        console().print(overview(found.journal, rows))
+
+
+def why(
+    sweep: Sweep, trial: Annotated[str, typer.Argument(metavar="TRIAL", help="A trial, such as 7 or 0007.")]
+) -> None:
+    """Explain one trial: its outcome, the rule, values and thresholds behind it, and what was saved."""
+    from buttress.analysis.render import explanation
+
+    console().print(explanation(load(sweep).explain(trial)))
+
+
+def export(
+    sweep: Sweep,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Where to write the config.")] = Path("best.yaml"),
+    trial: Annotated[str | None, typer.Option("--trial", help="This trial instead of the best one.")] = None,
+    weights: Annotated[
+        bool, typer.Option("--weights", help="Also copy the best epoch's weights, beside the config.")
+    ] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Export a trial that did not complete; write over foreign files.")
+    ] = False,
+) -> None:
+    """Write the best trial's config, ready for `buttress train` or for the original trainer."""
+    from buttress.analysis.export import NothingHealthy
+
+    try:
+        for path in load(sweep).export(output, trial=trial, weights=weights, force=force):
+            typer.echo(f"wrote {path}")
+    except NothingHealthy as error:
+        leave(str(error), error.exit_code)
+
+
+def load(name: str) -> results.Sweep:
+    """The sweep called `name`; which one was chosen of several is said on standard error."""
+    from buttress import api
+
+    sweep = api.load(name)
+    if sweep.note:
+        typer.echo(sweep.note, err=True)
+    return sweep

@@ -1,0 +1,61 @@
+"""The verbs that hold rules against recorded curves: `replay`, `calibrate`."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from buttress.cli.options import Json, StepsPerEpoch
+from buttress.cli.output import console, print_json
+
+
+def replay(
+    curves: Annotated[
+        str,
+        typer.Argument(metavar="CURVES", help="A sweep, a CSV, Parquet or CollapseBench file, or a folder of files."),
+    ],
+    family: Annotated[str, typer.Option("--family", "-f", help="Whose rules, such as lithology or radio.")],
+    rules: Annotated[Path | None, typer.Option(help="This rules file instead of the family's.")] = None,
+    steps_per_epoch: StepsPerEpoch = None,
+    json_: Json = False,
+) -> None:
+    """Show what rules would have done to recorded curves: kills, warnings, and where the truth is known, how right."""
+    from buttress import api
+    from buttress.analysis.render import replayed
+
+    found = {**api.replay(curves, rules or family, steps_per_epoch=steps_per_epoch).result, "family": family}
+    console().print(replayed(found))
+    if json_:
+        print_json(found)
+
+
+def calibrate(
+    curves: Annotated[
+        str, typer.Argument(metavar="CURVES", help="Curves whose end is known: CollapseBench, or a column `truth`.")
+    ],
+    family: Annotated[str, typer.Option("--family", "-f", help="Whose rules to begin with.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Where to write the rules.")] = Path("rules.yaml"),
+    false_kill: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="At most this share of the healthy curves may be killed.")
+    ] = 0.02,
+    delay: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="A mean delay of this share of the budget is soon enough.")
+    ] = 0.05,
+    rules: Annotated[Path | None, typer.Option(help="Begin with this rules file instead of the family's.")] = None,
+    steps_per_epoch: StepsPerEpoch = None,
+    json_: Json = False,
+) -> None:
+    """Propose thresholds, grace and patience for a family's rules from curves whose end is known."""
+    from buttress import api
+    from buttress.analysis.calibrate import write
+
+    limits = {"false_kill": false_kill, "delay": delay}
+    made = api.calibrate(curves, rules or family, **limits, steps_per_epoch=steps_per_epoch, tell=typer.echo)
+    given = {"family": family, "rules": rules, "steps-per-epoch": steps_per_epoch, **limits}
+    options = [f"--{name.replace('_', '-')}={value}" for name, value in given.items() if value is not None]
+    typer.echo(write(made, output, command=shlex.join(["buttress", "calibrate", curves, *options])))
+    if json_:
+        print_json({"rules": str(output), **made.to_dict()})

@@ -1,0 +1,1 @@
+"""Files that `buttress init own` writes into a user's folder."""

@@ -1,0 +1,51 @@
+"""The verbs around one training: `train`, `data check`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from buttress.cli.options import Json, SetConfig
+from buttress.cli.output import console, leave, print_json
+
+
+def train(
+    config: Annotated[
+        Path, typer.Argument(metavar="CONFIG", help="A config, such as one written by `buttress export`.")
+    ],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="The folder to write to; default: runs/train-TIME.")
+    ] = None,
+    set_: SetConfig = None,
+    json_: Json = False,
+) -> None:
+    """Train one config: writes model.pt, history.json and checkpoints, watched by the same rules as in a sweep."""
+    import buttress
+
+    try:
+        result = buttress.train(config, out, set=set_)
+    except buttress.Collapsed as error:
+        leave(str(error), error.exit_code)
+    typer.echo(f"wrote {result['folder']}/model.pt and history.json; best valid epoch {result['epoch']}")
+    if json_:
+        print_json(result)
+
+
+def data_check(
+    family: Annotated[str, typer.Argument(help="A family, such as lithology.")],
+    path: Annotated[Path, typer.Argument(help="Its file or folder.")],
+    set_: SetConfig = None,
+) -> None:
+    """Read data as the trainer would, and say what is in it."""
+    from rich.table import Table
+
+    from buttress import api
+
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    for name, text in api.check_data(family, path, set=set_):
+        table.add_row(name, text)
+    console().print(table)

@@ -1,0 +1,129 @@
+"""The documents: generated pages are current, commands and paths exist, the tutorial's trainer trains and resumes."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import shlex
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import typer.main
+
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = sorted({
+    *ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("benchmarks/**/*.md"), *ROOT.glob("trainables/**/*.md"),
+    *ROOT.glob("search_spaces/*.md"), *ROOT.glob("examples/**/*.md"),
+})
+PAGES = ("spec.md", "trainer.md", "command_line.md")
+
+
+def name(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+@pytest.fixture(scope="module")
+def generate() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("generate", ROOT / "docs" / "generate.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def blocks(path: Path, language: str = "") -> list[str]:
+    """Code blocks of a document."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", path.read_text(), re.S | re.M)
+
+
+# Generated pages
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_a_generated_page_is_current(page: str, generate: ModuleType) -> None:
+    assert (ROOT / "docs" / "reference" / page).read_text() == generate.page(page), "make reference writes it again"
+
+
+def test_every_metric_of_the_latent_monitor_is_on_the_trainers_page() -> None:
+    import torch
+
+    from buttress.monitors import LatentMonitor
+    from buttress.monitors.summaries import merge_rows, pack_row
+
+    monitor = LatentMonitor(dims=2)
+    monitor.update(torch.randn(8, 2), torch.zeros(8, 2))
+    row, layout = pack_row({"latent": monitor})
+    metrics, vectors, _ = merge_rows(layout, row.unsqueeze(0))
+    text = (ROOT / "docs" / "reference" / "trainer.md").read_text()
+    assert not [key for key in (*metrics, *vectors) if f"`{key}`" not in text]
+
+
+# What documents say
+
+
+def test_documents_are_found() -> None:
+    assert {"README.md", "docs/collapse.md", "trainables/radio/README.md", "benchmarks/README.md"} <= {
+        name(path) for path in DOCUMENTS
+    }
+
+
+def test_files_that_documents_name_exist() -> None:
+    folders = "buttress|trainables|analysis|search_spaces|benchmarks|tests|docs|clusters|examples|sweep|collapse"
+    named = [(name(path), one) for path in DOCUMENTS if path.name != "CHANGELOG.md"
+             for one in re.findall(rf"`((?:{folders})/[\w./-]*\w)`", path.read_text())]
+    assert named
+    assert not [(where, one) for where, one in named if not (ROOT / one).exists()]
+
+
+def test_links_lead_to_files() -> None:
+    missing = []
+    for path in DOCUMENTS:
+        prose = re.sub(r"```.*?```", "", path.read_text(), flags=re.S)
+        for target in re.findall(r"\]\(([^()\s#]+)(?:#[^()\s]*)?\)", prose):
+            if not re.match(r"[a-z]+:", target) and not (path.parent / target).exists():
+                missing.append((name(path), target))
+    assert not missing
+
+
+def commands() -> list[tuple[str, str]]:
+    """Every `buttress ...` line of a code block or in backticks, with its document."""
+    found: list[tuple[str, str]] = []
+    for path in DOCUMENTS:
+        text = path.read_text().replace("\\\n", " ")
+        for block in re.findall(r"^```\w*\n(.*?)^```", text, re.S | re.M):
+            found += [(name(path), line.strip()) for line in block.splitlines() if line.strip().startswith("buttress ")]
+        found += [(name(path), code) for code in re.findall(r"`(buttress [^`]*)`", text)]
+    return [(where, line) for where, line in dict.fromkeys(found) if not re.match(r"buttress (\w+[,=:]|@|\d)", line)]
+
+
+def test_commands_are_found() -> None:
+    assert len(commands()) > 40
+
+
+def test_commands_in_documents_have_verbs_and_options_that_exist() -> None:
+    from buttress.cli.main import app
+
+    unknown = []
+    for where, line in commands():
+        words = shlex.split(line.split(" #")[0].split(" && ")[0].replace("...", ""))[1:]
+        command: Any = typer.main.get_command(app)
+        while hasattr(command, "commands") and words and words[0] in command.commands:
+            command = command.commands[words.pop(0)]
+        options = {option for one in command.params for option in (*one.opts, *one.secondary_opts)} | {"--help"}
+        if hasattr(command, "commands") and words[0] not in options:
+            unknown.append((where, line, words[0]))
+        unknown += [(where, line, word) for word in words if word.startswith("-") and word.split("=")[0] not in options]
+    assert not unknown
+
+
+def test_documents_speak_of_packages_not_of_rooms() -> None:
+    words = re.compile(r"\b(?:the|our|five|each|every) (?:rooms?|doors?|houses?)\b", re.I)
+    told = [path for path in DOCUMENTS if path.name != "CHANGELOG.md"]
+    assert not [(name(path), hit.group()) for path in told for hit in words.finditer(path.read_text())]
+
+
+def test_the_json_examples_of_documents_are_json() -> None:
+    assert all(json.loads(block) is not None for path in DOCUMENTS for block in blocks(path, "json"))

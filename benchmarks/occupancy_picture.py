@@ -17,9 +17,9 @@ import matplotlib
 import numpy as np
 import torch
 
+from buttress.execution.local_training import read_config
 from buttress.trainables.occupancy import data as windows
 from buttress.trainables.occupancy.model import build
-from buttress.training.local_run import read_config
 from buttress.training.world import World
 
 matplotlib.use("Agg")

@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from buttress.api import calibrate, check_data, load, plan, replay, resume, run, train
     from buttress.callbacks.base import Callback
     from buttress.errors import BadInput
-    from buttress.execution.handover import Collapsed
+    from buttress.execution.local_training import Collapsed
     from buttress.execution.plan import Plan
     from buttress.monitors import AblationMonitor, LatentMonitor
-    from buttress.rules.schema import RuleSet
+    from buttress.rules import RuleSet
     from buttress.spec.spec import SweepSpec
     from buttress.training.checkpoints import load_checkpoint
     from buttress.training.trainable import Buttress, Metric, Report, Schedule, Section, Trainable, TrialStopped
@@ -73,7 +73,7 @@ _MODULES = {
     "buttress.analysis.results": ("Replay", "Sweep", "Trial", "Trials"),
     "buttress.callbacks.base": ("Callback",),
     "buttress.errors": ("BadInput",),
-    "buttress.execution.handover": ("Collapsed",),
+    "buttress.execution.local_training": ("Collapsed",),
     "buttress.execution.plan": ("Plan",),
     "buttress.monitors": ("AblationMonitor", "LatentMonitor"),
     "buttress.rules.schema": ("RuleSet",),

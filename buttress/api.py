@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from buttress.callbacks.base import Callback
     from buttress.execution.driver import Driver
     from buttress.execution.plan import Plan
-    from buttress.rules.schema import RuleSet
+    from buttress.rules import RuleSet
     from buttress.spec.spec import SweepSpec
 
 __all__ = [
@@ -269,7 +269,7 @@ def train(
     Example:
         >>> buttress.train("best.yaml", set={"train.epochs": 5})["metrics"]                # doctest: +SKIP
     """
-    from buttress.execution.handover import train_config
+    from buttress.execution.local_training import train_config
 
     folder = Path(out) if out is not None else Path("runs") / time.strftime("train-%Y%m%d-%H%M%S")
     if isinstance(config, Mapping):
@@ -400,7 +400,7 @@ def _not_importable(name: str) -> BadInput:
 def resolve_rules(rules: RulesSource) -> RuleSet:
     """The rules that a family, a file, a mapping or a `RuleSet` stands for."""
     from buttress.execution.setup import rules_of
-    from buttress.rules.schema import RuleSet
+    from buttress.rules import RuleSet
 
     if isinstance(rules, RuleSet):
         return rules

@@ -47,6 +47,22 @@ def bare_modules(modules: Mapping[str, Any]) -> list[str]:
     return sorted(found)
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks what uses `ray_cluster` as `ray`, and puts it last: a mistake is seen in the fast tests first."""
+    for item in items:
+        if "ray_cluster" in getattr(item, "fixturenames", ()) or item.get_closest_marker("cluster"):
+            item.add_marker("ray")
+    items.sort(key=lambda item: item.get_closest_marker("ray") is not None)
+
+
+@pytest.fixture(autouse=True)
+def no_unmarked_ray(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fails a test that starts Ray in this process and is not marked `ray`: `make test-fast` would run it."""
+    if "ray" in sys.modules and request.node.get_closest_marker("ray") is None:
+        monkeypatch.setattr("ray.init", lambda *_, **__: pytest.fail("this test starts Ray: mark it `ray`"))
+
+
 @pytest.fixture(autouse=True)
 def one_import_name() -> Iterator[None]:
     """Fails the test that imports a linked folder by its bare name."""

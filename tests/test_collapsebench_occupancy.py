@@ -15,9 +15,9 @@ from benchmarks.collapsebench.families import occupancy
 from benchmarks.collapsebench.family import load
 from buttress.trainables.occupancy.monitor import OccupancyMonitor, statistics
 from buttress.trainables.occupancy.train import OccupancyTask
+from buttress.training.checkpoints import load_checkpoint
 from buttress.training.local_run import train as launch
 from buttress.training.loop import StepState
-from buttress.training.reporting import load_checkpoint
 from buttress.training.world import World
 
 

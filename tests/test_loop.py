@@ -17,9 +17,10 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_
 from toy import ROWS, Collected, Config, GanTask, Toy, ToyTask, Train, Vae
 
 from buttress.errors import BadInput
+from buttress.training.checkpoints import load_checkpoint
 from buttress.training.loop import EarlyStopping, Pass, StepState, Stopper, Task, agreed, fused_adam, moment, run
 from buttress.training.optimization import Descent, Meters, Sums, global_norm
-from buttress.training.reporting import Reporter, load_checkpoint
+from buttress.training.reporting import Reporter
 from buttress.training.schedules import Constant, Linear, WarmUp
 from buttress.training.trainable import Buttress, Reported, Schedule, TrialStopped
 from buttress.training.world import World

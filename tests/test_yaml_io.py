@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from buttress.errors import BadInput
-from buttress.rules.schema import RuleSet
+from buttress.execution.local_training import read_config
+from buttress.rules import RuleSet
 from buttress.spec.yaml_io import parse_yaml, read_documents, read_yaml
-from buttress.training.local_run import read_config
 
 ROOT = Path(__file__).parent.parent
 

@@ -28,7 +28,9 @@ def train(
         result = buttress.train(config, out, set=set_)
     except buttress.Collapsed as error:
         leave(str(error), error.exit_code)
-    typer.echo(f"wrote {result['folder']}/model.pt and history.json; best valid epoch {result['epoch']}")
+    written = "model.pt and history.json" if (Path(result["folder"]) / "model.pt").is_file() else "history.json"
+    best = "no epoch was valid" if result["epoch"] is None else f"best valid epoch {result['epoch']}"
+    typer.echo(f"wrote {result['folder']}/{written}; {best}")
     if json_:
         print_json(result)
 

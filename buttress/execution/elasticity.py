@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from buttress.compat.ray import draining_nodes, free_resources_per_node
 from buttress.execution.messages import Command, DrainSlot, LoseSlot
-from buttress.spec.spec import Resources
+from buttress.spec.sections import Resources
 from buttress.wording import plural
 
 if TYPE_CHECKING:

@@ -29,7 +29,7 @@ from buttress.errors import BadInput
 from buttress.execution.messages import Assignment, AttemptResult, Ending, NoAssignment, Signal, WorkerInfo
 from buttress.storage import Storage, first_line, patiently
 from buttress.training import registry
-from buttress.training.reporting import Reporter
+from buttress.training.reporting import Reporter, caused_by_peer
 from buttress.training.trainable import Reported, TrialStopped
 from buttress.training.world import World, prepare
 
@@ -315,15 +315,9 @@ def _common_ending(everyone: list[Any]) -> tuple[Ending, str | None, str | None]
     errors = [(rank, entry) for rank, entry in enumerate(everyone) if entry[1] is not None]
     if not errors:
         return everyone[0][0], None, None
-    causes = [(rank, entry) for rank, entry in errors if not _collateral(entry[1])] or errors
+    causes = [(rank, entry) for rank, entry in errors if not caused_by_peer(entry[1])] or errors
     rank, (_, error, kind) = causes[0]
     return Ending.RAISED, f"rank {rank}: {error}", kind
-
-
-def _collateral(error: str) -> bool:
-    """True for what a healthy rank sees when a peer has raised: its connection breaks."""
-    last = error.strip().splitlines()[-1] if error.strip() else ""
-    return any(sign in last for sign in ("Connection closed by peer", "Connection reset by peer", "gloo", "NCCL"))
 
 
 def _out_of_memory(error: BaseException) -> bool:

@@ -24,7 +24,7 @@ from buttress.compat.ray_train import ControllableTrainer
 from buttress.errors import BadInput
 from buttress.execution.messages import LoseSlot, WorkerInfo
 from buttress.execution.worker import run_worker
-from buttress.spec.spec import Resources
+from buttress.spec.sections import Resources
 from buttress.wording import plural
 
 log = logging.getLogger("buttress.slots")

@@ -2,7 +2,7 @@
 
 import sys
 
-from buttress.training.local_run import main
+from buttress.execution.local_training import main
 
 if __name__ == "__main__":
     sys.exit(main())

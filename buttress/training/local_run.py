@@ -1,36 +1,27 @@
-"""One training run outside a sweep: `python -m buttress.training CONFIG`, also under `torchrun`, and `train`.
+"""Starts the ranks of one training run outside a sweep: in this process, in worker processes, or under `torchrun`.
 
-A config says how many workers it was made with, and that number changes bits: without `torchrun` this module starts
-them itself, so that the run is the one that the config describes.
+A config says how many workers it was made with, and that number changes bits: without `torchrun` the workers are
+started here, so that the run is the one that the config describes.
 """
 
 from __future__ import annotations
 
-import argparse
 import multiprocessing
 import os
 import sys
 import tempfile
 import traceback
-from collections.abc import Sequence
-from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
-from buttress.errors import BadInput, from_pydantic
-from buttress.spec.config_paths import layered
-from buttress.spec.overrides import override_config, set_value
-from buttress.spec.yaml_io import read_yaml
-from buttress.training.history import History, progress
-from buttress.training.registry import load
-from buttress.training.reporting import Reporter, Sink
-from buttress.training.trainable import Buttress, Reported, Trainable, TrialStopped
+from buttress.training.reporting import Reporter, Sink, caused_by_peer
+from buttress.training.trainable import Buttress, Trainable, TrialStopped
 from buttress.training.world import World
 
-READY = "ready"  # what a started worker says first
+READY = "ready"  # the first message of a worker
 
 
 class WorkerFailed(RuntimeError):
@@ -46,38 +37,45 @@ def train(
     resume: Path | None = None,
     workers: int | None = None,
     device: str | None = None,
-) -> Sink:
-    """Train `config` in `folder` to its end and return the sink that rank 0's reports went to (default: a `History`).
+) -> None:
+    """Trains a config to its end.
 
-    This process is rank 0, so `sink` may be any object; ranks 1 to `workers` - 1 (default: the config's
-    `buttress.workers`) are started here and gone when this returns. Under `torchrun` the ranks are torchrun's. A stop
-    that the sink asks for ends the run quietly. Raises what the trainable raises, and `WorkerFailed` for an error that
-    only another worker had.
+    This process is rank 0, so `sink` may be any object; ranks 1 to `workers` - 1 are started here and gone when this
+    returns. Under `torchrun` the ranks are torchrun's. A stop that the sink asks for ends the run without an error.
+
+    Args:
+        config: An instance of `trainable.Config`; its `buttress` group gives seed, threads and workers.
+        trainable: What to train.
+        folder: The run's folder; checkpoints are written below it.
+        sink: Receives rank 0's merged reports; None drops them.
+        resume: A checkpoint of the same config to go on from.
+        workers: Number of ranks; default: the config's `buttress.workers`.
+        device: `cpu`, `cuda`, `cuda:1`; default: the first CUDA device, else the CPU.
+
+    Raises:
+        WorkerFailed: Another worker than rank 0 failed, and rank 0 only lost its connection.
+        Exception: What the trainable raises on rank 0, unchanged.
     """
     folder = Path(folder)
-    settings: Buttress = getattr(config, "buttress", Buttress())
-    size = workers or settings.workers
-    own: dict[str, Any] = {"seed": settings.seed, "threads": settings.threads, "device": device}
-    if sink is None:
-        sink = History(folder, trainable.metrics, settings.objective)
+    own: Buttress = getattr(config, "buttress", Buttress())
+    size = workers or own.workers
+    settings: dict[str, Any] = {"seed": own.seed, "threads": own.threads, "device": device}
     if "WORLD_SIZE" in os.environ:
-        world = World.from_env(folder, **own)
-        _train_rank(config, trainable, world, sink, resume)
+        _train_rank(config, trainable, World.from_env(folder, **settings), sink, resume)
     elif size == 1:
-        _train_rank(config, trainable, World.single(folder, **own), sink, resume)
+        _train_rank(config, trainable, World.single(folder, **settings), sink, resume)
     else:
-        with tempfile.TemporaryDirectory() as meeting, _Peers(size) as peers:
+        with tempfile.TemporaryDirectory() as meeting, _Workers(size) as others:
             where = f"file://{meeting}/ranks"
-            peers.start(_peer, where, folder, own, config, trainable, resume)
-            peers.await_all()
+            others.start(_work, where, folder, settings, config, trainable, resume)
+            others.wait_until_ready()
             try:
-                world = World.join(where, 0, size, (0, size), folder, **own)
+                world = World.join(where, 0, size, (0, size), folder, **settings)
                 _train_rank(config, trainable, world, sink, resume)
             except Exception as error:
-                if _collateral(f"{type(error).__name__}: {error}") and (cause := peers.cause()):
+                if caused_by_peer(f"{type(error).__name__}: {error}") and (cause := others.cause()):
                     raise WorkerFailed(cause) from error
                 raise
-    return sink
 
 
 def _train_rank(
@@ -89,47 +87,40 @@ def _train_rank(
     except TrialStopped:
         pass
     finally:
-        if isinstance(sink, History) and world.rank == 0:
-            sink.write()
         world.close()
 
 
-def _peer(
+def _work(
     rank: int,
     size: int,
-    tell: Connection,
+    connection: Connection,
     where: str,
     folder: Path,
-    own: dict[str, Any],
+    settings: dict[str, Any],
     config: BaseModel,
     trainable: Trainable[Any],
     resume: Path | None,
 ) -> None:
-    """Rank 1, 2, ... in its own process; its error goes to rank 0's."""
-    tell.send(READY)
+    """Rank 1, 2, ... in its own process; its error is sent to rank 0's."""
+    connection.send(READY)
     try:
-        world = World.join(where, rank, size, (rank, size), folder, **own)
+        world = World.join(where, rank, size, (rank, size), folder, **settings)
         _train_rank(config, trainable, world, None, resume)
     except KeyboardInterrupt:
         sys.exit(130)
     except BaseException as error:
-        tell.send(f"worker {rank}: {type(error).__name__}: {error}\n{traceback.format_exc()}")
-        tell.close()
+        connection.send(f"worker {rank}: {type(error).__name__}: {error}\n{traceback.format_exc()}")
+        connection.close()
         os._exit(1)  # threads that wait for other ranks would hold it back
 
 
-def _collateral(error: str) -> bool:
-    """An error that another rank's error has caused."""
-    return any(sign in error for sign in ("ReportError: ", "Connection closed by peer", "Connection reset by peer"))
-
-
-class _Peers:
-    """The other workers' processes: started together, and none left behind."""
+class _Workers:
+    """The processes of ranks 1, 2, ...; none outlives the `with` block."""
 
     def __init__(self, size: int) -> None:
         self.size = size
         self.processes: list[Any] = []
-        self.ends: list[Connection] = []
+        self.connections: list[Connection] = []
 
     def start(self, target: Any, *args: Any) -> None:
         context = multiprocessing.get_context("spawn")
@@ -139,32 +130,32 @@ class _Peers:
             process.start()
             theirs.close()
             self.processes.append(process)
-            self.ends.append(ours)
+            self.connections.append(ours)
 
-    def await_all(self) -> None:
-        """Until every worker is up: rank 0 would wait half an hour for one that died while it was importing."""
-        for rank, (process, end) in enumerate(zip(self.processes, self.ends, strict=True), start=1):
+    def wait_until_ready(self) -> None:
+        """Waits for every worker; rank 0 would wait half an hour in `join` for one that died while importing."""
+        for rank, (process, connection) in enumerate(zip(self.processes, self.connections, strict=True), start=1):
             try:
-                end.recv()
+                connection.recv()
             except EOFError:
                 process.join()
                 raise WorkerFailed(f"worker {rank} did not start (exit code {process.exitcode})") from None
 
     def cause(self) -> str | None:
-        """The first error that a worker had of its own, when rank 0 has only seen that it is gone."""
-        for rank, (process, end) in enumerate(zip(self.processes, self.ends, strict=True), start=1):
+        """The first error that a worker had of its own; rank 0 has only seen that the worker is gone."""
+        for rank, (process, connection) in enumerate(zip(self.processes, self.connections, strict=True), start=1):
             process.join(timeout=2.0)
             try:
-                told = str(end.recv()) if end.poll() else ""
+                message = str(connection.recv()) if connection.poll() else ""
             except EOFError:
-                told = ""
-            if told and not _collateral(told):
-                return told
+                message = ""
+            if message and not caused_by_peer(message):
+                return message
             if process.exitcode not in (None, 0, 1):
                 return f"worker {rank} died (exit code {process.exitcode})"
         return None
 
-    def __enter__(self) -> _Peers:
+    def __enter__(self) -> _Workers:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
@@ -176,84 +167,3 @@ class _Peers:
             if process.is_alive():
                 process.kill()
                 process.join()
-
-
-def read_config(path: Path, overrides: Sequence[str] = (), *, workers: int | None = None) -> tuple[Trainable[Any], Any]:
-    """The trainable that a config file names, and the file as that trainable's `Config`.
-
-    `overrides` are `path=value` with the value in YAML; `workers` replaces `buttress.workers`. Raises `BadInput`.
-    """
-    content = read_yaml(path, accepted="a mapping of groups (data, model, ...)")
-    sources = override_config(content, overrides, where=path)
-    group = content.get("buttress")
-    name = group.get("trainable") if isinstance(group, dict) else None
-    if not isinstance(name, str) or not name:
-        raise BadInput("is missing", where=path, key="buttress.trainable", accepted="the name of a trainable")
-    if workers is not None:
-        set_value(content, "buttress.workers", workers)
-    try:
-        trainable = load(name)
-        return trainable, trainable.Config.model_validate(layered(trainable.Config, content))
-    except ValidationError as error:
-        raise sources.locate(from_pydantic(error, trainable.Config)) from None
-    except BadInput as error:
-        raise error.at(path) from None
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit code 0 for a run that ended, 2 for input that cannot be used."""
-    parser = argparse.ArgumentParser(prog="python -m buttress.training", description="Train one config.")
-    parser.add_argument("config", type=Path, metavar="CONFIG", help="YAML; `buttress.trainable` names the trainable")
-    parser.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="train.epochs=5")
-    parser.add_argument("--out", type=Path, help="folder (default: runs/<name of CONFIG>); a run there is replaced")
-    parser.add_argument("--resume", type=Path, metavar="CHECKPOINT", help="go on from this checkpoint")
-    parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: the first CUDA device, else the CPU)")
-    given = parser.parse_args(arguments)
-    try:
-        return _run(given)
-    except BadInput as error:
-        if os.environ.get("RANK", "0") == "0":
-            print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
-
-
-def _run(given: argparse.Namespace) -> int:
-    ranks = os.environ.get("WORLD_SIZE")
-    trainable, config = read_config(given.config, given.set, workers=int(ranks) if ranks else None)
-    folder = given.out or Path("runs") / given.config.stem
-    if os.environ.get("RANK", "0") != "0":
-        train(config, trainable, folder, sink=_Nowhere(), resume=given.resume, device=given.device)
-        return 0
-    objective = config.buttress.objective or next(iter(trainable.metrics), "")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if given.resume is None:
-            for old in folder.glob("checkpoints/*.pt"):
-                old.unlink()
-        about = {"trainable": trainable.name, "config": config.model_dump(mode="json")}
-        show = partial(_show, epochs=trainable.schedule(config).epochs, objective=objective)
-        history = History(folder, trainable.metrics, objective, show, about)
-    except OSError as error:
-        raise BadInput(f"cannot be written ({error.strerror})", where="--out", value=str(folder)) from error
-    train(config, trainable, folder, sink=history, resume=given.resume, device=given.device)
-    summary = history.summary()
-    which = f"best valid epoch {summary['epoch']}" if history.best else "no epoch at full beta was valid; last report"
-    values = "  ".join(f"{name} {value:.6g}" for name, value in summary["metrics"].items() if value is not None)
-    print(f"{which}: {values}\n{summary['seconds']:.1f} s, {folder / 'history.json'}")
-    return 0
-
-
-def _show(reported: Reported, better: bool, *, epochs: int, objective: str) -> None:
-    line = progress(reported, better, epochs=epochs, objective=objective)
-    if line is not None:
-        print(line, flush=True)
-
-
-class _Nowhere:
-    """The sink of a rank that has nothing to say."""
-
-    stop = False
-
-    def send(self, reported: Reported) -> None: ...

@@ -20,9 +20,9 @@ import torch
 
 from buttress.errors import BadInput
 from buttress.monitors.summaries import merge_rows, pack_row
+from buttress.training.checkpoints import load_checkpoint
 from buttress.training.optimization import Borrowed, Descent, Meters, Pass, StepState, fused_adam, give_gradients_to
 from buttress.training.randomness import generators, part_ranks, restore_generators, steady
-from buttress.training.reporting import load_checkpoint
 from buttress.training.trainable import Direction, Report, Schedule, TrialStopped
 from buttress.training.world import World
 

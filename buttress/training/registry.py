@@ -44,6 +44,9 @@ def load(name: str) -> Trainable[Any]:
             module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         problem, accepted = f"module {module_name} needs {error.name}, which is not installed", "pip install it"
+        if name in FAMILIES:
+            problem = f"this family needs {error.name}, which is not installed"
+            accepted = f"pip install 'buttress[{name}]'"
         if error.name and (module_name == error.name or module_name.startswith(error.name + ".")):
             problem = f"there is no module {module_name}"
             accepted = "a module in the folder that this was called in, or one that Python finds (PYTHONPATH)"
@@ -51,7 +54,8 @@ def load(name: str) -> Trainable[Any]:
     cls = getattr(module, class_name, None)
     if cls is None:
         own = sorted(n for n, v in vars(module).items() if isinstance(v, type) and v.__module__ == module_name)
-        problem, accepted = f"module {module_name} has no {class_name}", ", ".join(own) or None
+        problem = f"module {module_name} has no {class_name}"
+        accepted = ", ".join(own)
         file = Path(*module_name.split(".")).with_suffix(".py")
         if file.is_file() and file.resolve() != Path(getattr(module, "__file__", None) or "").resolve():
             problem = f"module {module_name} is Python's own, already imported, and not the {file} of this folder"

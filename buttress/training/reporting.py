@@ -25,11 +25,11 @@ import torch
 import torch.distributed as dist
 
 from buttress.monitors.summaries import Layout, merge_rows, pack_row
-from buttress.training.checkpoints import cloned, load_checkpoint, save_checkpoint
+from buttress.training.checkpoints import cloned, save_checkpoint
 from buttress.training.trainable import Reported, Schedule, TrialStopped
 from buttress.training.world import World
 
-__all__ = ["ReportError", "Reporter", "Sink", "load_checkpoint"]
+__all__ = ["ReportError", "Reporter", "Sink", "caused_by_peer"]
 
 KEY = re.compile(r"[a-z0-9_./]+")
 
@@ -55,7 +55,18 @@ class Sink(Protocol):
 
 
 class ReportError(RuntimeError):
-    """A report could not be exchanged or delivered; the cause is chained. Collateral where a peer died."""
+    """A report could not be exchanged or delivered; the cause is chained. Also raised where another rank has failed."""
+
+
+def caused_by_peer(error: str) -> bool:
+    """Whether an error only says that another rank has failed: its connection broke.
+
+    Args:
+        error: `TypeName: message`, or a whole traceback.
+    """
+    signs = ("ReportError: ", "Connection closed by peer", "Connection reset by peer")
+    last = error.strip().rpartition("\n")[2]
+    return any(sign in error for sign in signs) or "gloo" in last or "NCCL" in last
 
 
 @dataclass

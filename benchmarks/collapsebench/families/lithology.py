@@ -23,7 +23,7 @@ def measure(config: Any, checkpoint: Path, folder: Path) -> dict[str, float]:
     import torch
 
     from buttress.trainables.lithology.train import Lithology, LithologyTask
-    from buttress.training.reporting import load_checkpoint
+    from buttress.training.checkpoints import load_checkpoint
     from buttress.training.world import World
 
     world = World.single(folder, seed=config.buttress.seed)

@@ -33,9 +33,9 @@ def measure(config: Any, checkpoint: Path, folder: Path) -> dict[str, float]:
 
     from buttress.trainables.rainfall import data as files
     from buttress.trainables.rainfall.train import Rainfall, RainfallTask
+    from buttress.training.checkpoints import load_checkpoint
     from buttress.training.losses import sample
     from buttress.training.randomness import keyed_normal
-    from buttress.training.reporting import load_checkpoint
     from buttress.training.world import World
 
     world = World.single(folder, seed=config.buttress.seed)

@@ -1,4 +1,4 @@
-"""A run outside a sweep: the command, its files, two workers with and without torchrun, unusable input."""
+"""A config trained outside a sweep: the command, its files, two workers with and without torchrun, unusable input."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from toy import Collected, Config, Toy
+import torch
+from toy import Collected, Toy
 
 from buttress.errors import BadInput
-from buttress.training.history import History
-from buttress.training.local_run import WorkerFailed, main, read_config, train
-from buttress.training.trainable import Buttress, Metric, Reported
+from buttress.execution.local_training import JudgingSink, main, read_config, train_config
+from buttress.training.local_run import train
+from buttress.training.trainable import Buttress, Metric, Reported, Schedule, Section
 
 CONFIG = """
 train: {epochs: 3, dropout: 0.2, batchnorm: true}
@@ -42,14 +43,6 @@ def metrics(folder: Path) -> list[Any]:
     return [(one["epoch"], one["step"], one["metrics"], one["vectors"]) for one in history(folder)["reports"]]
 
 
-def children() -> set[int | None]:
-    return {process.pid for process in multiprocessing.active_children()}
-
-
-def toy_config(workers: int = 1, **other: Any) -> Config:
-    return Config(buttress=Buttress(workers=workers, report_every=2), **other)
-
-
 def test_command_trains_prints_an_epoch_a_line_and_leaves_a_history(
     config_file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -58,13 +51,14 @@ def test_command_trains_prints_an_epoch_a_line_and_leaves_a_history(
     assert main([str(config_file), "--set", "train.epochs=4"]) == 0
     out = capsys.readouterr().out.splitlines()
     assert [line.split("  ")[0] for line in out[:4]] == [f"epoch {epoch}/4" for epoch in (1, 2, 3, 4)]
-    assert out[3].endswith("*") and out[4].startswith("best valid epoch 4: val/recon ") and len(out) == 6
+    assert out[3].endswith("best so far") and out[4].startswith("best valid epoch 4: val/recon ") and len(out) == 6
     folder = config_file.parent / "runs/mine"
     content = history(folder)
     assert content["config"]["train"]["epochs"] == 4 and content["trainable"] == "toy"
-    assert content["best"] == {"epoch": 4, "checkpoint": "checkpoints/000004.pt"}
+    assert (content["best"]["epoch"], content["best"]["checkpoint"]) == (4, "checkpoints/000004.pt")
     assert len(content["reports"]) == 8 and content["reports"][-1]["closing"] is True
     assert [path.name for path in (folder / "checkpoints").iterdir()] == ["000004.pt"]
+    assert "encoder.0.weight" in torch.load(folder / "model.pt")
 
 
 def test_run_stopped_and_resumed_by_command_ends_as_one_never_stopped(config_file: Path) -> None:
@@ -74,8 +68,9 @@ def test_run_stopped_and_resumed_by_command_ends_as_one_never_stopped(config_fil
             return len(self.reports) > 2
 
     _, config = read_config(config_file)
-    stopped = train(config, Toy(), "parted", sink=Once())
-    assert isinstance(stopped, Once) and not stopped.reports[-1].closing
+    stopped = Once()
+    train(config, Toy(), "parted", sink=stopped)
+    assert not stopped.reports[-1].closing
     saved = sorted(Path("parted/checkpoints").iterdir())[-1]
     assert main([str(config_file), "--out", "parted", "--resume", str(saved)]) == 0
     assert main([str(config_file), "--out", "whole"]) == 0
@@ -91,9 +86,8 @@ def test_overrides_may_be_written_as_in_a_sweep_and_are_named_when_wrong(config_
 
 
 def test_two_workers_give_the_same_bits_with_and_without_torchrun(config_file: Path) -> None:
-    before = children()
-    trainable, config = read_config(config_file, ["buttress.workers=2"])
-    train(config, trainable, "own")
+    before = multiprocessing.active_children()
+    train_config(config_file, Path("own"), ["buttress.workers=2"])
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     again = subprocess.run(
         [*torchrun, "-m", "buttress.training", str(config_file), "--out", "torchrun"],
@@ -105,34 +99,7 @@ def test_two_workers_give_the_same_bits_with_and_without_torchrun(config_file: P
     assert again.returncode == 0, again.stderr[-2000:]
     assert metrics(Path("own")) == metrics(Path("torchrun"))
     assert again.stdout.count("epoch 3/3") == 1  # rank 0 alone speaks
-    assert children() == before
-
-
-def test_worker_that_fails_alone_is_named_with_its_error_and_none_is_left(tmp_path: Path) -> None:
-    before = children()
-    config = toy_config(2, fail_at=5, fail_rank=1)
-    with pytest.raises(WorkerFailed, match="worker 1: ArithmeticError: the toy fails"):
-        train(config, Toy(), tmp_path)
-    assert children() == before
-
-
-def test_error_of_rank_0_is_raised_as_it_is_and_no_worker_is_left(tmp_path: Path) -> None:
-    before = children()
-    sink = Collected()
-    with pytest.raises(ArithmeticError, match="the toy fails"):
-        train(toy_config(2, fail_at=5, fail_rank=0), Toy(), tmp_path, sink=sink)
-    assert [one.step for one in sink.reports] == [2, 4]
-    assert children() == before
-
-
-class Unimportable(Toy):
-    def __reduce__(self) -> Any:
-        return exit, (7,)
-
-
-def test_worker_that_does_not_start_is_an_error_at_once(tmp_path: Path) -> None:
-    with pytest.raises(WorkerFailed, match="worker 1 did not start"):
-        train(toy_config(2), Unimportable(), tmp_path)
+    assert multiprocessing.active_children() == before
 
 
 @pytest.mark.parametrize(
@@ -168,39 +135,54 @@ def test_config_without_a_trainable_is_refused(tmp_path: Path) -> None:
         read_config(path)
 
 
-# History
+class Rows:
+    """A trainable of which only metrics and schedule are asked."""
+
+    def __init__(self, direction: Any) -> None:
+        self.name, self.metrics = "rows", {"val": Metric(direction)}
+
+    def schedule(self, config: Any) -> Schedule:
+        return Schedule(epochs=9)
+
+
+class RowsConfig(Section):
+    buttress: Buttress = Buttress(trainable="toy:Toy")  # which has no rules of its own: the default ones
 
 
 def reported(epoch: int, value: float, folder: Path, **other: Any) -> Reported:
     name = f"checkpoints/{epoch:06d}.pt"
     (folder / "checkpoints").mkdir(exist_ok=True)
     (folder / name).touch()
-    return Reported(
-        **{
-            "epoch": epoch,
-            "step": 10 * epoch,
-            "full_beta_epochs": epoch,
-            "full_beta_steps": 0,
-            "phase": 0,
-            "metrics": {"val": value, "free": math.inf},
-            "checkpoint": name,
-            **other,
-        }
-    )
+    fields = {"full_beta_epochs": epoch, "full_beta_steps": 0, "phase": 0, "metrics": {"val": value}, **other}
+    return Reported(epoch=epoch, step=10 * epoch, checkpoint=name, **fields)
 
 
 @pytest.mark.parametrize(("direction", "best"), [("min", 4), ("max", 3)])
 def test_best_epoch_is_a_valid_one_and_its_checkpoint_stays(tmp_path: Path, direction: Any, best: int) -> None:
-    sink = History(tmp_path, {"val": Metric(direction)}, "val")
+    sink = JudgingSink(tmp_path, Rows(direction), RowsConfig(), "val")  # type: ignore[arg-type]
     extreme = -9.0 if direction == "min" else 9.0
     sink.send(reported(1, extreme, tmp_path, full_beta_epochs=0))  # inside the warm-up
-    sink.send(reported(2, extreme, tmp_path, nonfinite=("latent",)))
+    sink.send(reported(2, extreme, tmp_path, metrics={"val": extreme, "free": math.inf}))
     sink.send(reported(3, 2.0, tmp_path))
     sink.send(reported(4, 1.0, tmp_path))
-    sink.send(reported(5, math.nan, tmp_path))
-    sink.send(reported(6, 1.5, tmp_path))
-    sink.write()
-    assert history(tmp_path)["best"]["epoch"] == best
-    assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {f"{best:06d}.pt", "000006.pt"}
-    assert history(tmp_path)["reports"][4]["metrics"] == {"val": None, "free": None}
-    assert sink.summary()["metrics"] == {"val": {4: 1.0, 3: 2.0}[best]} and sink.summary()["epoch"] == best
+    sink.send(reported(5, 1.5, tmp_path))
+    sink.write_history()
+    assert history(tmp_path)["best"] == {
+        "epoch": best, "checkpoint": f"checkpoints/{best:06d}.pt", "metrics": {"val": {4: 1.0, 3: 2.0}[best]},
+    }  # fmt: skip
+    assert [each["valid"] for each in history(tmp_path)["reports"]] == [False, False, True, True, True]
+    assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {f"{best:06d}.pt", "000005.pt"}
+    assert history(tmp_path)["reports"][1]["metrics"] == {"val": extreme, "free": None}
+
+
+def test_run_that_diverges_is_stopped_with_exit_code_1(config_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(config_file), "--set", "nan_at=9", "--set", "train.epochs=9"]) == 1
+    assert capsys.readouterr().err.startswith("error: the run diverged and was stopped: ")
+    content = history(Path("runs/mine"))
+    assert content["reports"][-1]["epoch"] < 9 and content["reports"][-1]["state"] == "diverged"
+    assert content["best"]["epoch"] == 2 and Path("runs/mine/model.pt").is_file()
+
+
+def test_unknown_objective_is_refused(config_file: Path) -> None:
+    with pytest.raises(BadInput, match=r"buttress\.objective: no such metric .*val/recon, val/sampled"):
+        train_config(config_file, Path("out"), ["buttress.objective=loss"])

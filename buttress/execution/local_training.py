@@ -1,0 +1,273 @@
+"""Trains one config outside a sweep: `buttress train` and `python -m buttress.training`.
+
+The run has the seeds, threads, workers and rules of a sweep's trial, so an exported config gives its trial's figures
+again, bit for bit. The processes are started by `buttress.training.local_run`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from buttress import journal
+from buttress.callbacks.checkpoint_retention import Checkpoints, LocalFiles
+from buttress.errors import BadInput, from_pydantic
+from buttress.execution.setup import family_rules
+from buttress.spec.config_paths import layered
+from buttress.spec.overrides import override_config, set_value
+from buttress.spec.yaml_io import read_yaml
+from buttress.sweep.evaluation import Judged, Line
+from buttress.training import registry
+from buttress.training.trainable import Reported, Trainable
+from buttress.wording import number
+
+PROGRESS_METRICS = ("train/loss", "latent/kl_total", "latent/active_kl", "train/beta")
+
+
+class Collapsed(Exception):
+    """The run collapsed or diverged and was stopped; the message gives the evidence."""
+
+    exit_code = 1
+
+
+def train_config(
+    path: Path,
+    folder: Path,
+    overrides: Sequence[str] = (),
+    *,
+    resume: Path | None = None,
+    device: str | None = None,
+) -> dict[str, Any]:
+    """Trains the config in a file to its end, under the rules that come with its trainable.
+
+    Prints a line per epoch. Writes `history.json` (every report), `model.pt` (the model of the best valid epoch as a
+    plain state dict) and `checkpoints/` (the last and the best). Under `torchrun` every rank calls this.
+
+    Args:
+        path: A config, such as `buttress export` writes.
+        folder: Where to write; checkpoints of an earlier run there are deleted unless `resume` is given.
+        overrides: `path=value`, the value in YAML.
+        resume: A checkpoint of the same config to go on from.
+        device: `cpu`, `cuda`, `cuda:1`; default: the first CUDA device, else the CPU.
+
+    Returns:
+        `metrics` and `epoch` of the best valid epoch (`{}` and None without one), `seconds`, `folder`.
+
+    Raises:
+        BadInput: The config, the folder or the checkpoint cannot be used.
+        Collapsed: The rules stopped the run.
+    """
+    trainable, config = read_config(path, overrides, workers=_torchrun_ranks())
+    objective = _objective(path, trainable, config)
+    return _train(trainable, config, objective, folder, resume, device)
+
+
+def _train(
+    trainable: Trainable[Any], config: Any, objective: str, folder: Path, resume: Path | None, device: str | None
+) -> dict[str, Any]:
+    from buttress.training.local_run import train
+
+    began = time.monotonic()
+    if not _is_rank_0():
+        train(config, trainable, folder, resume=resume, device=device)
+        return {}
+    sink = JudgingSink(folder, trainable, config, objective)
+    if resume is None:
+        sink.delete_checkpoints()
+    try:
+        train(config, trainable, folder, sink=sink, resume=resume, device=device)
+    finally:
+        sink.write_history()
+    _write_model(folder, trainable, sink.trial.best)
+    verdict = sink.trial.verdict
+    if sink.stop and verdict is not None:
+        evidence = "; ".join(each.sentence() for each in verdict.evidence)
+        raise Collapsed(f"the run {verdict.state} and was stopped: {evidence}")
+    return {**sink.result(), "seconds": round(time.monotonic() - began, 3), "folder": str(folder)}
+
+
+def read_config(path: Path, overrides: Sequence[str] = (), *, workers: int | None = None) -> tuple[Trainable[Any], Any]:
+    """Reads a config file.
+
+    Args:
+        path: YAML; `buttress.trainable` names the trainable.
+        overrides: `path=value`, the value in YAML.
+        workers: Replaces `buttress.workers`.
+
+    Returns:
+        The trainable and its validated `Config`.
+
+    Raises:
+        BadInput: The file or an override cannot be used.
+    """
+    content = read_yaml(path, accepted="a mapping of groups (data, model, ...)")
+    sources = override_config(content, overrides, where=path)
+    group = content.get("buttress")
+    name = group.get("trainable") if isinstance(group, dict) else None
+    if not isinstance(name, str) or not name:
+        raise BadInput("is missing", where=path, key="buttress.trainable", accepted="the name of a trainable")
+    if workers is not None:
+        set_value(content, "buttress.workers", workers)
+    try:
+        trainable = registry.load(name)
+        return trainable, trainable.Config.model_validate(layered(trainable.Config, content))
+    except ValidationError as error:
+        raise sources.locate(from_pydantic(error, trainable.Config)) from None
+    except BadInput as error:
+        raise error.at(path) from None
+
+
+def _torchrun_ranks() -> int | None:
+    ranks = os.environ.get("WORLD_SIZE")
+    return int(ranks) if ranks else None
+
+
+def _is_rank_0() -> bool:
+    """Whether this process writes and prints: not one of torchrun's other ranks."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+class JudgingSink:
+    """Receives the reports of a run outside a sweep, judges them as a sweep does and keeps what a sweep keeps.
+
+    Args:
+        folder: The run's folder; made if it is not there.
+        trainable: Gives metrics and schedule.
+        config: An instance of its `Config`.
+        objective: The metric whose best valid epoch counts.
+
+    Raises:
+        BadInput: The folder cannot be made.
+    """
+
+    WRITE_INTERVAL_S = 5.0
+
+    def __init__(self, folder: Path, trainable: Trainable[Any], config: Any, objective: str) -> None:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise BadInput(f"cannot be written ({error.strerror})", where="--out", value=str(folder)) from error
+        direction, epochs = trainable.metrics[objective].direction, trainable.schedule(config).epochs
+        self.stop = False
+        self.trial = Judged(family_rules(config.buttress.trainable), [objective], direction, epochs)
+        self._folder, self._objective, self._epochs = folder, objective, epochs
+        self._about = {"trainable": trainable.name, "config": config.model_dump(mode="json"), "objective": objective}
+        self._checkpoints = Checkpoints(LocalFiles(folder.parent), objective, direction)
+        self._written_at = 0.0
+
+    def send(self, reported: Reported) -> None:
+        line = journal.report("train", 1, len(self.trial.reports), reported)
+        verdict = self.trial.take_in(line)
+        if reported.checkpoint:
+            self._checkpoints.reported(self._folder.name, self.trial.reports, self.trial.best)
+        self.stop = verdict.state in ("collapsed", "diverged")
+        if self.stop or reported.closing or self._objective in reported.metrics:
+            print(self._progress(line), flush=True)
+        if time.monotonic() - self._written_at > self.WRITE_INTERVAL_S:
+            self.write_history()
+
+    def _progress(self, line: Line) -> str:
+        metrics = line["metrics"]
+        parts = [f"epoch {line['epoch']}/{self._epochs}", f"step {line['step']}"]
+        for name in (self._objective, *PROGRESS_METRICS):
+            if metrics.get(name) is not None:
+                parts.append(f"{name} {number(metrics[name])}")
+        parts.append(f"{line['seconds']:.1f} s")
+        if line["nonfinite"]:
+            parts.append(f"not finite: {', '.join(line['nonfinite'])}")
+        parts += [line["note"]] if line["note"] else []
+        parts += [line["state"]] if line["state"] != "healthy" else []
+        parts += ["best so far"] if self.trial.best is line else []
+        return "  ".join(parts)
+
+    def result(self) -> dict[str, Any]:
+        """`metrics` and `epoch` of the best valid epoch."""
+        best = self.trial.best
+        return {"metrics": journal.plain(best["metrics"]) if best else {}, "epoch": best["epoch"] if best else None}
+
+    def write_history(self) -> None:
+        """Replaces `history.json`; numbers that are not finite are null."""
+        best = self.trial.best
+        found = {**self.result(), "checkpoint": best["checkpoint"]} if best else None
+        path = self._folder / "history.json"
+        part = path.with_suffix(".part")
+        part.write_text(json.dumps(journal.plain({**self._about, "best": found, "reports": self.trial.reports})))
+        part.replace(path)
+        self._written_at = time.monotonic()
+
+    def delete_checkpoints(self) -> None:
+        """Deletes the checkpoints of an earlier run in this folder."""
+        for old in self._folder.glob("checkpoints/[0-9]*.pt"):
+            old.unlink()
+
+
+def _objective(path: Path, trainable: Trainable[Any], config: Any) -> str:
+    objective: str = config.buttress.objective or next(iter(trainable.metrics), "")
+    if objective not in trainable.metrics:
+        accepted = ", ".join(trainable.metrics)
+        raise BadInput("no such metric", where=path, key="buttress.objective", value=objective, accepted=accepted)
+    return objective
+
+
+def _write_model(folder: Path, trainable: Trainable[Any], best: Line | None) -> None:
+    """Replaces `model.pt` by the model of the best valid epoch's checkpoint, if there is one."""
+    import torch
+
+    from buttress.training.checkpoints import weights_of
+
+    path = folder / "model.pt"
+    path.unlink(missing_ok=True)
+    if best is None or not best["checkpoint"]:
+        return
+    try:
+        torch.save(weights_of(trainable, folder / best["checkpoint"]), path)
+    except BadInput as error:  # a trainer of the user's own may keep something else in its checkpoints
+        print(f"no model.pt: {error}")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs `python -m buttress.training CONFIG`.
+
+    Args:
+        arguments: Command line; default: this process's.
+
+    Returns:
+        The exit code: 0 for a run that ended, 1 for one that collapsed, 2 for input that cannot be used, 130 for an
+        interrupt.
+    """
+    parser = argparse.ArgumentParser(prog="python -m buttress.training", description="Train one config.")
+    parser.add_argument("config", type=Path, metavar="CONFIG", help="YAML; `buttress.trainable` names the trainable")
+    parser.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="train.epochs=5")
+    parser.add_argument("--out", type=Path, help="folder (default: runs/<name of CONFIG>); a run there is replaced")
+    parser.add_argument("--resume", type=Path, metavar="CHECKPOINT", help="go on from this checkpoint")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: the first CUDA device, else the CPU)")
+    given = parser.parse_args(arguments)
+    folder = given.out or Path("runs") / given.config.stem
+    try:
+        trainable, config = read_config(given.config, given.set, workers=_torchrun_ranks())
+        objective = _objective(given.config, trainable, config)
+        result = _train(trainable, config, objective, folder, given.resume, given.device)
+    except (BadInput, Collapsed) as error:
+        if _is_rank_0():
+            print(f"error: {error}", file=sys.stderr)
+        return 2 if isinstance(error, BadInput) else error.exit_code
+    except KeyboardInterrupt:
+        return 130
+    if _is_rank_0():
+        print(_summary(result, list(trainable.metrics)))
+    return 0
+
+
+def _summary(result: dict[str, Any], names: Sequence[str]) -> str:
+    metrics, epoch = result["metrics"], result["epoch"]
+    values = "  ".join(f"{name} {metrics[name]:.6g}" for name in names if metrics.get(name) is not None)
+    which = "no epoch was valid" if epoch is None else f"best valid epoch {epoch}: {values}"
+    return f"{which}\n{result['seconds']:.1f} s, {Path(result['folder']) / 'history.json'}"

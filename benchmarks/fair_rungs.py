@@ -39,7 +39,7 @@ from buttress import journal  # noqa: E402
 from buttress.analysis.curves import Curve, Curves  # noqa: E402
 from buttress.analysis.intervals import Share  # noqa: E402
 from buttress.execution.setup import resolve_rules  # noqa: E402
-from buttress.rules.schema import RuleSet  # noqa: E402
+from buttress.rules import RuleSet  # noqa: E402
 from buttress.search.halving import Decision, Rungs  # noqa: E402
 from buttress.spec import trial_config  # noqa: E402
 from buttress.spec.spec import SweepSpec  # noqa: E402

@@ -27,7 +27,7 @@ from benchmarks.watched import name_of
 from buttress.execution.driver import Driver, start
 from buttress.execution.ray_session import NAMESPACE, prepare_environment
 from buttress.execution.setup import new_id
-from buttress.rules.schema import RuleSet
+from buttress.rules import RuleSet
 from buttress.spec import trial_config
 from buttress.spec.spec import SweepSpec
 from buttress.sweep.state import Line, LiveTrial, SweepState

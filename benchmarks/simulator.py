@@ -24,7 +24,7 @@ from buttress.analysis.curves import Curve
 from buttress.callbacks.base import Callback
 from buttress.execution.finish import TRIPPED, Finish
 from buttress.execution.setup import header, load, new_id, resolve_rules
-from buttress.rules.schema import RuleSet
+from buttress.rules import RuleSet
 from buttress.search.warm_start import gathered
 from buttress.spec.spec import SweepSpec
 from buttress.sweep.state import Line, SweepState

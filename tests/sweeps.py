@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from buttress.journal import plain
-from buttress.rules.schema import RuleSet
+from buttress.rules import RuleSet
 from buttress.spec import validation
 from buttress.spec.spec import SweepSpec
 from buttress.sweep.state import Line, SweepState

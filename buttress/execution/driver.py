@@ -32,7 +32,7 @@ from buttress.execution.nodes import Nodes, free
 from buttress.execution.ray_session import NAMESPACE, connected, settled_resources
 from buttress.execution.setup import header, load, new_id, resolve_rules, versions
 from buttress.journal import DURABLE, JournalWriter
-from buttress.rules.schema import RuleSet
+from buttress.rules import RuleSet
 from buttress.search.warm_start import gathered, resolved, sentence
 from buttress.spec.spec import SweepSpec
 from buttress.storage import Storage, is_url, origin

@@ -14,7 +14,7 @@ from typing import Any
 
 from buttress import journal
 from buttress.errors import BadInput
-from buttress.rules.schema import RuleSet
+from buttress.rules import RuleSet
 from buttress.spec import validation
 from buttress.spec.spec import SweepSpec
 from buttress.sweep.evaluation import Line

@@ -54,8 +54,3 @@ def _link(match: re.Match[str], source: str, page: str) -> str:
         return text if (ROOT / file).exists() else match.group()  # what does not exist, --strict tells of
     relative = os.path.relpath(at, PurePosixPath(page).parent)
     return f"{image}[{text}]({relative}{'#' + anchor if anchor else ''})"
-
-
-def on_page_content(html: str, **_: Any) -> str:
-    """Takes doctest's directives out of examples."""
-    return re.sub(r'\s*<span class="c1"># doctest: \+\w+</span>', "", html)

@@ -21,6 +21,8 @@ from buttress.execution import driver
 from buttress.journal import lines, read
 from buttress.spec.spec import SweepSpec
 
+pytestmark = pytest.mark.ray
+
 HERE = Path(__file__).parent
 SPEC = {
     "name": "leaving",

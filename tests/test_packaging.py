@@ -276,6 +276,7 @@ class MyVAE:
 
 
 @pytest.mark.long
+@pytest.mark.ray
 @pytest.mark.parametrize(("editable", "trainer"), [(False, "train"), (True, "models.buttress_vae")])
 def test_a_sweep_runs_among_a_users_own_modules(
     editable: bool, trainer: str, root: Path, checkout: Path, wheel: Path, bare_environment: Path, tmp_path: Path

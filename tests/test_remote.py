@@ -141,6 +141,7 @@ def sweep_in(bucket: Storage, process: subprocess.Popen[str], reports: int) -> S
 
 
 @pytest.mark.long
+@pytest.mark.ray
 def test_a_killed_driver_is_followed_by_one_that_knows_the_url_only(s3: ObjectStore, tmp_path: Path) -> None:
     whole = prepare(tmp_path / "whole")
     ended(command(whole, s3, "run", "resumable.yaml", "--out", "s3://sweeps/whole", "-q"))
@@ -165,6 +166,7 @@ def test_a_killed_driver_is_followed_by_one_that_knows_the_url_only(s3: ObjectSt
 
 
 @pytest.mark.long
+@pytest.mark.ray
 def test_half_a_minute_without_storage_loses_nothing_and_is_told_once(s3: ObjectStore, tmp_path: Path) -> None:
     folder = prepare(tmp_path / "here", budget={"trials": 8})
     running = command(folder, s3, "run", "resumable.yaml", "--out", "s3://sweeps/outage")

@@ -39,7 +39,8 @@ COLLAPSED: dict[str, Any] = {
 
 
 def completed(ari: float) -> dict[str, Any]:
-    return {"outcome": "completed", "epochs": 25, "epochs_budget": 25, "best": {"epoch": 21, "step": 10, "metrics": {"ari": ari}}}
+    best = {"epoch": 21, "step": 10, "metrics": {"ari": ari}}
+    return {"outcome": "completed", "epochs": 25, "epochs_budget": 25, "best": best}
 
 
 def terminal(width: int = 120, height: int = 30) -> Console:

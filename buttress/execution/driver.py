@@ -9,14 +9,14 @@ closed and nothing is left on the cluster.
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
+import queue
 import secrets
 import shutil
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,12 +24,10 @@ from buttress import journal
 from buttress.callbacks.base import Callback, CallbackList
 from buttress.callbacks.checkpoint_retention import Checkpoints, Files, LocalFiles
 from buttress.errors import BadInput
-from buttress.execution.attempts import Attempts
-from buttress.execution.elasticity import Following
-from buttress.execution.event_handler import Answer, Events
-from buttress.execution.finish import TRIPPED, Finish
-from buttress.execution.nodes import Nodes, free
-from buttress.execution.ray_session import NAMESPACE, connected, settled_resources
+from buttress.execution.elasticity import ClusterMembership, PoolReconciler, free_resources_of_staying_nodes
+from buttress.execution.event_handler import AssignmentFactory, EventHandler
+from buttress.execution.messages import Command, DropTrial, StopTrial
+from buttress.execution.ray_session import NAMESPACE, connected, wait_for_released_resources
 from buttress.execution.setup import header, load, new_id, resolve_rules, versions
 from buttress.journal import JournalWriter
 from buttress.journal.events import CircuitBroken, Ended, Event, Header, Resumed, WarmStarted
@@ -37,16 +35,18 @@ from buttress.rules import RuleSet
 from buttress.search.warm_start import collect, describe, resolve_sweeps
 from buttress.spec.spec import SweepSpec
 from buttress.storage import Storage, is_url, origin
+from buttress.sweep.result import CIRCUIT_BREAKER, SweepResult
 from buttress.sweep.state import SweepState
+from buttress.sweep.trial import TrialState
 
 if TYPE_CHECKING:
-    from buttress.execution.worker_pool import SlotPool
+    from buttress.execution.worker_pool import WorkerPool
 
 log = logging.getLogger("buttress")
 
 #: An exchange with the mailbox costs the driver a millisecond, whatever it brings, and a verdict waits for it. So with
-#: few slots the driver comes for whatever happens at once; each further one lets things gather for `GATHER_S` more.
-PROMPT_SLOTS, GATHER_S, GATHER_AT_MOST_S = 8, 0.002, 0.2
+#: up to `PROMPT_SLOTS` slots events are fetched at once; each further slot lets them gather for `GATHER_S` more.
+PROMPT_SLOTS, GATHER_S, MAX_GATHER_S = 8, 0.002, 0.2
 
 
 class Driver:
@@ -75,14 +75,15 @@ class Driver:
         self.earlier: list[Event] = earlier or []
         self._upload: Any = None
         self._failure: BaseException | None = None
-        self._over = threading.Event()  # Tune is done
-        self._left = threading.Event()  # the workers are, too: nothing more will happen
+        self._tune_done = threading.Event()
+        self._pool_closed = threading.Event()  # nothing more will happen
         self._with_tune: set[str] = set()  # trials that Tune holds
-        self._answers: list[Answer] = []  # for the mailbox, at the drain thread's next exchange
+        self._commands: list[Command] = []  # for the mailbox, at the drain thread's next exchange
+        self._requests: queue.SimpleQueue[Callable[[], list[Command]]] = queue.SimpleQueue()  # for the drain thread
 
     # --- the whole of it -----------------------------------------------------------------------------------------
 
-    def run(self) -> Finish:
+    def run(self) -> SweepResult:
         began = time.monotonic()
         self.folder.mkdir(parents=True, exist_ok=True)
         reason, interrupted = "error", False
@@ -91,7 +92,7 @@ class Driver:
             self._open_journal()
             try:
                 if self.state.tripped:  # the last line of an earlier driver was the one too many
-                    reason = TRIPPED
+                    reason = CIRCUIT_BREAKER
                 else:
                     with connected(self.address) as ray:
                         self._began = time.monotonic()
@@ -107,7 +108,7 @@ class Driver:
                     self._write(Ended(reason=reason, counts=counts, seconds=seconds))
                 shutil.rmtree(self.folder / ".ray", ignore_errors=True)
         self._verify()
-        return Finish(self.sweep, self.folder, self.where, counts, seconds, reason, interrupted)
+        return SweepResult(self.sweep, self.folder, self.where, counts, seconds, reason, interrupted)
 
     def _open(self) -> None:
         """What the sweep is run with, before its first line."""
@@ -118,11 +119,13 @@ class Driver:
 
             files = RemoteFiles(self.store)
         self.checkpoints = Checkpoints(files, self.state.objectives[0], self.state.directions[0])
-        self.attempts = Attempts(self.state, self.folder, files, self.store, self.callbacks.on_message)
+        self.assignments = AssignmentFactory(
+            self.state, self.folder, files, self.store, self.callbacks.on_message
+        )
 
     def _state(self) -> SweepState:
         """What decides in this sweep, before its first line."""
-        return SweepState(self.spec, self.trainable, self.rules, self._write, self._line)
+        return SweepState(self.spec, self.trainable, self.rules, self._write, self._on_event)
 
     @contextlib.contextmanager
     def _uploading(self) -> Iterator[None]:
@@ -164,16 +167,15 @@ class Driver:
             self.callbacks.on_message(f"warm start: {describe(event)}")
 
     def _execute(self, ray: Any) -> str:
-        from buttress.execution import mailbox
-        from buttress.execution import worker_pool as slots
+        from buttress.execution import mailbox, worker_pool
 
-        settled_resources(ray)
-        nodes = Nodes()
-        count = slots.concurrency(self.spec.resources, free())
-        self._name = f"mailbox-{self.sweep}-{secrets.token_hex(3)}"
-        self.mailbox = mailbox.start(self._name, NAMESPACE)
-        self._attach(slots.SlotPool(self.mailbox, count, self.spec.resources, self.folder / ".ray", self._fail))
-        self.following = Following(nodes, self.pool, self.spec.resources, self.callbacks.on_message)
+        wait_for_released_resources(ray)
+        membership, resources = ClusterMembership(), self.spec.resources
+        count = worker_pool.resolve_concurrency(resources, free_resources_of_staying_nodes())
+        self._mailbox_name = f"mailbox-{self.sweep}-{secrets.token_hex(3)}"
+        self.mailbox = mailbox.start(self._mailbox_name, NAMESPACE)
+        self._attach(worker_pool.WorkerPool(self.mailbox, count, resources, self.folder / ".ray", self._fail))
+        self.reconciler = PoolReconciler(membership, self.pool, resources, self.callbacks.on_message)
         drain = threading.Thread(target=self._drain, name="drain", daemon=True)
         try:
             self.pool.start()
@@ -182,9 +184,9 @@ class Driver:
         except Exception as error:  # may be what another thread's failure led to: the first reason counts
             self._fail(error)
         finally:
-            self._over.set()
+            self._tune_done.set()
             late = self.pool.close()
-            self._left.set()
+            self._pool_closed.set()
             if drain.is_alive():
                 drain.join(5.0)
             with contextlib.suppress(Exception):
@@ -195,18 +197,25 @@ class Driver:
             raise self._failure
         return self._reason()
 
-    def _attach(self, pool: SlotPool) -> None:
+    def _attach(self, pool: WorkerPool) -> None:
         """The sweep's slots, now that its state is what an earlier driver left: their events can be handled."""
         self.pool = pool
-        note, fail = self.callbacks.on_message, self._fail
-        self.events = Events(self.state, pool, self.attempts, self.checkpoints, note=note, fail=fail)
+        self.events = EventHandler(
+            self.state,
+            pool,
+            self.assignments,
+            self.checkpoints,
+            on_message=self.callbacks.on_message,
+            fail=self._fail,
+        )
 
     def _reason(self) -> str:
         """Why the sweep ended that nothing kept from its end."""
         if self.state.tripped:
-            return TRIPPED
+            return CIRCUIT_BREAKER
         if self.state.active:
-            return "time budget spent"
+            paused = all(trial.state is TrialState.PAUSED for trial in self.state.active.values())
+            return "trials are paused" if paused else "time budget spent"
         if self.state.proposals.exhausted:
             self.callbacks.on_message("space exhausted: every configuration that the spec allows has been run")
             return "space exhausted"
@@ -214,17 +223,33 @@ class Driver:
         return "enough healthy trials" if healthy and self.state.counts["completed"] >= healthy else "budget spent"
 
     def _tune(self) -> None:
-        from buttress.execution.tune_adapter import tune
+        from buttress.execution.tune_adapter import run_tune
 
-        first = self.state.objectives[0], self.state.directions[0]
-        tune(*first, self.folder / ".ray", draw=self._draw, let_go=self._let_go, over=self._is_over)
+        run_tune(
+            self.state.objectives[0],
+            self.state.directions[0],
+            self.folder / ".ray",
+            next_trial=self._next_trial,
+            release=self._release,
+            is_over=self._is_over,
+        )
 
     def _is_over(self) -> bool:
         return self._failure is not None or self.state.tripped is not None
 
-    # --- Tune asks -----------------------------------------------------------------------------------------------
+    # --- called from any thread -----------------------------------------------------------------------------------
 
-    def _draw(self) -> dict[str, Any] | str | None:
+    def pause_trial(self, trial: str, reason: str = "") -> None:
+        """A running trial leaves its slot and waits, with its last checkpoint; nothing for one that does not run."""
+        self._requests.put(lambda: self.events.pause(trial, reason))
+
+    def continue_trial(self, trial: str) -> None:
+        """A paused trial waits for a slot, to go on from its checkpoint; nothing for one that is not paused."""
+        self._requests.put(lambda: self.events.continue_trial(trial))
+
+    # --- called by Tune -----------------------------------------------------------------------------------------------
+
+    def _next_trial(self) -> dict[str, Any] | str | None:
         from ray.tune.search import Searcher
 
         try:
@@ -233,20 +258,25 @@ class Driver:
                 self._upload.barrier(lambda: self._failure is not None)
             if self._failure is not None or (hours and time.monotonic() - self._began > hours * 3600):
                 return Searcher.FINISHED
-            if len(self._with_tune) >= self.pool.working():
+            if len(self._with_tune) >= self.pool.count_usable():
                 return None
-            live = self.state.next_trial(leaving=self._with_tune | self.events.leaving)
+            trial = self.state.next_trial(leaving=self._with_tune | self.events.leaving)
         except BaseException as error:
             self._fail(error)
             return Searcher.FINISHED
-        if live is None:
-            return None if self.events.leaving else Searcher.FINISHED
-        self._with_tune.add(live.id)
-        # as one string: of every number in a trial's config and results Tune keeps statistics for good
-        work = json.dumps(self.attempts.work(live))
-        return {"trial": live.id, "work": work, "mailbox": self._name, "namespace": NAMESPACE}
+        if trial is None:  # one that is paused may be continued as long as others run
+            waits = (self._with_tune and self.state.has_paused) or self.state.queue
+            return None if waits else Searcher.FINISHED
+        self._with_tune.add(trial.id)
+        assignment = self.assignments.next_attempt(trial).to_json()
+        return {
+            "trial": trial.id,
+            "assignment": assignment,
+            "mailbox": self._mailbox_name,
+            "namespace": NAMESPACE,
+        }
 
-    def _let_go(self, trial: str, error: bool) -> None:
+    def _release(self, trial: str, error: bool) -> None:
         """Tune has let go of a trial. An error means that its actor died again and again: the trial is lost.
 
         Not so when the whole sweep has failed: then its trials wait for the sweep to be resumed.
@@ -255,38 +285,42 @@ class Driver:
         if error and self._failure is None and trial in self.state.active:
             attempt = self.state.active[trial].attempt
             outcome = self.state.raised(trial, attempt, "its Tune actor died", "infrastructure")
-            self.mailbox.stop.remote(trial, str(outcome))
+            self.mailbox.send.remote(StopTrial(trial, str(outcome)))
         active = self.state.active.get(trial)  # a paused trial comes back with another attempt
-        self.mailbox.drop.remote(trial, active.attempt if active is not None else None)
+        self.mailbox.send.remote(DropTrial(trial, active.attempt if active is not None else None))
 
-    # --- the mailbox tells ---------------------------------------------------------------------------------------
+    # --- the drain thread ---------------------------------------------------------------------------------------
 
     def _drain(self) -> None:
         import ray
 
         try:
-            while not (self._over.is_set() and self._failure):
-                answers, self._answers = self._answers, []
-                events = ray.get(self.mailbox.exchange.remote(answers, 0.0 if self._over.is_set() else 1.0))
+            while not (self._tune_done.is_set() and self._failure):
+                commands, self._commands = self._commands, []
+                wait_s = 0.0 if self._tune_done.is_set() else 1.0
+                events = ray.get(self.mailbox.exchange.remote(commands, wait_s))
                 for event in events:
-                    self._answers += self.events.take(event)
-                if self._left.is_set() and not events:
+                    self._commands += self.events.handle(event)
+                with contextlib.suppress(queue.Empty):
+                    while True:
+                        self._commands += self._requests.get_nowait()()
+                if self._pool_closed.is_set() and not events:
                     return
-                if self._over.is_set() or self.state.tripped:  # the mailbox is closed and does not wait
+                if self._tune_done.is_set() or self.state.tripped:  # the mailbox is closed and does not wait
                     time.sleep(0.02)
                 else:
-                    self._answers += [*self.following.look(), *self.events.overdue()]
-                    further = max(0, self.pool.working() - PROMPT_SLOTS)
-                    time.sleep(min(GATHER_S * further, GATHER_AT_MOST_S))
+                    self._commands += [*self.reconciler.reconcile(), *self.events.check_limits()]
+                    further = max(0, self.pool.count_usable() - PROMPT_SLOTS)
+                    time.sleep(min(GATHER_S * further, MAX_GATHER_S))
         except ray.exceptions.RayError as error:
-            if not self._over.is_set():
+            if not self._tune_done.is_set():
                 self._fail(error)
         except BaseException as error:
             self._fail(error)
 
-    # --- around it -----------------------------------------------------------------------------------------------
+    # --- events and errors -------------------------------------------------------------------------------------------
 
-    def _line(self, event: Event) -> None:
+    def _on_event(self, event: Event) -> None:
         if isinstance(event, CircuitBroken):
             self._halt()
         self.callbacks.on_event(event, self.state.active.get(getattr(event, "trial", "")))
@@ -306,13 +340,13 @@ class Driver:
 
     def _verify(self) -> None:
         """Promise 1, read back from the study itself: whatever is COMPLETE there completed here."""
-        from optuna.trial import TrialState
+        from optuna.trial import TrialState as OptunaState
 
         for entry in self.state.study.trials():
             trial = self.state.asks.get(entry.number)
             if entry.number in self.state.warm:
                 continue
-            if entry.state == TrialState.COMPLETE and self.state.outcomes[str(trial)].outcome != "completed":
+            if entry.state == OptunaState.COMPLETE and self.state.outcomes[str(trial)].outcome != "completed":
                 raise RuntimeError(f"trial {trial} is COMPLETE in the study, but it did not complete")
 
 

@@ -157,6 +157,11 @@ class SweepState:
             self._record(event)
 
     @property
+    def has_paused(self) -> bool:
+        """Whether a trial is paused."""
+        return any(trial.state is TrialState.PAUSED for trial in self.active.values())
+
+    @property
     def satisfied(self) -> bool:
         """There are as many healthy trials as the budget asks for."""
         return self.spec.budget.healthy is not None and self.counts["completed"] >= self.spec.budget.healthy

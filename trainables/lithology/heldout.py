@@ -17,7 +17,7 @@ from buttress.trainables.lithology.clustering import adjusted_rand
 from buttress.trainables.lithology.config import Config
 from buttress.trainables.lithology.data import Dataset
 from buttress.trainables.lithology.model import Vae
-from buttress.training.losses import gaussian_kl, sample
+from buttress.training.losses import gaussian_kl, reparameterize
 from buttress.training.randomness import keyed_normal
 from buttress.training.world import World
 
@@ -64,7 +64,7 @@ class HeldOut:
             rows = slice(first, first + _AT_A_TIME)
             x = self.x[rows]
             mu, logvar = model.encode(x)
-            squared = (model.decode(sample(mu, logvar, self.noise[rows])) - x).square()
+            squared = (model.decode(reparameterize(mu, logvar, self.noise[rows])) - x).square()
             squared_mu = (model.decode(mu) - x).square()
             error += squared.sum(0, dtype=torch.float64)
             error_mu += squared_mu.sum(0, dtype=torch.float64)

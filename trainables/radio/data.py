@@ -21,7 +21,7 @@ import numpy as np
 from buttress.errors import BadInput
 from buttress.trainables.radio import synthetic
 from buttress.trainables.radio.config import Config, Data
-from buttress.training.cache import made_up
+from buttress.training.cache import synthetic_folder
 
 Cache = Callable[[Any, Callable[[], Mapping[str, np.ndarray]]], dict[str, np.ndarray]]
 
@@ -185,7 +185,7 @@ def folder_of(data: Data) -> Path:
     if data.kind == "files":
         return Path(str(data.root)).expanduser()
     name = f"synthetic-{data.size}-{data.seed}-v{_VERSION}"
-    return made_up("radio", name, lambda folder: synthetic.write(folder, data.size, data.seed))
+    return synthetic_folder("radio", name, lambda folder: synthetic.write(folder, data.size, data.seed))
 
 
 def _state(folder: Path) -> str:

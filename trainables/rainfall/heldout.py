@@ -22,7 +22,7 @@ from buttress.trainables.rainfall.data import Dataset
 from buttress.trainables.rainfall.model import Condition, RainVae
 from buttress.trainables.rainfall.rain import Rain
 from buttress.trainables.rainfall.sampler import share_of
-from buttress.training.losses import gaussian_kl, sample
+from buttress.training.losses import gaussian_kl, reparameterize
 from buttress.training.randomness import keyed_normal
 from buttress.training.world import World
 
@@ -89,7 +89,7 @@ class HeldOut:
             return
         truth = self._fallen(y, floor=0.0)
         noise = keyed_normal(self.config.buttress.eval_seed, days, model.latent_dim, _POSTERIOR, self.dtype).to(device)
-        seen = self._fallen(model.decode(sample(code.mu, code.logvar, noise), condition))
+        seen = self._fallen(model.decode(reparameterize(code.mu, code.logvar, noise), condition))
         drawn = torch.stack([self._fallen(field) for field in self.prior(model, condition, days)], dim=1)
         sums.add(truth, seen, drawn, gaussian_kl(code.mu, code.logvar).sum(dtype=torch.float64))
 

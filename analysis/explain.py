@@ -14,7 +14,7 @@ from buttress.analysis.advice import place_sentence
 from buttress.analysis.selection import best, best_of, pareto
 from buttress.analysis.table import budget_of, epochs_run, epochs_saved, searched
 from buttress.journal import Condemned, Journal, Rung, TrialRecord
-from buttress.rules.schema import Evidence
+from buttress.rules import Evidence
 from buttress.wording import duration, listing, number, percent, plural, sparkline, times
 
 CURVES = ("kl_total", "active_kl", "active_var_1e2", "ablation/relative", "train/loss")
@@ -101,7 +101,7 @@ def evidence_sentence(entry: Mapping[str, Any]) -> str:
 def telling(evidence: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
     """The observation to show where there is room for one: the first that held. (What a margin is computed from comes
     first, but need not be one of the signs that condemned the trial.)"""
-    return next((entry for entry in evidence if Evidence.from_dict(entry).held), evidence[0])
+    return next((entry for entry in evidence if Evidence.from_dict(entry).holds), evidence[0])
 
 
 def margin_sentence(record: TrialRecord) -> str | None:
@@ -120,7 +120,7 @@ def margin_sentence(record: TrialRecord) -> str | None:
         return text
     graded = done.evidence[0]  # the verdict puts the one that the margin was computed from first
     what = _transformed(graded)
-    if not Evidence.from_dict(graded).held:
+    if not Evidence.from_dict(graded).holds:
         return f"margin {margin:+.2f}: just beyond, because the rule held; {what} by itself had not come so far"
     size = "larger" if graded.get("comparison") == "above" else "smaller"
     return f"{text}: {what} was {times(10**margin)} {size} than {number(graded.get('threshold'))}"
@@ -196,7 +196,7 @@ def _condemned(journal: Journal, verdict: Condemned) -> list[str]:
 def _sentences(evidence: Sequence[Mapping[str, Any]]) -> list[str]:
     """Every observation in words; the first says so where it was only what the margin is computed from."""
     told = [evidence_sentence(entry) for entry in evidence]
-    if evidence and not Evidence.from_dict(evidence[0]).held:
+    if evidence and not Evidence.from_dict(evidence[0]).holds:
         told[0] += " (only the margin is computed from it)"
     return told
 

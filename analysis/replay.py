@@ -64,7 +64,7 @@ def replay(curve: Curve, rules: RuleSet) -> Replayed:
         if verdict.final:
             killed = index
             break
-    verdict = judged.watch.verdict
+    verdict = judged.engine.verdict
     spent = 1.0 if killed is None else curve.spent(killed)
     final = killed is not None
     truth = curve.truth

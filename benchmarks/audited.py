@@ -27,7 +27,7 @@ from buttress.analysis.intervals import Share
 from buttress.analysis.replay import TOP, replay
 from buttress.errors import BadInput
 from buttress.execution.setup import family_rules
-from buttress.rules.schema import RuleSet
+from buttress.rules import RuleSet
 from buttress.search.halving import goes_on
 from buttress.sweep.evaluation import Judged
 

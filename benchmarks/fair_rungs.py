@@ -39,8 +39,9 @@ from buttress import journal  # noqa: E402
 from buttress.analysis.curves import Curve, Curves  # noqa: E402
 from buttress.analysis.intervals import Share  # noqa: E402
 from buttress.execution.setup import resolve_rules  # noqa: E402
-from buttress.rules.schema import RuleSet  # noqa: E402
+from buttress.rules import RuleSet  # noqa: E402
 from buttress.search.halving import Decision, Rungs  # noqa: E402
+from buttress.spec import trial_config  # noqa: E402
 from buttress.spec.spec import SweepSpec  # noqa: E402
 from buttress.sweep.evaluation import Judged  # noqa: E402
 from buttress.training import registry  # noqa: E402
@@ -211,8 +212,9 @@ class StandIns:
     def draws(self, rng: random.Random) -> list[Mapping[str, Any]]:
         found: list[Mapping[str, Any]] = []
         while len(found) < TRIALS:
-            params = self._space.sample(rng, self._config)
-            if self._space.violated(self._space.config(params, self._config)) is None:
+            params = trial_config.sample(self._space, rng, self._config)
+            config = trial_config.build(self._space, params, self._config)
+            if trial_config.violated_requirement(self._space, config) is None:
                 found.append(params)
         self._known = {id(params): self._surrogate.curve(params) for params in found}
         return found

@@ -28,6 +28,7 @@ from benchmarks.collapsebench.judge import HERE, curves_of, families, once  # no
 from benchmarks.surrogate import spearman  # noqa: E402
 from buttress.analysis.curves import Curves  # noqa: E402
 from buttress.analysis.intervals import Share  # noqa: E402
+from buttress.spec import trial_config  # noqa: E402
 from buttress.training.cache import cached  # noqa: E402
 
 #: Numbers of forecasts, and the metric that shows what became of them.
@@ -42,7 +43,9 @@ def judged(family: Family, curves: Curves) -> dict[str, Any]:
         if curve.truth is None or curve.truth.is_ not in ("collapsed", "healthy"):
             continue
         about, dead = curve.about, curve.truth.is_ == "collapsed"
-        config = spec.config(about["params"], trainable.Config, seed=about["seed"], schedule=trainable.schedule)
+        config = trial_config.build(
+            spec, about["params"], trainable.Config, seed=about["seed"], schedule=trainable.schedule
+        )
         forecast = trainable.forecast(config, cached)
         if forecast.collapses is not None:
             ended.append((forecast.collapses, dead))

@@ -15,18 +15,18 @@ from typing import Any
 
 from buttress import journal
 from buttress.journal.records import Journal, TrialRecord
-from buttress.rules.schema import RuleSet
+from buttress.rules import RuleEngine, RuleSet
 
 
 def onset(rules: RuleSet, record: TrialRecord) -> Any:
     """The report at which the rule that killed began to hold for good; None if it never does on the reports."""
-    watch, began = rules.watch(budget_epochs=record.budget_epochs), None
+    engine, began = RuleEngine(rules, budget_epochs=record.budget_epochs), None
     for one in record.reports:
-        judge = watch.close if one.closing else watch.update
+        judge = engine.close if one.closing else engine.update
         age = {"full_beta_epochs": one.full_beta_epochs, "full_beta_steps": one.full_beta_steps, "phase": one.phase}
         judge(one.metrics, epoch=one.epoch, step=one.step, **age, nonfinite=one.nonfinite)
         rule = record.outcome.rule if record.outcome else None
-        began = (began or one) if rule in watch.holding or watch.verdict.final else None
+        began = (began or one) if rule in engine.holding or engine.verdict.final else None
     return began
 
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import yaml
 
-from buttress.rules.schema import RuleSet
+from buttress.rules import RuleEngine, RuleSet
 from buttress.trainables.lithology.config import Config
 from buttress.trainables.lithology.train import Lithology
 from buttress.training.registry import rules_file
@@ -56,9 +56,9 @@ def judged(reports: list[Reported], epochs: int) -> str:
     """`step 400, 0.62 decades` of the kill, or `-`."""
     path = rules_file("lithology")
     assert path is not None
-    watch = RuleSet.load(path).watch(budget_epochs=epochs)
+    engine = RuleEngine(RuleSet.load(path), budget_epochs=epochs)
     for one in reports:
-        judge = watch.close if one.closing else watch.update
+        judge = engine.close if one.closing else engine.update
         verdict = judge(
             one.metrics,
             epoch=one.epoch,
@@ -69,7 +69,7 @@ def judged(reports: list[Reported], epochs: int) -> str:
         )
         if verdict.final:
             return f"{verdict.rule} at step {one.step} (epoch {one.epoch}), {verdict.margin:.2f}"
-    return "-" if not watch.warnings else "warned: " + ", ".join(sorted({warned.rule for warned in watch.warnings}))
+    return "-" if not engine.warnings else "warned: " + ", ".join(sorted({warning.rule for warning in engine.warnings}))
 
 
 def row(beta: float, reports: list[Reported], epochs: int) -> dict[str, Any]:

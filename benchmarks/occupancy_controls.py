@@ -17,7 +17,7 @@ from pathlib import Path
 
 import yaml
 
-from buttress.rules.schema import RuleSet
+from buttress.rules import RuleEngine, RuleSet
 from buttress.spec.config_paths import nested
 from buttress.spec.spec import SweepSpec
 from buttress.trainables.occupancy.config import RECIPES, Config
@@ -55,14 +55,14 @@ def judged(reports: list[Reported], epochs: int, rules: str) -> str:
     """`full at step 175, +0.24` of the kill, or the warnings, or `lives`."""
     path = rules_file(rules)
     assert path is not None
-    watch = RuleSet.load(path).watch(budget_epochs=epochs)
+    engine = RuleEngine(RuleSet.load(path), budget_epochs=epochs)
     for one in reports:
-        judge = watch.close if one.closing else watch.update
+        judge = engine.close if one.closing else engine.update
         age = {"full_beta_epochs": one.full_beta_epochs, "full_beta_steps": one.full_beta_steps}
         verdict = judge(one.metrics, epoch=one.epoch, step=one.step, **age, nonfinite=one.nonfinite)
         if verdict.final:
             return f"{verdict.kind} at step {one.step}, {verdict.margin:+.2f}"
-    warned = sorted({warned.rule for warned in watch.warnings})
+    warned = sorted({warning.rule for warning in engine.warnings})
     return "lives" + (f"; warned: {', '.join(warned)}" if warned else "")
 
 

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from buttress.rules.schema import RuleSet
+from buttress.rules import RuleEngine, RuleSet
 from buttress.spec.spec import SweepSpec
 from buttress.trainables.rainfall.config import Config
 from buttress.trainables.rainfall.train import Rainfall, RainfallTask
@@ -89,10 +89,10 @@ def measure(config: Config, steps: int, threads: int = 1) -> dict[str, Any]:
         parameters = dict(task.model.named_parameters())
     path = rules_file("rainfall")
     assert path is not None
-    watch = RuleSet.load(path).watch(budget_epochs=config.train.epochs)
+    engine = RuleEngine(RuleSet.load(path), budget_epochs=config.train.epochs)
     last = next(one for one in sink.reports if one.epoch == 1)  # the epoch's own; what comes after it does not count
     for one in sink.reports[: sink.reports.index(last) + 1]:
-        verdict = watch.update(one.metrics, epoch=one.epoch, step=one.step, full_beta_epochs=one.full_beta_epochs,
+        verdict = engine.update(one.metrics, epoch=one.epoch, step=one.step, full_beta_epochs=one.full_beta_epochs,
                                full_beta_steps=one.full_beta_steps, nonfinite=one.nonfinite)  # fmt: skip
     spans = [later - earlier for earlier, later in pairwise(times[1 : steps + 1])]
     return {

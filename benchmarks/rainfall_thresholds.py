@@ -18,7 +18,7 @@ from typing import Any
 
 import yaml
 
-from buttress.rules.schema import RuleSet
+from buttress.rules import RuleEngine, RuleSet
 from buttress.trainables.rainfall.config import Config
 from buttress.trainables.rainfall.train import Rainfall
 from buttress.training.registry import rules_file
@@ -74,9 +74,9 @@ def judged(reports: list[Reported], epochs: int) -> dict[str, Any]:
     """What the family's rules say: `kind`, `margin`, `epoch` and `age` (past full beta) of the kill; warnings."""
     path = rules_file("rainfall")
     assert path is not None
-    watch = RuleSet.load(path).watch(budget_epochs=epochs)
+    engine = RuleEngine(RuleSet.load(path), budget_epochs=epochs)
     for one in reports:
-        judge = watch.close if one.closing else watch.update
+        judge = engine.close if one.closing else engine.update
         verdict = judge(
             one.metrics,
             epoch=one.epoch,
@@ -87,7 +87,7 @@ def judged(reports: list[Reported], epochs: int) -> dict[str, Any]:
         )
         if verdict.final:
             break
-    found: dict[str, Any] = {"kind": None, "warnings": sorted({warned.rule for warned in watch.warnings})}
+    found: dict[str, Any] = {"kind": None, "warnings": sorted({warning.rule for warning in engine.warnings})}
     if verdict.final:
         found |= {"kind": verdict.kind, "margin": verdict.margin, "epoch": one.epoch, "age": one.full_beta_epochs}
         found |= {"share": one.epoch / epochs, "message": verdict.message}

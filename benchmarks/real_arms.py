@@ -27,7 +27,8 @@ from benchmarks.watched import name_of
 from buttress.execution.driver import Driver, start
 from buttress.execution.ray_session import NAMESPACE, prepare_environment
 from buttress.execution.setup import new_id
-from buttress.rules.schema import RuleSet
+from buttress.rules import RuleSet
+from buttress.spec import trial_config
 from buttress.spec.spec import SweepSpec
 from buttress.sweep.state import Line, LiveTrial, SweepState
 from buttress.training import registry
@@ -131,7 +132,7 @@ class StockDriver(Driver):
 def stock_driver(spec: SweepSpec, out: Path, value: Value, direction: str) -> StockDriver:
     sweep = new_id(spec.name)
     driver = StockDriver(spec, out / sweep, sweep=sweep, rules=RuleSet(rules={}))
-    config = spec.config({}, driver.trainable.Config)
+    config = trial_config.build(spec, {}, driver.trainable.Config)
     epochs = driver.trainable.schedule(config).epochs
     driver.tuner = StockTune(spec, driver.trainable.Config, value, direction, epochs, seed=spec.seed)
     return driver

@@ -25,6 +25,7 @@ from typing import Any
 
 from benchmarks.collapsebench.family import Family, load
 from buttress import journal
+from buttress.spec import trial_config
 from buttress.spec.spec import SweepSpec
 from buttress.training.trainable import Reported
 
@@ -50,7 +51,7 @@ def run(
     from buttress.training import registry
 
     trainable = registry.load(spec.trainable)
-    epochs = trainable.schedule(spec.config({}, trainable.Config)).epochs
+    epochs = trainable.schedule(trial_config.build(spec, {}, trainable.Config)).epochs
     (folder / REPORTS).mkdir(parents=True)
     common: dict[str, Any] = {"metric": "value", "mode": direction}
     given = {"spec": spec.to_dict(), "family": family, "watch": watch, "here": str(Path.cwd())}
@@ -95,7 +96,7 @@ class Space:
         from buttress.search.optuna_study import distribution
 
         params: dict[str, Any] = {}
-        for path, parameter in self.spec.parameters(params, self.Config):
+        for path, parameter in trial_config.active_parameters(self.spec, params, self.Config):
             params[path] = suggest(trial, path, distribution(parameter))
         self.drawn += 1
         return {"number": self.drawn - 1, "params": json.dumps(params)}
@@ -133,9 +134,9 @@ def config_of(given: Mapping[str, Any], drawn: Mapping[str, Any]) -> tuple[Any, 
 
     spec = SweepSpec.from_dict(given["spec"])
     trainable = registry.load(spec.trainable)
-    config = spec.config(json.loads(drawn["params"]), trainable.Config, seed=spec.seed_of(drawn["number"]))
-    if (violated := spec.violated(config)) is not None:
-        raise spec.wrong("does not hold for this draw", key="require", value=violated)
+    config = trial_config.build(spec, json.loads(drawn["params"]), trainable.Config, seed=spec.seed_of(drawn["number"]))
+    if (violated := trial_config.violated_requirement(spec, config)) is not None:
+        raise spec.error("does not hold for this draw", key="require", value=violated)
     return trainable, config
 
 

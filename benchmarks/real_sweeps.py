@@ -39,6 +39,7 @@ from benchmarks.real_figures import Run, compare  # noqa: E402
 from benchmarks.real_target import target_of  # noqa: E402
 from buttress.errors import BadInput  # noqa: E402
 from buttress.execution.setup import commit  # noqa: E402
+from buttress.spec import trial_config  # noqa: E402
 
 NAMES = tuple(sorted(path.stem for path in FAMILIES.glob("[a-z]*.py")))
 GRACE_S = 600.0  # beyond its clock, for a Ray to start and stop and for the trials that a sweep of ours lets end
@@ -125,7 +126,7 @@ def part_data(family: str, work: str) -> None:
         def send(self, reported: Any) -> None: ...
 
     spec, trainable = space(family), registry.load(family)
-    config = spec.config(spec.sample(random.Random(0), trainable.Config), trainable.Config)
+    config = trial_config.build(spec, trial_config.sample(spec, random.Random(0), trainable.Config), trainable.Config)
     with tempfile.TemporaryDirectory() as folder:
         train(config, trainable, Path(folder), sink=Once(), workers=1, device="cpu")
 

@@ -14,6 +14,7 @@ import numpy as np
 from benchmarks.collapsebench.judge import HERE, curves_of, families, once
 from benchmarks.real_figures import Run, figures
 from buttress.analysis.curves import Curve, Curves
+from buttress.spec import trial_config
 from buttress.spec.parameters import Parameter
 from buttress.spec.spec import SweepSpec
 from buttress.training import registry
@@ -54,7 +55,7 @@ def could_draw(spec: SweepSpec, Config: Any, params: Mapping[str, Any]) -> bool:
     given = {path: value for path, value in params.items() if path in spec.search}
     if any(not _within(spec.search[path], value) for path, value in given.items()):
         return False
-    config = spec.config(given, Config)
+    config = trial_config.build(spec, given, Config)
     others = {path: value for path, value in params.items() if path not in spec.search}
     return all(reduce(getattr, path.split("."), config) == value for path, value in others.items())
 

@@ -41,7 +41,8 @@ from buttress.analysis.intervals import Share  # noqa: E402
 from buttress.errors import BadInput  # noqa: E402
 from buttress.search.optuna_study import STARTUP, Study, Told  # noqa: E402
 from buttress.search.separation import Fate, Region, regions  # noqa: E402
-from buttress.spec.spec import Breaker, SweepSpec  # noqa: E402
+from buttress.spec.sections import Breaker  # noqa: E402
+from buttress.spec.spec import SweepSpec  # noqa: E402
 
 TRIALS = 100  # at most, as in the toy
 

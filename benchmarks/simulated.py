@@ -31,7 +31,7 @@ from benchmarks.surrogate import SURROGATES, Once, Surrogate, bench_space
 from buttress.analysis.curves import Curves
 from buttress.callbacks.base import Callback
 from buttress.execution.setup import commit, resolve_rules, versions
-from buttress.rules.schema import RuleSet
+from buttress.rules import RuleSet
 from buttress.search.optuna_study import Study, Told
 from buttress.spec.spec import SweepSpec
 from buttress.training import registry

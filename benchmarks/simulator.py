@@ -23,12 +23,11 @@ from buttress import journal
 from buttress.analysis.curves import Curve
 from buttress.callbacks.base import Callback
 from buttress.execution.finish import TRIPPED, Finish
-from buttress.execution.setup import check, header, new_id, resolve_rules
-from buttress.rules.schema import RuleSet
+from buttress.execution.setup import header, load, new_id, resolve_rules
+from buttress.rules import RuleSet
 from buttress.search.warm_start import gathered
 from buttress.spec.spec import SweepSpec
 from buttress.sweep.state import Line, SweepState
-from buttress.training import registry
 from buttress.training.trainable import Reported
 
 #: From the end of a trial to the start of the next in a warm slot, in seconds (benchmarks/slots.py measures it).
@@ -187,14 +186,13 @@ class Simulator:
         callbacks: tuple[Callback, ...] = (),
         see: Callable[[Event], object] = lambda event: None,
     ) -> None:
-        self.spec, self.surrogate, self.folder, self.slots = spec, surrogate, folder, slots
+        self.surrogate, self.folder, self.slots = surrogate, folder, slots
         self.sweep = sweep or new_id(spec.name)
-        self.trainable = registry.load(spec.trainable)
-        check(spec, self.trainable)
-        self.rules = rules or resolve_rules(spec)
+        self.spec, self.trainable = load(spec)
+        self.rules = rules or resolve_rules(self.spec)
         self.callbacks, self._see = callbacks, see
         self._writer: journal.JournalWriter | None = None
-        self.state = SweepState(spec, self.trainable, self.rules, self._write, self._line)
+        self.state = SweepState(self.spec, self.trainable, self.rules, self._write, self._line)
 
     def run(self) -> Finish:
         if self.folder is None:

@@ -20,7 +20,9 @@ import optuna
 from benchmarks.simulator import Drawn
 from buttress.compat.optuna import suggest
 from buttress.search.optuna_study import distribution
-from buttress.spec.spec import Parameter, SweepSpec
+from buttress.spec import trial_config
+from buttress.spec.parameters import Parameter
+from buttress.spec.spec import SweepSpec
 from buttress.training.trainable import Reported
 
 Value = Callable[[Mapping[str, float | None]], float | None]
@@ -47,7 +49,7 @@ class Stock(ABC):
             trial = f"{self._count:04d}"
             self._count += 1
             params = self.suggest(trial)
-            if self.spec.violated(self.spec.config(params, self.Config)) is None:
+            if trial_config.violated_requirement(self.spec, trial_config.build(self.spec, params, self.Config)) is None:
                 return Drawn(trial, params)
             self.refuse(trial)
 
@@ -79,7 +81,7 @@ class Stock(ABC):
 
     def parameters(self, suggest: Callable[[str, Parameter], Any]) -> dict[str, Any]:
         params: dict[str, Any] = {}
-        for path, parameter in self.spec.parameters(params, self.Config):
+        for path, parameter in trial_config.active_parameters(self.spec, params, self.Config):
             params[path] = suggest(path, parameter)
         return params
 
@@ -189,4 +191,4 @@ class RandomSearch(Stock):
         self._rng = random.Random(seed)
 
     def suggest(self, trial: str) -> dict[str, Any]:
-        return self.spec.sample(self._rng, self.Config)
+        return trial_config.sample(self.spec, self._rng, self.Config)

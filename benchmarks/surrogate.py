@@ -20,7 +20,8 @@ import numpy as np
 
 from buttress.analysis.curves import Curve, Curves
 from buttress.errors import BadInput
-from buttress.spec.spec import Parameter, SweepSpec
+from buttress.spec.parameters import Parameter
+from buttress.spec.spec import SweepSpec
 
 TREES = 200
 FOLDS = 10

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from buttress.execution.local_training import Collapsed
     from buttress.execution.plan import Plan
     from buttress.monitors import AblationMonitor, LatentMonitor
-    from buttress.rules.schema import RuleSet
+    from buttress.rules import RuleSet
     from buttress.spec.spec import SweepSpec
     from buttress.training.checkpoints import load_checkpoint
     from buttress.training.trainable import Buttress, Metric, Report, Schedule, Section, Trainable, TrialStopped

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from buttress.callbacks.base import Callback
     from buttress.execution.driver import Driver
     from buttress.execution.plan import Plan
-    from buttress.rules.schema import RuleSet
+    from buttress.rules import RuleSet
     from buttress.spec.spec import SweepSpec
 
 __all__ = [
@@ -400,7 +400,7 @@ def _not_importable(name: str) -> BadInput:
 def resolve_rules(rules: RulesSource) -> RuleSet:
     """The rules that a family, a file, a mapping or a `RuleSet` stands for."""
     from buttress.execution.setup import rules_of
-    from buttress.rules.schema import RuleSet
+    from buttress.rules import RuleSet
 
     if isinstance(rules, RuleSet):
         return rules

@@ -211,7 +211,7 @@ def spec_page() -> str:
 
 def rules_page() -> str:
     """The grammar of rules files, the transforms, and the rules that ship."""
-    from buttress.rules.schema import RuleSet
+    from buttress.rules import RuleSet
     from buttress.rules.transforms import TRANSFORMS
     from buttress.training import registry
 

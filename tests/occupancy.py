@@ -7,7 +7,7 @@ from typing import Any
 
 from kept import Kept
 
-from buttress.rules.schema import RuleSet
+from buttress.rules import RuleEngine, RuleSet
 from buttress.trainables.occupancy.config import Config
 from buttress.trainables.occupancy.train import Occupancy
 from buttress.training.local_run import train as launch
@@ -29,16 +29,16 @@ class Judge(Kept):
         super().__init__("val/iou")
         path = rules_file("occupancy/threshold")
         assert path is not None
-        self.watch = RuleSet.load(path).watch(budget_epochs=epochs)
+        self.engine = RuleEngine(RuleSet.load(path), budget_epochs=epochs)
 
     def send(self, reported: Reported) -> None:
         super().send(reported)
-        found = judged(self.watch, reported)
+        found = judged(self.engine, reported)
         self.stop = found.final
 
 
-def judged(watch: Any, one: Reported) -> Any:
-    judge = watch.close if one.closing else watch.update
+def judged(engine: Any, one: Reported) -> Any:
+    judge = engine.close if one.closing else engine.update
     age = {"full_beta_epochs": one.full_beta_epochs, "full_beta_steps": one.full_beta_steps}
     return judge(one.metrics, epoch=one.epoch, step=one.step, **age, nonfinite=one.nonfinite)
 

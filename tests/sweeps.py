@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from buttress.journal import plain
-from buttress.rules.schema import RuleSet
+from buttress.rules import RuleSet
+from buttress.spec import validation
 from buttress.spec.spec import SweepSpec
 from buttress.sweep.state import Line, SweepState
 from buttress.training.trainable import Buttress, Metric, Reported, Schedule, Section
@@ -74,7 +75,7 @@ def spec(checked: bool = True, **changes: Any) -> SweepSpec:
     }
     made = SweepSpec.from_dict({**tree, **changes})
     if checked:
-        made.check(Config=ToyConfig, metrics=Toy.metrics)
+        return validation.check(made, Toy())
     return made
 
 

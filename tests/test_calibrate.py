@@ -17,7 +17,7 @@ from buttress.analysis.curves import Curve, Truth
 from buttress.analysis.replay import replay, score
 from buttress.cli.main import app
 from buttress.errors import BadInput
-from buttress.rules.schema import RuleSet
+from buttress.rules import RuleSet
 
 REPORTS, GAP = 40, 50
 

@@ -163,30 +163,56 @@ CLUSTER_FILE: dict[str, Any] = {
 }
 
 
-def test_ray_up_knows_providers_and_prepares_and_validates_cluster_files() -> None:
-    from buttress.compat.ray import node_providers, prepare_cluster_config, validate_cluster_config
+def test_ray_up_has_a_schema_and_knows_providers() -> None:
+    from buttress.compat.ray import launcher_schema, node_providers
 
-    assert {"local", "aws", "gcp"} <= node_providers(), "Ray's table of providers has changed (cluster check)"
-    prepared = prepare_cluster_config(dict(CLUSTER_FILE))
-    assert prepared["available_node_types"], "Ray no longer fills in the node types of a cluster file (cluster check)"
-    validate_cluster_config(prepared)
-    with pytest.raises(Exception, match="max_workers"):
-        validate_cluster_config({**prepared, "max_workers": "many"})
+    for name in ("cluster_name", "provider", "available_node_types", "file_mounts"):
+        assert name in launcher_schema()["properties"], f"ray-schema.json no longer has {name} (cluster check)"
+    assert {"local", "aws", "gcp"} <= {*node_providers()}, "Ray's table of providers has changed (cluster check)"
 
 
-def test_ray_derives_the_autoscalers_configuration_from_a_raycluster() -> None:
-    from buttress.compat.ray import autoscaling_config_of
+def test_ray_up_prepares_and_validates_cluster_files() -> None:
+    from buttress.compat.ray import prepared_cluster_file
+
+    (node,) = prepared_cluster_file(CLUSTER_FILE)["available_node_types"].values()
+    assert node["max_workers"] == 1, "Ray no longer fills in the node types of a cluster file (cluster check)"
+    for broken, words in (
+        ({"idle_timeout_minutes": "many"}, "many"),
+        ({"provider": {"type": "local"}}, "head_ip"),
+        ({"provider": {"type": "clouds"}}, "clouds"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            prepared_cluster_file({**CLUSTER_FILE, **broken})
+
+
+def test_ray_start_has_a_parser_and_options() -> None:
+    from buttress.compat.ray import parse_start, start_options
+
+    assert {"head", "address", "num-cpus", "object-store-memory", "autoscaling-config"} <= start_options()
+    assert parse_start(["--head", "--num-cpus=0"]) == {"head": True, "num_cpus": "0"}
+    with pytest.raises(ValueError, match="--dashboard-host"):
+        parse_start(["--dashbord-host=127.0.0.1"])
+
+
+def test_ray_reads_a_raycluster_as_its_autoscaler_does() -> None:
+    from buttress.compat.ray import check_kuberay_manifest
 
     limits = {"cpu": "2", "memory": "4Gi"}
     container = {"name": "ray", "image": "rayproject/ray:2.60.0", "resources": {"limits": limits}}
-    group = {"rayStartParams": {}, "template": {"spec": {"containers": [container]}}}
+    group: dict[str, Any] = {"rayStartParams": {}, "template": {"spec": {"containers": [container]}}}
     workers = {**group, "groupName": "cpu", "replicas": 0, "minReplicas": 0, "maxReplicas": 3}
-    manifest = {
-        "metadata": {"name": "small", "namespace": "default"},
-        "spec": {"headGroupSpec": group, "workerGroupSpecs": [workers]},
-    }
-    derived = autoscaling_config_of(manifest)
-    assert derived["available_node_types"]["cpu"]["max_workers"] == 3
+    manifest = {"metadata": {"name": "small"}, "spec": {"headGroupSpec": group, "workerGroupSpecs": [workers]}}
+    check_kuberay_manifest(manifest)
+    workers["rayStartParams"] = {"num-gpus": "two"}
+    with pytest.raises(ValueError, match="two"):
+        check_kuberay_manifest(manifest)
+
+
+def test_botocore_lists_what_launches_an_instance() -> None:
+    from buttress.compat.botocore import ec2_launch_parameters
+
+    pytest.importorskip("botocore")
+    assert {"InstanceType", "ImageId", "InstanceMarketOptions"} <= ec2_launch_parameters()
 
 
 # --- Optuna ---------------------------------------------------------------------------------------------------------

@@ -125,5 +125,67 @@ def test_documents_speak_of_packages_not_of_rooms() -> None:
     assert not [(name(path), hit.group()) for path in told for hit in words.finditer(path.read_text())]
 
 
+# The tutorial's trainer
+
+TUTORIAL = ROOT / "docs" / "tutorial" / "own_trainer.md"
+TEMPLATES = ROOT / "buttress" / "cli" / "templates"
+
+
+def changes() -> list[tuple[str, str]]:
+    """The tutorial's changes to the trainer that `buttress init own` writes: pairs of before and after."""
+    marked = [block for block in blocks(TUTORIAL, "python") if block.startswith(("# before\n", "# after\n"))]
+    texts = [block.partition("\n")[2] for block in marked]
+    return list(zip(texts[::2], texts[1::2], strict=True))
+
+
+def test_the_tutorial_shows_what_init_writes() -> None:
+    trainer, spec = (TEMPLATES / "my_vae.py").read_text(), (TEMPLATES / "my_vae.yaml").read_text()
+    shown = [block for block in blocks(TUTORIAL, "python") if not block.startswith(("# before", "# after"))]
+    assert len(shown) >= 4 and all(block in trainer for block in shown)
+    assert blocks(TUTORIAL, "yaml") == [spec]
+    assert len(changes()) == 4 and all(trainer.count(before) == 1 for before, _ in changes())
+
+
+def test_the_tutorials_trainer_warms_up_reports_and_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from buttress.training import registry
+    from buttress.training.reporting import Reporter
+    from buttress.training.world import World
+
+    text = (TEMPLATES / "my_vae.py").read_text()
+    for before, after in changes():
+        text = text.replace(before, after)
+    (tmp_path / "tutorials_vae.py").write_text(text)
+    monkeypatch.chdir(tmp_path)
+
+    class Sink:
+        stop = False
+
+        def __init__(self) -> None:
+            self.got: list[Any] = []
+
+        def send(self, reported: Any) -> None:
+            self.got.append(reported)
+
+    trainable: Any = registry.load("tutorials_vae:MyVAE")
+
+    def train(epochs: int, folder: str, resume: Path | None = None) -> list[Any]:
+        config = trainable.Config(epochs=epochs, buttress={"report_every": 16})
+        world, sink = World.single(tmp_path / folder, seed=3), Sink()
+        (tmp_path / folder).mkdir()
+        with Reporter(world, trainable.schedule(config), sink) as report:
+            trainable.train(config, world, report, resume)
+        return sink.got
+
+    first = train(2, "first")
+    assert [(one.epoch, one.step) for one in first] == [(0, 16), (1, 32), (1, 48), (2, 64)]
+    assert "val/elbo" not in first[0].metrics and first[1].metrics["latent/kl_total"] > 0
+    went_on = train(6, "second", tmp_path / "first" / first[-1].checkpoint)
+    assert (went_on[0].epoch, went_on[-1].epoch) == (2, 6)
+    assert went_on[-1].full_beta_epochs == 2  # beta was final after the fourth
+    assert went_on[-1].metrics["val/elbo"] < first[-1].metrics["val/elbo"]
+
+
 def test_the_json_examples_of_documents_are_json() -> None:
     assert all(json.loads(block) is not None for path in DOCUMENTS for block in blocks(path, "json"))

@@ -15,7 +15,8 @@ from sklearn.metrics import adjusted_rand_score, balanced_accuracy_score, r2_sco
 from sklearn.mixture import GaussianMixture
 
 from buttress.errors import BadInput
-from buttress.rules.schema import RuleSet
+from buttress.rules import RuleEngine, RuleSet
+from buttress.spec import validation
 from buttress.spec.spec import SweepSpec
 from buttress.trainables.lithology.clustering import adjusted_rand
 from buttress.trainables.lithology.config import Config
@@ -312,9 +313,9 @@ def test_plateau_of_the_hybrid_recipe_watches_the_training_loss(tmp_path: Path) 
 def verdict(kept: Kept, epochs: int) -> Any:
     path = rules_file("lithology")
     assert path is not None
-    watch = RuleSet.load(path).watch(budget_epochs=epochs)
+    engine = RuleEngine(RuleSet.load(path), budget_epochs=epochs)
     for one in kept.reports:
-        judge = watch.close if one.closing else watch.update
+        judge = engine.close if one.closing else engine.update
         age = {"full_beta_epochs": one.full_beta_epochs, "full_beta_steps": one.full_beta_steps}
         found = judge(one.metrics, epoch=one.epoch, step=one.step, **age, nonfinite=one.nonfinite)
         if found.final:
@@ -399,13 +400,13 @@ def test_real_curves_are_judged_as_what_they_were(name: str, shared: Path) -> No
     curve = pd.read_csv(shared / f"replay/lithology/histories/{name}.csv")
     path = rules_file("lithology")
     assert path is not None
-    watch = RuleSet.load(path).watch(budget_epochs=100)
+    engine = RuleEngine(RuleSet.load(path), budget_epochs=100)
     for epoch, line in enumerate(curve.to_dict("records"), start=1):
         age = {"full_beta_epochs": epoch, "full_beta_steps": 100 * epoch}
-        found = watch.update(line, epoch=epoch, step=100 * epoch, **age)
+        found = engine.update(line, epoch=epoch, step=100 * epoch, **age)
     assert found.state == REAL[name]
     if "contrastive" in name:  # KL 7.9 -> 0.8, reconstruction back up to 5.6 of 6: not dead, but worth a word
-        assert "poor_reconstruction" in {warned.rule for warned in found.warnings}
+        assert "poor_reconstruction" in {warning.rule for warning in found.warnings}
 
 
 # ---- the search space
@@ -415,7 +416,7 @@ def test_real_curves_are_judged_as_what_they_were(name: str, shared: Path) -> No
 def test_the_search_space_fits_the_family(profile: str | None, root: Path) -> None:
     spec = SweepSpec.load(root / "search_spaces/lithology.yaml", profile=profile)
     family = load("lithology")
-    spec.check(Config=family.Config, metrics=family.metrics, conditional=False, epochs_path="train.epochs")
+    validation.check(spec, family)
     assert spec.objectives[0].metric == "val/ari" and spec.search["loss.beta"].high == 30
 
 
@@ -423,4 +424,4 @@ def test_the_elbo_at_beta_1_cannot_compare_trials_with_different_betas(root: Pat
     for metric in ("val/elbo_1", "val/kl", "train/loss"):
         spec = SweepSpec.load(root / "search_spaces/lithology.yaml", overrides=[f"objectives=[{metric}]"])
         with pytest.raises(BadInput, match=r"changes its scale with .*loss\.beta"):
-            spec.check(Config=Config, metrics=Lithology.metrics, conditional=False, epochs_path="train.epochs")
+            validation.check(spec, Lithology())

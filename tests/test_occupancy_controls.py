@@ -14,7 +14,7 @@ import pytest
 from occupancy import GRID, QUICK, Judge, train
 
 from buttress.errors import BadInput
-from buttress.rules.schema import RuleSet
+from buttress.rules import RuleEngine, RuleSet
 from buttress.trainables.occupancy.config import Config
 from buttress.training.registry import rules_file
 
@@ -56,7 +56,7 @@ def judged(recipe: str, folder: Path, *, until: int = 1, **groups: dict[str, Any
 @pytest.mark.parametrize("seed", [42, 7])
 def test_a_positive_weight_of_a_tenth_is_killed_as_empty_within_the_first_epoch(seed: int, tmp_path: Path) -> None:
     judge = judged("bce_tenth", tmp_path, buttress={"seed": seed})
-    verdict = judge.watch.verdict
+    verdict = judge.engine.verdict
     assert (verdict.state, verdict.kind) == ("collapsed", "empty") and verdict.margin > 0.3
     assert judge.reports[-1].epoch == 0 and judge.reports[-1].step <= 225
 
@@ -66,7 +66,7 @@ def test_a_positive_weight_of_a_tenth_is_killed_as_empty_within_the_first_epoch(
 @pytest.mark.parametrize("recipe", ["lovasz", "head"])
 def test_lovasz_alone_and_the_recall_2_weights_are_killed_as_full(recipe: str, seed: int, tmp_path: Path) -> None:
     judge = judged(recipe, tmp_path, buttress={"seed": seed})
-    verdict = judge.watch.verdict
+    verdict = judge.engine.verdict
     assert (verdict.state, verdict.kind) == ("collapsed", "full") and verdict.margin > 0
     assert judge.reports[-1].step <= EPOCH
 
@@ -76,7 +76,7 @@ def test_lovasz_alone_and_the_recall_2_weights_are_killed_as_full(recipe: str, s
 def test_focal_99_and_dice_live_and_predict(seed: int, tmp_path: Path) -> None:
     judge = judged("focal99_dice", tmp_path, until=2, buttress={"seed": seed})
     last = judge.epochs[-1].metrics
-    assert judge.watch.verdict.state == "healthy" and not judge.watch.warnings
+    assert judge.engine.verdict.state == "healthy" and not judge.engine.warnings
     assert 1 < last["occ/fill"] < 20 and last["occ/sep"] > 2.5
     assert last["val/average_precision"] > 3 * last["occ/rate"]
 
@@ -87,7 +87,7 @@ def test_with_a_mean_weight_of_10_it_looks_empty_at_first_and_lives(tmp_path: Pa
     by_step = {one.step: one.metrics for one in judge.reports}
     assert min(by_step[step]["occ/fill"] for step in (75, 100, 125)) < 1 < by_step[225]["occ/fill"]
     assert by_step[50]["occ/recall"] < 0.1 and by_step[50]["occ/sep"] < 1  # an early test would have killed it
-    assert judge.watch.verdict.state == "healthy" and judge.epochs[-1].epoch == 2
+    assert judge.engine.verdict.state == "healthy" and judge.epochs[-1].epoch == 2
 
 
 @pytest.mark.control
@@ -96,7 +96,7 @@ def test_dice_and_mean_without_a_log_term_bloom_late_and_live(tmp_path: Path) ->
     by_step = {one.step: one.metrics for one in judge.reports}
     assert max(by_step[step]["occ/recall"] for step in (75, 100, 125)) < 0.02  # nothing until about step 150
     assert by_step[225]["occ/recall"] > 0.05 and judge.epochs[-1].metrics["occ/fill"] > 1
-    assert judge.watch.verdict.state == "healthy" and judge.epochs[-1].epoch == 2
+    assert judge.engine.verdict.state == "healthy" and judge.epochs[-1].epoch == 2
 
 
 @pytest.mark.control
@@ -108,8 +108,8 @@ def test_a_solved_static_plane_is_no_collapse(tmp_path: Path) -> None:
     by_step = {one.step: one.metrics for one in judge.reports}
     occupancy = {step: m["train/bce"] + m["train/dice"] for step, m in by_step.items() if "train/bce" in m}
     assert occupancy[225] < 0.05 * occupancy[25]
-    assert judge.watch.verdict.state == "healthy"
-    assert "static_target" in {warned.rule for warned in judge.watch.warnings}
+    assert judge.engine.verdict.state == "healthy"
+    assert "static_target" in {warning.rule for warning in judge.engine.warnings}
 
 
 @pytest.mark.control
@@ -117,7 +117,7 @@ def test_all_zero_futures_are_skipped_and_counted_in_the_quick_set(tmp_path: Pat
     seed = next(seed for seed in range(40) if _leaving_is_in_training(seed))
     judge = judged("focal99_dice", tmp_path, data={"split_seed": seed})
     assert {one.metrics["train/skipped_windows"] for one in judge.reports} == {9.0}
-    assert judge.watch.verdict.state == "healthy"
+    assert judge.engine.verdict.state == "healthy"
 
 
 def _leaving_is_in_training(seed: int) -> bool:
@@ -184,31 +184,31 @@ def watched(
 ) -> tuple[Any, int]:
     path = rules_file(rules)
     assert path is not None
-    watch = RuleSet.load(path).watch(budget_epochs=5)
+    engine = RuleEngine(RuleSet.load(path), budget_epochs=5)
     step = 0
     for place, (one, other) in enumerate(zip(fill, sep, strict=True), start=1):
         step = 25 * place
         age = {"full_beta_epochs": 0, "full_beta_steps": max(0, step - warmup)}
         metrics = {"occ/fill": one, "occ/sep": other, "train/loss": 1.0, "train/nonfinite": 0.0}
-        if watch.update(metrics, epoch=0, step=step, **age).final:
+        if engine.update(metrics, epoch=0, step=step, **age).final:
             break
-    return watch, step
+    return engine, step
 
 
 @pytest.mark.parametrize("name", READINGS)
 def test_readings_are_judged_as_what_they_were(name: str) -> None:
-    watch, step = watched(*READINGS[name])
+    engine, step = watched(*READINGS[name])
     if name in DEAD:
-        assert (watch.verdict.kind, step) == DEAD[name] and watch.verdict.margin > 0
+        assert (engine.verdict.kind, step) == DEAD[name] and engine.verdict.margin > 0
     else:
-        assert watch.verdict.state == "healthy" and watch.verdict.margin < 0
-    assert {warned.rule for warned in watch.warnings} == ({"uncalibrated_empty"} if "lr 3e-3" in name else set())
+        assert engine.verdict.state == "healthy" and engine.verdict.margin < 0
+    assert {warning.rule for warning in engine.warnings} == ({"uncalibrated_empty"} if "lr 3e-3" in name else set())
 
 
 @pytest.mark.parametrize("name", READINGS)
 def test_where_only_ranking_counts_nobody_is_judged_within_the_first_epoch(name: str) -> None:
-    watch, _ = watched(*READINGS[name], rules="occupancy")
-    assert watch.verdict.state != "collapsed"
+    engine, _ = watched(*READINGS[name], rules="occupancy")
+    assert engine.verdict.state != "collapsed"
 
 
 def test_a_slow_network_that_ranks_in_the_end_lives() -> None:
@@ -218,26 +218,26 @@ def test_a_slow_network_that_ranks_in_the_end_lives() -> None:
     sep = (0.888, 0.866, 0.851, 0.851, 0.871, 0.872, 0.887, 1.242, 1.736, 1.946)
     path = rules_file("occupancy")
     assert path is not None
-    watch = RuleSet.load(path).watch(budget_epochs=5)
+    engine = RuleEngine(RuleSet.load(path), budget_epochs=5)
     for step, one, other in zip(steps, fill, sep, strict=True):
         age = {"full_beta_epochs": (step - WARMUP) // EPOCH, "full_beta_steps": step - WARMUP}
-        watch.update({"occ/fill": one, "occ/sep": other}, epoch=step // EPOCH, step=step, **age)
-        assert watch.verdict.state == "healthy"
+        engine.update({"occ/fill": one, "occ/sep": other}, epoch=step // EPOCH, step=step, **age)
+        assert engine.verdict.state == "healthy"
 
 
 @pytest.mark.parametrize("name", DEAD)
 def test_nobody_is_judged_before_100_steps_at_the_full_learning_rate(name: str) -> None:
     fill, sep = READINGS[name]
     assert watched(fill, sep, warmup=25)[0].verdict.final
-    watch, _ = watched(fill[:4], sep[:4], warmup=0)
-    assert watch.verdict.state != "collapsed"
+    engine, _ = watched(fill[:4], sep[:4], warmup=0)
+    assert engine.verdict.state != "collapsed"
     assert not watched(fill, sep, warmup=200)[0].verdict.final  # a longer warm-up moves every verdict
 
 
 def test_no_signal_needs_200_steps_and_spares_what_begins_to_rise() -> None:
     flat = [10.0] * 14, [1.0] * 14
-    watch, step = watched(*flat)
-    assert (watch.verdict.kind, step) == ("no_signal", 275)
+    engine, step = watched(*flat)
+    assert (engine.verdict.kind, step) == ("no_signal", 275)
     rising = [10.0] * 14, [0.9 + 0.03 * i for i in range(14)]
     assert watched(*rising)[0].verdict.state == "healthy"
 
@@ -247,11 +247,11 @@ def test_a_dense_set_cannot_fill_24_times_and_is_judged_by_the_share_of_voxels()
     path = rules_file("occupancy/threshold")
     assert path is not None
     for predicted, kind in ((0.95, "full"), (0.6, None)):
-        watch = RuleSet.load(path).watch(budget_epochs=5)
+        engine = RuleEngine(RuleSet.load(path), budget_epochs=5)
         for step in range(25, 300, 25):
             metrics = {"occ/fill": predicted / 0.05, "occ/sep": 1.3, "occ/predicted": predicted}
-            watch.update(metrics, epoch=0, step=step, full_beta_epochs=0, full_beta_steps=step)
-        assert watch.verdict.kind == kind
+            engine.update(metrics, epoch=0, step=step, full_beta_epochs=0, full_beta_steps=step)
+        assert engine.verdict.kind == kind
 
 
 def test_without_an_occupied_voxel_in_the_window_no_rule_speaks() -> None:
@@ -264,10 +264,10 @@ def test_curves_that_hold_one_metric_alone_are_not_called_empty(alone: dict[str,
     """A network that fills nothing may be uncalibrated, and one with a sep of 1.3 may fill what it likes."""
     path = rules_file("occupancy/threshold")
     assert path is not None
-    watch = RuleSet.load(path).watch(budget_epochs=5)
+    engine = RuleEngine(RuleSet.load(path), budget_epochs=5)
     for step in range(25, 500, 25):
-        watch.update(alone, epoch=0, step=step, full_beta_epochs=0, full_beta_steps=step)
-    assert watch.verdict.state == "healthy" and not watch.warnings
+        engine.update(alone, epoch=0, step=step, full_beta_epochs=0, full_beta_steps=step)
+    assert engine.verdict.state == "healthy" and not engine.warnings
 
 
 def test_a_falling_loss_is_no_evidence() -> None:
@@ -284,14 +284,14 @@ def ranked(fill: float, sep: float, precision: float, growth: float = 1.0) -> st
     precision in an epoch, at an occupied share of 1 %."""
     path = rules_file("occupancy")
     assert path is not None
-    watch = RuleSet.load(path).watch(budget_epochs=5)
+    engine = RuleEngine(RuleSet.load(path), budget_epochs=5)
     for number, step in enumerate(range(25, 1800, 25), 1):
         metrics = {"occ/fill": fill, "occ/sep": sep, "occ/rate": 0.01}
         if number % 8 == 0:
             metrics["val/average_precision"] = precision
             precision *= growth
         age = step // 200
-        verdict = watch.update(metrics, epoch=age, step=step, full_beta_epochs=age, full_beta_steps=step)
+        verdict = engine.update(metrics, epoch=age, step=step, full_beta_epochs=age, full_beta_steps=step)
         if verdict.final:
             return str(verdict.rule)
     return verdict.state

@@ -14,6 +14,7 @@ from occupancy import SMALL_GRID, config_of, train
 from scipy.spatial.transform import Rotation
 
 from buttress.errors import BadInput
+from buttress.spec import validation
 from buttress.spec.spec import SweepSpec
 from buttress.trainables.occupancy import data as windows
 from buttress.trainables.occupancy import synthetic
@@ -235,7 +236,7 @@ def test_bf16_networks_have_finite_float32_losses(tmp_path: Path) -> None:
 def test_the_search_space_fits_the_family(profile: str | None, root: Path) -> None:
     spec = SweepSpec.load(root / "search_spaces/occupancy.yaml", profile=profile)
     family = load("occupancy")
-    spec.check(Config=family.Config, metrics=family.metrics, conditional=False, epochs_path="train.epochs")
+    validation.check(spec, family)
     assert spec.objectives[0].metric == "val/average_precision"
     weights = {"dice_weight", "mean_weight", "recall_weight", "lovasz_weight", "pos_weight"}
     searched = {"focal_alpha", "focal_gamma"} | weights
@@ -253,7 +254,7 @@ def test_the_search_space_fits_the_family(profile: str | None, root: Path) -> No
 def test_a_loss_cannot_be_the_objective(loss: str, root: Path) -> None:
     spec = SweepSpec.load(root / "search_spaces/occupancy.yaml", overrides=[f"objectives=[{{metric: {loss}}}]"])
     with pytest.raises(BadInput, match="no such metric"):
-        spec.check(Config=Config, metrics=Occupancy.metrics, conditional=False, epochs_path="train.epochs")
+        validation.check(spec, Occupancy())
 
 
 # ---- full size, as the machine allows

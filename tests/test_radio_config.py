@@ -12,6 +12,7 @@ from buttress.errors import BadInput
 from buttress.execution.plan import typical
 from buttress.execution.setup import resolve_rules
 from buttress.search.building import build
+from buttress.spec import validation
 from buttress.spec.spec import SweepSpec
 from buttress.trainables.radio.config import Config
 from buttress.training.registry import load
@@ -103,8 +104,7 @@ def test_configs_that_cannot_be_are_refused_in_one_sentence(groups: dict[str, An
 @pytest.mark.parametrize("profile", [None, "full", "quick", "bench"])
 def test_the_search_space_fits_the_family(profile: str | None, root: Path) -> None:
     spec, family = SweepSpec.load(root / "search_spaces/radio.yaml", profile=profile), load("radio")
-    spec.check(Config=family.Config, metrics=family.metrics, conditional=family.conditional,
-               epochs_path=family.epochs_path, schedule=family.schedule)  # fmt: skip
+    validation.check(spec, family)
     assert [one.metric for one in spec.objectives] == ["val/l1"]
     configs, refused = typical(spec, family)
     assert refused < 0.05 and all(config.adversarial for config in configs)
@@ -116,7 +116,7 @@ def test_no_objective_moves_with_a_searched_weight(root: Path) -> None:
     for metric in ("train/loss", "train/recon", "train/kl", "train/disc_loss"):
         spec = SweepSpec.load(root / "search_spaces/radio.yaml", overrides=[f"objectives=[{metric}]"])
         with pytest.raises(BadInput, match="changes its scale"):
-            spec.check(Config=Config, metrics=family.metrics, epochs_path=family.epochs_path)
+            validation.check(spec, family)
 
 
 def test_a_budget_in_epochs_sets_the_steps(root: Path) -> None:

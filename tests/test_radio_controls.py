@@ -10,6 +10,8 @@ import pytest
 from kept import Kept
 
 from buttress.execution.setup import resolve_rules
+from buttress.rules import RuleEngine
+from buttress.spec import trial_config
 from buttress.spec.spec import SweepSpec
 from buttress.trainables.radio.config import Config
 from buttress.trainables.radio.train import Radio
@@ -39,26 +41,26 @@ def run(folder: Path, steps: int | None = None, report_every: int | None = None,
     fixed = [f"config.trainer.train_num_steps={steps}"] if steps else []
     fixed += [f"config.buttress.report_every={report_every}"] if report_every else []
     spec = SweepSpec.load(root, profile="quick", overrides=fixed)
-    config = spec.config({**MIDDLE, **params}, Config, seed=5)
+    config = trial_config.build(spec, {**MIDDLE, **params}, Config, seed=5)
     kept = Kept("val/l1")
     launch(config, Radio(), folder, sink=kept)
     return kept.reports
 
 
 def judged(reports: list[Reported], *, shipped: bool = False) -> Any:
-    """The watch of the quick profile's rules over the reports, or of `rules.yaml` as it is."""
+    """The engine with the quick profile's rules, or with `rules.yaml` as it is, after the reports."""
     root = Path(__file__).parents[1] / "search_spaces/radio.yaml"
     rules = resolve_rules(SweepSpec.load(root, profile="quick"))
     if shipped:
         path = rules_file("radio")
         assert path is not None
         rules = type(rules).load(path)
-    watch = rules.watch(budget_epochs=reports[-1].epoch)
+    engine = RuleEngine(rules, budget_epochs=reports[-1].epoch)
     for one in reports:
-        take = watch.close if one.closing else watch.update
+        take = engine.close if one.closing else engine.update
         take(one.metrics, epoch=one.epoch, step=one.step, full_beta_epochs=one.full_beta_epochs,
              full_beta_steps=one.full_beta_steps, phase=one.phase, nonfinite=one.nonfinite)  # fmt: skip
-    return watch
+    return engine
 
 
 def test_kl_weight_10_kills_the_latent_map_and_is_killed(tmp_path: Path) -> None:
@@ -77,15 +79,15 @@ def test_the_shipped_rules_kill_it_too_after_their_longer_grace(tmp_path: Path) 
 def test_a_healthy_quick_trial_lives_with_its_discriminator(tmp_path: Path) -> None:
     reports = run(tmp_path)
     for shipped in (False, True):
-        watch = judged(reports, shipped=shipped)
-        assert watch.verdict.state == "healthy" and watch.verdict.margin < -0.2
-        assert not watch.warnings
+        engine = judged(reports, shipped=shipped)
+        assert engine.verdict.state == "healthy" and engine.verdict.margin < -0.2
+        assert not engine.warnings
     last = reports[-1].metrics
     assert last["latent/kl_per_dim"] > 0.5 and last["ablation/relative"] > 0.5
     assert 0.05 < last["train/disc_loss"] < 1.2 and reports[-1].phase == 1
 
 
 def test_a_frozen_discriminator_is_warned_of(tmp_path: Path) -> None:
-    watch = judged(run(tmp_path, steps=240, **{START: 100, "buttress.disc_lr_factor": 0.0}))
-    assert [one.rule for one in watch.warnings] == ["discriminator not training"]
-    assert watch.verdict.state == "healthy"
+    engine = judged(run(tmp_path, steps=240, **{START: 100, "buttress.disc_lr_factor": 0.0}))
+    assert [one.rule for one in engine.warnings] == ["discriminator not training"]
+    assert engine.verdict.state == "healthy"

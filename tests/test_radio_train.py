@@ -12,7 +12,7 @@ from kept import Kept
 from PIL import Image
 
 from buttress.errors import BadInput
-from buttress.rules.schema import RuleSet
+from buttress.rules import RuleEngine, RuleSet
 from buttress.trainables.radio.config import Config
 from buttress.trainables.radio.heldout import MapMonitor
 from buttress.trainables.radio.loss import Batch
@@ -51,11 +51,11 @@ def train(config: Config, folder: Path, **more: Any) -> Kept:
 def judged(reports: list[Reported]) -> Any:
     path = rules_file("radio")
     assert path is not None
-    watch = RuleSet.load(path).watch(budget_epochs=reports[-1].epoch)
+    engine = RuleEngine(RuleSet.load(path), budget_epochs=reports[-1].epoch)
     for one in reports:
-        watch.update(one.metrics, epoch=one.epoch, step=one.step, full_beta_epochs=one.full_beta_epochs,
+        engine.update(one.metrics, epoch=one.epoch, step=one.step, full_beta_epochs=one.full_beta_epochs,
                      full_beta_steps=one.full_beta_steps, phase=one.phase, nonfinite=one.nonfinite)  # fmt: skip
-    return watch
+    return engine
 
 
 @pytest.fixture(scope="module")
@@ -250,8 +250,8 @@ def test_a_discriminator_that_nobody_trains_is_noticed(tmp_path: Path) -> None:
     kept = train(config, tmp_path)
     assert not any("train/disc_loss" in one.metrics for one in kept.reports)
     assert kept.last["train/disc_factor"] == 1.0 and "train/g_loss" in kept.last
-    watch = judged(kept.reports)
-    assert [one.rule for one in watch.warnings] == ["discriminator not training"] and watch.verdict.state == "healthy"
+    engine = judged(kept.reports)
+    assert [one.rule for one in engine.warnings] == ["discriminator not training"] and engine.verdict.state == "healthy"
 
 
 class Poisoned(RadioTask):

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from buttress.rules.schema import RuleSet
+from buttress.rules import RuleEngine, RuleSet
 from buttress.training.registry import rules_file
 
 #: A healthy epoch of the quick model (beta 0.1): measured.
@@ -23,14 +23,14 @@ def judged(*epochs: dict[str, float], full_from: int = 4) -> Any:
     """The last verdict over the epochs, 40 steps each; beta is full after `full_from` of them."""
     path = rules_file("rainfall")
     assert path is not None
-    watch = RuleSet.load(path).watch(budget_epochs=30)
+    engine = RuleEngine(RuleSet.load(path), budget_epochs=30)
     for epoch, figures in enumerate(epochs, start=1):
         age = max(0, epoch - full_from)
-        verdict = watch.update(HEALTHY | figures, epoch=epoch, step=40 * epoch, full_beta_epochs=age,
+        verdict = engine.update(HEALTHY | figures, epoch=epoch, step=40 * epoch, full_beta_epochs=age,
                                full_beta_steps=40 * age)  # fmt: skip
         if verdict.final:
-            return verdict, epoch, {warned.rule for warned in watch.warnings}
-    return verdict, None, {warned.rule for warned in watch.warnings}
+            return verdict, epoch, {warning.rule for warning in engine.warnings}
+    return verdict, None, {warning.rule for warning in engine.warnings}
 
 
 def steady(epochs: int = 12, **figures: float) -> list[dict[str, float]]:
@@ -88,10 +88,10 @@ def test_the_originals_dead_runs_die_of_what_they_died_of(kind: str, figures: di
 def test_what_was_never_reported_is_no_evidence_against_a_healthy_trial(known: dict[str, float]) -> None:
     path = rules_file("rainfall")
     assert path is not None
-    watch = RuleSet.load(path).watch(budget_epochs=30)
+    engine = RuleEngine(RuleSet.load(path), budget_epochs=30)
     for epoch in range(1, 21):
         age = max(0, epoch - 4)
-        verdict = watch.update(known, epoch=epoch, step=40 * epoch, full_beta_epochs=age, full_beta_steps=40 * age)
+        verdict = engine.update(known, epoch=epoch, step=40 * epoch, full_beta_epochs=age, full_beta_steps=40 * age)
     assert verdict.state == "healthy", verdict.message
 
 
@@ -160,10 +160,11 @@ def test_a_code_of_nothing_does_not_wait_for_the_ends_of_epochs(kls: tuple[float
     """Reports inside the first epoch at full beta, which hold neither ablation nor prior draws."""
     path = rules_file("rainfall")
     assert path is not None
-    watch = RuleSet.load(path).watch(budget_epochs=30)
+    engine = RuleEngine(RuleSet.load(path), budget_epochs=30)
     at = None
     for number, kl in enumerate(kls, 1):
         inside = {"latent/kl_total": kl, "latent/active_kl": 0.0, "latent/dims": 16.0, "train/loss": 0.9}
-        verdict = watch.update(inside, epoch=0, step=100 + 20 * number, full_beta_epochs=0, full_beta_steps=20 * number)
+        age = {"full_beta_epochs": 0, "full_beta_steps": 20 * number}
+        verdict = engine.update(inside, epoch=0, step=100 + 20 * number, **age)
         at = number if verdict.final and at is None else at
     assert at == killed and (killed is None or verdict.rule == "flat_code")

@@ -13,6 +13,7 @@ from kept import Kept
 from pydantic import ValidationError
 
 from buttress.errors import BadInput
+from buttress.spec import validation
 from buttress.spec.spec import SweepSpec
 from buttress.trainables.rainfall.config import RECIPES, Config
 from buttress.trainables.rainfall.train import Rainfall, RainfallTask
@@ -67,14 +68,13 @@ def test_no_objective_sees_the_target_or_moves_with_a_weight(root: Path) -> None
     for metric in ("posterior/mae_tail", "posterior/combined", "val/kl", "train/loss"):
         spec = SweepSpec.load(root / "search_spaces/rainfall.yaml", overrides=[f"objectives=[{metric}]"])
         with pytest.raises(BadInput, match=r"sees the target|changes its scale"):
-            spec.check(Config=Config, metrics=Rainfall.metrics, conditional=True, epochs_path="train.epochs")
+            validation.check(spec, Rainfall())
 
 
 @pytest.mark.parametrize("profile", [None, "full", "quick"])
 def test_the_search_space_fits_the_family(profile: str | None, root: Path) -> None:
     spec, family = SweepSpec.load(root / "search_spaces/rainfall.yaml", profile=profile), load("rainfall")
-    spec.check(Config=family.Config, metrics=family.metrics, conditional=family.conditional,
-               epochs_path=family.epochs_path, schedule=family.schedule)  # fmt: skip
+    validation.check(spec, family)
     assert {"loss.lambda_ext", "loss.beta_kl", "loss.warmup_epochs", "loss.lambda_mass", "loss.scale", "loss.w_max",
             "loss.tail_boost", "train.lr", "train.min_heavy_fraction", "model.d_z"} <= set(spec.search)  # fmt: skip
 
@@ -177,8 +177,7 @@ def test_a_sweep_whose_warm_up_is_longer_than_its_runs_is_refused(root: Path) ->
     spec = SweepSpec.load(root / "search_spaces/rainfall.yaml", profile="quick", overrides=overrides)
     family = load("rainfall")
     with pytest.raises(BadInput, match=r"loss.warmup_epochs \(1[6-9]\) leaves none of train.epochs \(16\)"):
-        spec.check(Config=family.Config, metrics=family.metrics, conditional=True, epochs_path="train.epochs",
-                   schedule=family.schedule)  # fmt: skip
+        validation.check(spec, family)
 
 
 def test_early_stopping_never_counts_the_warm_up(tmp_path: Path) -> None:

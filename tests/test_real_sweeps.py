@@ -34,7 +34,7 @@ from buttress import journal
 from buttress.analysis.curves import Curves, read
 from buttress.errors import BadInput
 from buttress.journal import plain
-from buttress.rules.schema import RuleSet
+from buttress.rules import RuleSet
 from buttress.sweep.state import Line
 from buttress.training.registry import load as load_trainable
 from buttress.training.trainable import Reported

@@ -17,7 +17,7 @@ from buttress.analysis.intervals import Share
 from buttress.analysis.replay import Replayed, replay, result, score
 from buttress.errors import BadInput
 from buttress.execution.setup import rules_of
-from buttress.rules.schema import RuleSet
+from buttress.rules import RuleSet
 
 Row = dict[str, Any]
 

@@ -9,11 +9,11 @@ import statistics
 from typing import Any
 
 import pytest
-from watching import DEFAULT, KL, A, B, C, Row, one_rule, play, report, states
+from rule_streams import DEFAULT, KL, A, B, C, Row, one_rule, play, report, states
 
-from buttress.rules import schema as rules_module
+from buttress.rules import Evidence, RuleEngine, RuleSet
+from buttress.rules import engine as engine_module
 from buttress.rules import verdict as verdict_module
-from buttress.rules.schema import Evidence, RuleSet
 
 # --- transforms ----------------------------------------------------------------------------------------------------
 
@@ -33,10 +33,10 @@ def test_a_transform_sees_what_hand_arithmetic_sees(transform: str) -> None:
     sign = {"metric": "kl", "transform": transform, "above": -1e9, **options}
     rules = one_rule(sign, action="warn", patience=1)
     for index, value in expected.items():
-        watch = rules.override({"low": {"min_step": 100 * index}}).watch()
+        engine = RuleEngine(rules.override({"low": {"min_step": 100 * index}}))
         for place, each in enumerate(SERIES, 1):
-            report(watch, {"kl": each}, place)
-        (warning,) = watch.warnings
+            report(engine, {"kl": each}, place)
+        (warning,) = engine.warnings
         assert warning.step == 100 * index
         assert warning.evidence[0].values == pytest.approx((value,), rel=1e-12)
 
@@ -69,8 +69,8 @@ def test_absent_holds_after_its_window_and_is_forgotten_by_one_value() -> None:
 
 def test_absent_counts_within_the_phase_only() -> None:
     rules = one_rule({"metric": "d", "transform": "absent", "window": 2}, action="warn", phase=1)
-    watch = rules.watch()
-    raised = [bool(report(watch, {}, index, phase=int(index > 5)).warnings) for index in range(1, 9)]
+    engine = RuleEngine(rules)
+    raised = [bool(report(engine, {}, index, phase=int(index > 5)).warnings) for index in range(1, 9)]
     assert raised == [False] * 6 + [True] * 2
 
 
@@ -88,9 +88,9 @@ def test_nonfinite_is_one_thing_however_it_is_written(bad: float | None) -> None
     rules = one_rule({"metric": "loss", "transform": "nonfinite"}, kind="diverged", patience=2)
     rows: list[Row] = [{"loss": 1.0}, {"loss": bad}, {"loss": bad}]
     assert [verdict.state for verdict in play(rules, rows)] == ["healthy", "suspect", "diverged"]
-    watch = rules.watch()
+    engine = RuleEngine(rules)
     for index in (1, 2):
-        verdict = report(watch, {"loss": 1.0}, index, nonfinite=("loss",))
+        verdict = report(engine, {"loss": 1.0}, index, nonfinite=("loss",))
     assert verdict.state == "diverged"
     assert verdict.evidence[0].sentence() == "loss was not finite at epochs 1, 2 (steps 100, 200)"
 
@@ -128,29 +128,29 @@ def test_a_relative_threshold_follows_the_other_metric() -> None:
 
 def test_grace_is_epochs_and_steps_at_full_beta() -> None:
     rules = one_rule(KL, grace={"epochs": 2, "steps": 300})
-    watch = rules.watch()
+    engine = RuleEngine(rules)
 
     def at(full_epochs: int, full_steps: int) -> str:
         age = {"epoch": 50, "step": 9000, "full_beta_epochs": full_epochs, "full_beta_steps": full_steps}
-        return watch.update({"kl": 0.01}, **age).state
+        return engine.update({"kl": 0.01}, **age).state
 
     assert [at(0, 0), at(1, 500), at(2, 299)] == ["healthy"] * 3
     assert at(2, 300) == "collapsed"
 
 
 def test_without_grace_a_rule_still_waits_for_full_beta() -> None:
-    watch = one_rule(KL).watch()
-    assert report(watch, {"kl": 0.01}, 1, full_beta_epochs=0, full_beta_steps=0).state == "healthy"
-    assert report(watch, {"kl": 0.01}, 1, full_beta_epochs=0, full_beta_steps=1).state == "collapsed"
+    engine = RuleEngine(one_rule(KL))
+    assert report(engine, {"kl": 0.01}, 1, full_beta_epochs=0, full_beta_steps=0).state == "healthy"
+    assert report(engine, {"kl": 0.01}, 1, full_beta_epochs=0, full_beta_steps=1).state == "collapsed"
 
 
 def test_grace_before_full_beta_counts_from_the_start() -> None:
     rules = one_rule(KL, grace={"before_full_beta": True, "epochs": 1, "steps": 200})
-    watch = rules.watch()
+    engine = RuleEngine(rules)
     warm_up = {"full_beta_epochs": 0, "full_beta_steps": 0}
-    assert report(watch, {"kl": 0.01}, 1, **warm_up).state == "healthy"
-    assert report(watch, {"kl": 0.01}, 2, epoch=0, **warm_up).state == "healthy"
-    assert report(watch, {"kl": 0.01}, 2, **warm_up).state == "collapsed"
+    assert report(engine, {"kl": 0.01}, 1, **warm_up).state == "healthy"
+    assert report(engine, {"kl": 0.01}, 2, epoch=0, **warm_up).state == "healthy"
+    assert report(engine, {"kl": 0.01}, 2, **warm_up).state == "collapsed"
 
 
 def test_min_step_silences_a_rule_until_then() -> None:
@@ -159,13 +159,13 @@ def test_min_step_silences_a_rule_until_then() -> None:
 
 def test_a_recoverer_within_grace_lives_and_is_known_to_look_collapsed() -> None:
     rules = one_rule(KL, grace={"epochs": 7}, patience=3)
-    watch = rules.watch()
+    engine = RuleEngine(rules)
     for index in range(1, 7):
-        verdict = report(watch, {"kl": 0.01}, index)
-        assert (verdict.state, watch.suspects, watch.holding) == ("healthy", (), ("low",))
+        verdict = report(engine, {"kl": 0.01}, index)
+        assert (verdict.state, engine.suspects, engine.holding) == ("healthy", (), ("low",))
     for index in range(7, 12):
-        verdict = report(watch, {"kl": 3.0}, index)
-        assert (verdict.state, watch.holding) == ("healthy", ())
+        verdict = report(engine, {"kl": 3.0}, index)
+        assert (verdict.state, engine.holding) == ("healthy", ())
     assert verdict.margin == pytest.approx(-1.0)
 
 
@@ -210,23 +210,23 @@ def test_a_sign_may_have_a_hysteresis_of_its_own() -> None:
 
 
 def test_a_rule_speaks_in_its_phase_only() -> None:
-    watch = one_rule(KL, phase=1, patience=2).watch()
-    found = [report(watch, {"kl": 0.1}, index + 1, phase=phase).state for index, phase in enumerate((0, 0, 1, 2, 1, 1))]
+    engine = RuleEngine(one_rule(KL, phase=1, patience=2))
+    found = [report(engine, {"kl": 0.1}, index, phase=phase).state for index, phase in enumerate((0, 0, 1, 2, 1, 1), 1)]
     assert found == ["healthy", "healthy", "suspect", "healthy", "suspect", "collapsed"]
 
 
 def test_a_rule_for_epoch_ends_is_not_moved_by_reports_inside_an_epoch() -> None:
     rules = one_rule(KL, reports="epoch_ends", patience=2)
-    watch = rules.watch()
+    engine = RuleEngine(rules)
     stream = [(1, 0.1), (1, 5.0), (1, 5.0), (2, 0.1)]  # inside an epoch the training batches look healthy
-    found = [report(watch, {"kl": kl}, index, epoch=epoch).state for index, (epoch, kl) in enumerate(stream, 1)]
+    found = [report(engine, {"kl": kl}, index, epoch=epoch).state for index, (epoch, kl) in enumerate(stream, 1)]
     assert found == ["suspect", "suspect", "suspect", "collapsed"]
     assert states(one_rule(KL, patience=2), [kl for _, kl in stream]) == "shhs"
     falling = {"metric": "kl", "transform": "slope", "window": 2, "below": 0.0}
     rules = one_rule(falling, reports="epoch_ends", action="warn")  # sees 3, 2; inside the epoch there was a 1
-    watch = rules.watch()
+    engine = RuleEngine(rules)
     for index, (epoch, kl) in enumerate(((1, 3.0), (1, 1.0), (2, 2.0)), 1):
-        verdict = report(watch, {"kl": kl}, index, epoch=epoch)
+        verdict = report(engine, {"kl": kl}, index, epoch=epoch)
     assert verdict.warnings[0].evidence[0].values == (-1.0,)
 
 
@@ -309,11 +309,11 @@ def test_a_healthy_margin_is_that_of_the_nearest_kill_rule_and_negative() -> Non
             }
         }
     )
-    watch = rules.watch()
-    assert math.isnan(watch.margin()) and watch.verdict.to_dict()["margin"] is None
+    engine = RuleEngine(rules)
+    assert math.isnan(engine.margin) and engine.verdict.to_dict()["margin"] is None
     for index, fill in enumerate((20.0, 4.0, 4.0, 0.4), 1):
-        report(watch, {"fill": fill}, index)
-    assert watch.margin() == pytest.approx(-1.0)  # median of the last three, from `full`
+        report(engine, {"fill": fill}, index)
+    assert engine.margin == pytest.approx(-1.0)  # median of the last three, from `full`
 
 
 def test_a_healthy_margin_stays_negative_where_only_the_graded_metric_is_low() -> None:
@@ -366,10 +366,10 @@ def test_divergence_goes_before_collapse() -> None:
     ],
 )
 def test_the_closing_check_waives_patience_for_suspects(before: list[float], closing: Row, state: str) -> None:
-    watch = one_rule(KL, patience=5).watch()
+    engine = RuleEngine(one_rule(KL, patience=5))
     for index, kl in enumerate(before, 1):
-        report(watch, {"kl": kl}, index)
-    verdict = report(watch, closing, len(before), close=True)
+        report(engine, {"kl": kl}, index)
+    verdict = report(engine, closing, len(before), close=True)
     assert verdict.state == state
     if state == "collapsed":
         assert verdict.margin == pytest.approx(1.5)
@@ -377,19 +377,19 @@ def test_the_closing_check_waives_patience_for_suspects(before: list[float], clo
 
 
 def test_the_closing_check_counts_the_last_streak_only() -> None:
-    watch = one_rule(KL, patience=5).watch()
+    engine = RuleEngine(one_rule(KL, patience=5))
     for index, kl in enumerate((0.03, 0.03, 3.0, 0.003), 1):
-        report(watch, {"kl": kl}, index)
-    verdict = report(watch, {"kl": 0.0003}, 4, close=True)
+        report(engine, {"kl": kl}, index)
+    verdict = report(engine, {"kl": 0.0003}, 4, close=True)
     assert verdict.evidence[0].values == (0.003, 0.0003) and verdict.margin == pytest.approx(2.5)
 
 
 def test_nothing_changes_after_the_verdict() -> None:
-    watch = one_rule(KL).watch()
-    verdict = report(watch, {"kl": 0.01}, 1)
-    assert report(watch, {"kl": 9.0}, 2) is verdict
-    assert report(watch, {"kl": 9.0}, 3, close=True) is verdict
-    assert watch.margin() == verdict.margin and watch.suspects == ()
+    engine = RuleEngine(one_rule(KL))
+    verdict = report(engine, {"kl": 0.01}, 1)
+    assert report(engine, {"kl": 9.0}, 2) is verdict
+    assert report(engine, {"kl": 9.0}, 3, close=True) is verdict
+    assert engine.margin == verdict.margin and engine.suspects == ()
 
 
 # --- warnings, messages, evidence ----------------------------------------------------------------------------------
@@ -397,11 +397,11 @@ def test_nothing_changes_after_the_verdict() -> None:
 
 def test_a_warning_says_when_it_was_raised_and_stands() -> None:
     rules = one_rule(KL, action="warn", kind="thin code", patience=2)
-    watch = rules.watch()
-    found = [report(watch, {"kl": kl}, index) for index, kl in enumerate((0.1, 0.1, 5.0), 1)]
+    engine = RuleEngine(rules)
+    found = [report(engine, {"kl": kl}, index) for index, kl in enumerate((0.1, 0.1, 5.0), 1)]
     assert [[warning.rule for warning in verdict.warnings] for verdict in found] == [[], ["low"], ["low"]]
-    assert {verdict.state for verdict in found} == {"healthy"} and watch.suspects == ()
-    (warning,) = watch.warnings
+    assert {verdict.state for verdict in found} == {"healthy"} and engine.suspects == ()
+    (warning,) = engine.warnings
     assert (warning.kind, warning.epoch, warning.step) == ("thin code", 2, 200)
     assert warning.message == "kl was 0.1, 0.1 at epochs 1, 2 (steps 100, 200): below 0.3 in 2 reports in a row"
 
@@ -413,9 +413,9 @@ def test_a_rule_that_is_off_says_nothing() -> None:
 
 def test_the_evidence_is_a_sentence_for_people() -> None:
     rules = one_rule({"metric": "latent/kl_total", "below": 0.3}, patience=2)
-    watch = rules.watch()
-    watch.update({"latent/kl_total": 0.012}, epoch=3, step=1200, full_beta_epochs=1, full_beta_steps=100)
-    verdict = watch.update({"latent/kl_total": 0.009}, epoch=3, step=1300, full_beta_epochs=1, full_beta_steps=200)
+    engine = RuleEngine(rules)
+    engine.update({"latent/kl_total": 0.012}, epoch=3, step=1200, full_beta_epochs=1, full_beta_steps=100)
+    verdict = engine.update({"latent/kl_total": 0.009}, epoch=3, step=1300, full_beta_epochs=1, full_beta_steps=200)
     assert verdict.evidence[0].sentence() == verdict.message == (
         "total KL was 0.012, 0.009 nats at epoch 3 (steps 1200, 1300): below 0.3 nats in 2 reports in a row"
     )
@@ -479,6 +479,6 @@ def test_a_verdict_is_plain_json() -> None:
 
 
 def test_the_examples_in_the_docstrings_run() -> None:
-    for module in (rules_module, verdict_module):
+    for module in (engine_module, verdict_module):
         failed, tried = doctest.testmod(module)
         assert tried and not failed

@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from watching import DEFAULT, KL, A, Row, one_rule, play, report, states
+from rule_streams import DEFAULT, KL, A, Row, one_rule, play, report, states
 
 from buttress.errors import BadInput
 from buttress.execution.setup import resolve_rules, rules_of
-from buttress.rules.schema import RuleSet
+from buttress.rules import RuleEngine, RuleSet
 from buttress.spec.spec import SweepSpec
 
 # --- what other families will ask ----------------------------------------------------------------------------------
@@ -52,10 +52,10 @@ OCCUPANCY = RuleSet.from_dict(
 
 def occupancy(fill: Sequence[float], sep: Sequence[float]) -> tuple[str, str | None, list[str], int]:
     """State, rule, warnings and step of the last verdict; a report every 25 steps inside the first epoch."""
-    watch = OCCUPANCY.watch(budget_epochs=10)
+    engine = RuleEngine(OCCUPANCY, budget_epochs=10)
     for index, (full, apart) in enumerate(zip(fill, sep, strict=True), 1):
         age = {"epoch": 0, "step": 25 * index, "full_beta_epochs": 0, "full_beta_steps": 25 * index}
-        verdict = watch.update({"fill": full, "sep": apart}, **age)
+        verdict = engine.update({"fill": full, "sep": apart}, **age)
         if verdict.final:
             break
     return verdict.state, verdict.rule, [warning.rule for warning in verdict.warnings], 25 * index
@@ -139,12 +139,12 @@ def random_stream(seed: int) -> list[Row]:
 @pytest.mark.parametrize("seed", range(40))
 def test_random_streams(seed: int) -> None:
     rows = random_stream(seed)
-    watch = RANDOM_RULES.watch(budget_epochs=60)
+    engine = RuleEngine(RANDOM_RULES, budget_epochs=60)
     found = []
     for index, row in enumerate(rows, 1):
-        found.append(report(watch, row, index))
-        assert (found[-1].state == "suspect") == (bool(watch.suspects) and not found[-1].final)
-    margin = watch.margin()
+        found.append(report(engine, row, index))
+        assert (found[-1].state == "suspect") == (bool(engine.suspects) and not found[-1].final)
+    margin = engine.margin
     # the verdict is a pure function of the stream, also of the one that a journal holds
     recorded = [
         {key: value if value is None or math.isfinite(value) else None for key, value in row.items()} for row in rows
@@ -157,7 +157,7 @@ def test_random_streams(seed: int) -> None:
     assert math.isnan(margin) or (margin > 0 if final[-1] else margin < 0 or found[-1].state == "suspect")
     # reports on which every rule abstains change nothing
     draw = random.Random(seed)
-    padded = RANDOM_RULES.watch(budget_epochs=60)
+    padded = RuleEngine(RANDOM_RULES, budget_epochs=60)
     for index, row in enumerate(rows, 1):
         for _ in range(draw.randrange(3)):
             report(padded, {"unwatched": 1.0}, index - 1 if index > 1 else 0)
@@ -270,10 +270,10 @@ def test_the_real_radio_run_lives_and_its_idle_discriminator_is_noticed(replay: 
             },
         }
     )
-    watch = rules.watch(budget_epochs=1)
+    engine = RuleEngine(rules, budget_epochs=1)
     for row in curve(replay / "radio" / "vae_full_replay.csv"):
         step, phase = int(row["step"]), int(row["phase"]) - 1
-        verdict = watch.update(row, epoch=0, step=step, full_beta_epochs=0, full_beta_steps=step, phase=phase)
+        verdict = engine.update(row, epoch=0, step=step, full_beta_epochs=0, full_beta_steps=step, phase=phase)
         assert verdict.state == "healthy", (step, verdict)
     (warning,) = verdict.warnings
     assert (warning.rule, warning.step) == ("discriminator not training", 50_400)  # 50,100 is the first row of phase 2

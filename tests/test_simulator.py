@@ -18,6 +18,7 @@ from benchmarks.simulator import TURNAROUND_S, Drawn, Event, Simulator, play
 from benchmarks.surrogate import SURROGATES, Forest, Nearest, Once
 from buttress import journal
 from buttress.analysis.curves import Curve, Curves, Truth
+from buttress.spec import trial_config
 from buttress.spec.spec import SweepSpec
 from buttress.training.trainable import Reported
 
@@ -37,9 +38,9 @@ def bench(count: int = 120, noise: float = 0.0, seed: int = 5) -> Curves:
     """Toy trials as CollapseBench would hold them: dead where the rules' KL ends below 0.5 (beta above 2)."""
     made, rng, curves = spec(), random.Random(seed), []
     while len(curves) < count:
-        params = made.sample(rng, ToyConfig)
-        config = made.config(params, ToyConfig, seed=1)
-        if made.violated(config):
+        params = trial_config.sample(made, rng, ToyConfig)
+        config = trial_config.build(made, params, ToyConfig, seed=1)
+        if trial_config.violated_requirement(made, config):
             continue
         reports = list(World().reports(config.model_dump(mode="json")))
         lines = tuple(
@@ -199,7 +200,7 @@ def test_simulated_hours_end_a_sweep() -> None:
 
 
 def test_simulating_imports_no_ray() -> None:
-    code = "import sys, sweep.simulator; print(json.dumps('ray' in sys.modules))"
+    code = "import sys, benchmarks.simulator; print(json.dumps('ray' in sys.modules))"
     done = subprocess.run([sys.executable, "-c", "import json; " + code], capture_output=True, text=True, check=True)
     assert json.loads(done.stdout) is False
 
@@ -221,11 +222,11 @@ def test_a_curve_stands_in_once_per_sweep_and_always_for_the_same_parameters(nam
     curves = bench(30)
     surrogate = SURROGATES[name](curves)
     rng, made = random.Random(2), spec()
-    asked = [made.sample(rng, ToyConfig) for _ in range(30)]
+    asked = [trial_config.sample(made, rng, ToyConfig) for _ in range(30)]
     once = Once(surrogate)
     given = [once.curve(params) for params in asked]
     assert given[0] is surrogate.curve(asked[0]) and len({id(curve) for curve in given}) == 30
     assert [once.curve(params) for params in reversed(asked)] == given[::-1]
-    assert once.curve(made.sample(rng, ToyConfig)) in curves.curves  # all have stood in: they may again
+    assert once.curve(trial_config.sample(made, rng, ToyConfig)) in curves.curves  # all have stood in: they may again
     assert next(surrogate.ranked(asked[3])) is surrogate.curve(asked[3])
     assert Once(surrogate).curve(asked[7]) is surrogate.curve(asked[7])  # of another sweep

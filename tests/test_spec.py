@@ -8,7 +8,8 @@ import json
 import random
 import subprocess
 import sys
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from math import log
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -17,6 +18,7 @@ import pytest
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from buttress.errors import BadInput, from_pydantic
+from buttress.spec import trial_config, validation
 from buttress.spec.config_paths import layered
 from buttress.spec.overrides import override_config
 from buttress.spec.spec import SweepSpec
@@ -132,8 +134,22 @@ def load(tmp_path):
     return load
 
 
-def check(spec: SweepSpec, **options: Any) -> None:
-    spec.check(**({"Config": Config, "metrics": METRICS, "conditional": True} | options))
+def schedule(config: Config) -> Schedule:
+    return Schedule(epochs=config.train.epochs, full_at_epoch=config.loss.warmup_epochs)
+
+
+@dataclass
+class Family:
+    """As much of a trainable as a spec is checked against."""
+
+    Config: type[BaseModel] = Config
+    metrics: Mapping[str, Any] = field(default_factory=lambda: METRICS)
+    conditional: bool = True
+    schedule: Callable[[Any], Schedule] = schedule
+
+
+def check(spec: SweepSpec, **options: Any) -> SweepSpec:
+    return validation.check(spec, Family(**options))
 
 
 def sentence(error: pytest.ExceptionInfo[BadInput]) -> str:
@@ -269,7 +285,7 @@ def put(addition: str) -> str:
         ("objectives: []", ["objectives: has to have at least 1 entries"]),
         ("objectives: [{metrik: a}]", ["objectives.0.metrik: unknown key; did you mean metric?"]),
         ("objectives: [{metric: a, direction: up}]", ["objectives.0.direction", "got 'up'", "'min' or 'max'"]),
-        ("objectives: [a, b, a]", ["objectives.2.metric: is an objective twice (got 'a')"]),
+        ("objectives: [a, b, a]", ["objectives.2.metric: is given as an objective twice (got 'a')"]),
         ("budget: gone", ["budget: is missing"]),
         ("budget: {trial_minutes: 3}", ["budget: does not say when", "at least one of trials, healthy, hours"]),
         ("budget: {trials: many}", ["budget.trials: has to be a whole number (got 'many')"]),
@@ -301,7 +317,7 @@ def put(addition: str) -> str:
         ("profiles: {a: 3}", ["profiles.a: has to be a mapping"]),
         ("profiles: {a: {profiles: {}}}", ["profiles.a.profiles: cannot be set by a profile"]),
         ("profile: quick", ["profile: a file cannot choose its profile", "--profile NAME"]),
-        ("name: 'a/b'", ["name: is no name for a folder", "got 'a/b'"]),
+        ("name: 'a/b'", ["name: is not a valid folder name", "got 'a/b'"]),
         ("seed: -1", ["seed: has to be at least 0 (got -1)"]),
         ("trial_seed: x", ["trial_seed: has to be a whole number (got 'x')"]),
         ("rules: [a]", ["rules: has to be a mapping"]),
@@ -414,6 +430,9 @@ def test_a_fault_in_a_profile_or_on_the_command_line_is_said_to_be_there(load):
         ("objectives.1.metric=val/skill", "val/skill", lambda spec: spec.objectives[1].metric),
         ("objectives=val/skill", ["val/skill"], lambda spec: [one.metric for one in spec.objectives]),
         ("require=", (), lambda spec: spec.require),
+        ("breaker=off", None, lambda spec: spec.breaker),
+        ("breaker=on", 20, lambda spec: spec.breaker.first),
+        ("breaker.first=9", 9, lambda spec: spec.breaker.first),
     ],
 )
 def test_an_override_addresses_the_spec_and_config_fixes_a_training_parameter(load, override, value, read):
@@ -508,13 +527,13 @@ def test_a_cycle_of_whens_is_an_error_that_shows_it(load):
 
 def test_a_draw_honours_every_when_and_an_inactive_parameter_keeps_its_default(load):
     spec, rng = load(CONDITIONAL), random.Random(3)
-    draws = [spec.sample(rng, Config) for _ in range(400)]
+    draws = [trial_config.sample(spec, rng, Config) for _ in range(400)]
     for params in draws:
         assert ("loss.free_bits" in params) == params["loss.use_free_bits"]
         wanted = params["loss.kind"] == "focal" and params.get("loss.free_bits", 0.0) > 0.25
         assert ("loss.gamma" in params) == wanted
         assert 1 <= params["loss.lambda_ext"] <= 20
-        assert spec.config(params, Config).loss.gamma == params.get("loss.gamma", 2.0)
+        assert trial_config.build(spec, params, Config).loss.gamma == params.get("loss.gamma", 2.0)
     assert {tuple(sorted(params)) for params in draws} == {
         ("loss.kind", "loss.lambda_ext", "loss.use_free_bits"),
         ("loss.free_bits", "loss.kind", "loss.lambda_ext", "loss.use_free_bits"),
@@ -522,34 +541,34 @@ def test_a_draw_honours_every_when_and_an_inactive_parameter_keeps_its_default(l
     }
 
 
-def test_active_judges_drafts_and_flat_parameters(load):
+def test_is_active_judges_drafts_and_flat_parameters(load):
     spec = load(CONDITIONAL)
-    assert spec.active("loss.lambda_ext", {})
-    assert spec.active("loss.free_bits", {"loss.use_free_bits": True})
-    assert not spec.active("loss.free_bits", spec.draft({}, Config))
+    assert trial_config.is_active(spec, "loss.lambda_ext", {})
+    assert trial_config.is_active(spec, "loss.free_bits", {"loss.use_free_bits": True})
+    assert not trial_config.is_active(spec, "loss.free_bits", trial_config.draft(spec, {}, Config))
     with pytest.raises(BadInput, match=r"search\.loss\.free_bits\.when: `config\.loss\.use_free_bits` .* not in the config"):
-        spec.active("loss.free_bits", {})
+        trial_config.is_active(spec, "loss.free_bits", {})
 
 
 def test_a_when_may_read_what_is_fixed_or_a_default(load):
     search = "{loss.gamma: {uniform: [1, 3], when: config.train.epochs > 50 and config.loss.beta.end == 0.5}}"
     spec = load(put(f"{{search: {search}, fixed: {{train.epochs: 60}}}}"))
-    assert list(spec.sample(random.Random(0), Config)) == ["loss.gamma"]
+    assert list(trial_config.sample(spec, random.Random(0), Config)) == ["loss.gamma"]
     check(spec)
 
 
 def test_the_same_seed_draws_the_same(load):
     spec = load(CONDITIONAL)
-    first, second = ([spec.sample(rng, Config) for _ in range(20)] for rng in (random.Random(7), random.Random(7)))
+    first, second = ([trial_config.sample(spec, rng, Config) for _ in range(20)] for rng in (random.Random(7), random.Random(7)))
     assert first == second
-    assert first != [spec.sample(random.Random(8), Config) for _ in range(20)]
+    assert first != [trial_config.sample(spec, random.Random(8), Config) for _ in range(20)]
 
 
 def test_draws_cover_their_range_evenly_on_their_own_scale(load):
     search = """{a: {int: [1, 3]}, b: {uniform: [0, 1], step: 0.25}, c: {choice: [x, null]}, d: {logint: [1, 100]},
                  e: {loguniform: [0.01, 100]}, f: {int: [0, 10], step: 5}, g: {uniform: [-1, 1]}}"""
     spec, rng = load(put(f"search: {search}")), random.Random(0)
-    draws = [spec.sample(rng) for _ in range(2000)]
+    draws = [trial_config.sample(spec, rng) for _ in range(2000)]
     column = {path: [params[path] for params in draws] for path in spec.search}
     share = {path: {value: values.count(value) / 2000 for value in values} for path, values in column.items()}
     assert share["a"] == pytest.approx({1: 1 / 3, 2: 1 / 3, 3: 1 / 3}, abs=0.04)
@@ -577,7 +596,7 @@ def test_seeds_are_stable_distinct_and_31_bits_wide(load):
 
 def test_a_config_holds_data_fixed_params_and_what_the_spec_decides(load):
     spec = load(EXAMPLE, "quick")
-    config = spec.config({"loss.lambda_ext": 3.0, "loss.warmup_epochs": 7}, Config, seed=11)
+    config = trial_config.build(spec, {"loss.lambda_ext": 3.0, "loss.warmup_epochs": 7}, Config, seed=11)
     assert (config.data.kind, config.data.size) == ("synthetic", "small")
     assert (config.train.epochs, config.train.batch_size, config.train.early_stopping_patience) == (25, 64, 10)
     assert (config.loss.lambda_ext, config.loss.warmup_epochs, config.loss.beta_kl) == (3.0, 7, 1e-3)
@@ -587,7 +606,7 @@ def test_a_config_holds_data_fixed_params_and_what_the_spec_decides(load):
 
 def test_a_path_changes_one_part_of_a_default_group_and_a_mapping_replaces_it(load):
     def beta(*overrides):
-        return load(SMALL, None, *overrides).config({}, Config).loss.beta
+        return trial_config.build(load(SMALL, None, *overrides), {}, Config).loss.beta
 
     assert beta() == Linear(end=0.5, length=30)
     assert beta("config.loss.beta.end=0.25") == Linear(end=0.25, length=30)
@@ -595,32 +614,28 @@ def test_a_path_changes_one_part_of_a_default_group_and_a_mapping_replaces_it(lo
     assert beta("config.loss.beta.kind=constant") == Constant(value=1.0)
     assert beta("config.loss.beta.kind=constant", "config.loss.beta.value=2") == Constant(value=2.0)
     spec = load(put("{fixed: {loss.beta: {kind: linear, length: 3}}, search: {loss.beta.end: {uniform: [0, 1]}}}"))
-    assert spec.config({"loss.beta.end": 0.7}, Config).loss.beta == Linear(end=0.7, length=3)
-    assert load(SMALL, None, "config.optimizer.length=4").config({}, Config).optimizer == Linear(length=4)
-    assert load(SMALL, None, "config.data.scale.ms=4").config({}, Config).data.scale == {"gra": 1.0, "ms": 4.0}
-    assert load(SMALL, None, "config.data.scale={ms: 4}").config({}, Config).data.scale == {"ms": 4.0}
+    assert trial_config.build(spec, {"loss.beta.end": 0.7}, Config).loss.beta == Linear(end=0.7, length=3)
+    assert trial_config.build(load(SMALL, None, "config.optimizer.length=4"), {}, Config).optimizer == Linear(length=4)
+    assert trial_config.build(load(SMALL, None, "config.data.scale.ms=4"), {}, Config).data.scale == {"gra": 1.0, "ms": 4.0}
+    assert trial_config.build(load(SMALL, None, "config.data.scale={ms: 4}"), {}, Config).data.scale == {"ms": 4.0}
 
 
 def test_a_value_the_config_refuses_is_told_with_the_key_that_gave_it(load):
     with pytest.raises(BadInput) as error:
-        load(SMALL, None, "config.train.epochs=lots").config({}, Config)
+        trial_config.build(load(SMALL, None, "config.train.epochs=lots"), {}, Config)
     assert sentence(error) == "--set: fixed.train.epochs: has to be a whole number (got 'lots')"
     with pytest.raises(BadInput) as error:
-        load(SMALL).config({"loss.lambda_ext": -1.0}, Config)
+        trial_config.build(load(SMALL), {"loss.lambda_ext": -1.0}, Config)
     assert "rain.yaml: search.loss.lambda_ext: has to be greater than 0 (got -1.0)" in sentence(error)
     with pytest.raises(BadInput) as error:
-        load(put("data: {kind: files}")).config({}, Config)
+        trial_config.build(load(put("data: {kind: files}")), {}, Config)
     assert "rain.yaml: data: data of kind files needs data.root" in sentence(error)
-
-
-def schedule(config: Config) -> Schedule:
-    return Schedule(epochs=config.train.epochs, full_at_epoch=config.loss.warmup_epochs)
 
 
 def test_full_beta_epochs_gives_every_trial_the_same_age_whatever_its_warm_up(load):
     spec = load(put("budget: {trials: 4, full_beta_epochs: 12}"))
     for warmup in (0, 10, 31):
-        config = spec.config({"loss.warmup_epochs": warmup}, Config, schedule=schedule)
+        config = trial_config.build(spec, {"loss.warmup_epochs": warmup}, Config, schedule=schedule)
         assert config.train.epochs == warmup + 12
         assert schedule(config).full_beta_epochs(config.train.epochs) == 12
 
@@ -637,24 +652,24 @@ def test_full_beta_epochs_follows_a_schedule_that_depends_on_the_epochs(load):
         return Schedule(epochs=config.train.epochs, full_at_epoch=float("inf"))
 
     spec = load(put("budget: {trials: 4, full_beta_epochs: 10}"))
-    config = spec.config({}, Config, schedule=third)
+    config = trial_config.build(spec, {}, Config, schedule=third)
     assert third(config).full_beta_epochs(config.train.epochs) == 10
-    assert spec.config({}, Config, schedule=late).train.epochs == 311
+    assert trial_config.build(spec, {}, Config, schedule=late).train.epochs == 311
     with pytest.raises(BadInput) as error:
-        spec.config({}, Config, schedule=never)
+        trial_config.build(spec, {}, Config, schedule=never)
     assert "budget.full_beta_epochs: beta never has its final value for good" in sentence(error)
 
 
-def test_violated_names_the_first_requirement_that_does_not_hold(load):
+def test_violated_requirement_is_the_first_requirement_that_does_not_hold(load):
     spec = load(put("require: ['config.loss.lambda_ext > 1', 'config.loss.lambda_ext < config.train.epochs']"))
-    assert spec.violated(spec.config({"loss.lambda_ext": 5}, Config)) is None
-    assert spec.violated(spec.config({"loss.lambda_ext": 0.5}, Config)) == "config.loss.lambda_ext > 1"
-    assert spec.violated(spec.config({"loss.lambda_ext": 500}, Config)) == "config.loss.lambda_ext < config.train.epochs"
+    assert trial_config.violated_requirement(spec, trial_config.build(spec, {"loss.lambda_ext": 5}, Config)) is None
+    assert trial_config.violated_requirement(spec, trial_config.build(spec, {"loss.lambda_ext": 0.5}, Config)) == "config.loss.lambda_ext > 1"
+    assert trial_config.violated_requirement(spec, trial_config.build(spec, {"loss.lambda_ext": 500}, Config)) == spec.require[1]
     with pytest.raises(BadInput, match=r"rain\.yaml: require\.0: `config\.loss\.lambda_ext` at column 1 is not in the config"):
-        spec.violated({})
+        trial_config.violated_requirement(spec, {})
 
 
-# ---- the spec held against a family
+# ---- the spec checked against a trainable
 
 
 @pytest.mark.parametrize(
@@ -746,12 +761,13 @@ def test_an_unconditional_model_may_be_judged_by_its_posterior(load):
     check(load(put("objectives: [posterior/mae]")), conditional=False)
 
 
-def test_check_fills_in_the_directions(load):
+def test_a_checked_spec_has_the_directions_filled_in(load):
     spec = load(put("objectives: [val/skill, prior/crps]"))
     assert [one.direction for one in spec.objectives] == [None, None]
-    check(spec)
-    assert [one.direction for one in spec.objectives] == ["max", "min"]
-    assert SweepSpec.from_dict(spec.to_dict()) == spec
+    checked = check(spec)
+    assert [one.direction for one in checked.objectives] == ["max", "min"]
+    assert [one.direction for one in spec.objectives] == [None, None]
+    assert SweepSpec.from_dict(checked.to_dict()) == checked
 
 
 def test_a_config_without_our_group_is_told(load):
@@ -762,14 +778,13 @@ def test_a_config_without_our_group_is_told(load):
         check(load(SMALL), Config=Bare)
 
 
-def test_a_warm_up_that_always_outlives_the_budget_is_refused_where_the_schedule_is_known(load):
+def test_a_warm_up_that_always_outlives_the_budget_is_refused(load):
     spec = load(put("{fixed: {train.epochs: 20}, search: {loss.warmup_epochs: {int: [20, 30]}}}"))
-    check(spec)
     with pytest.raises(BadInput) as error:
-        check(spec, schedule=schedule)
+        check(spec)
     assert "fixed.train.epochs: no draw in 1,000 has an epoch at its final beta" in sentence(error)
     assert "(of 20 epochs in the last, final after 2" in sentence(error)
-    check(load(put("{fixed: {train.epochs: 21}, search: {loss.warmup_epochs: {int: [20, 30]}}}")), schedule=schedule)
+    check(load(put("{fixed: {train.epochs: 21}, search: {loss.warmup_epochs: {int: [20, 30]}}}")))
 
 
 def test_a_metric_of_any_shape_with_the_right_names_will_do(load):
@@ -780,8 +795,7 @@ def test_a_metric_of_any_shape_with_the_right_names_will_do(load):
         sees_target: bool = False
 
     spec = load(put("objectives: [score]"))
-    check(spec, metrics={"score": Mine()})
-    assert spec.objectives[0].direction == "max"
+    assert check(spec, metrics={"score": Mine()}).objectives[0].direction == "max"
 
 
 # ---- pydantic's errors in our words
@@ -816,7 +830,7 @@ def test_pydantic_errors_come_out_as_one_sentence_with_the_users_key_path(given,
     assert says in told and told.startswith("f.yaml: at.")
 
 
-# ---- the door
+# ---- imports
 
 
 def test_importing_the_spec_is_light():

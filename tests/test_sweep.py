@@ -15,7 +15,8 @@ from buttress.execution import driver
 from buttress.execution.worker_pool import concurrency
 from buttress.journal import read
 from buttress.journal.records import Journal
-from buttress.spec.spec import Resources, SweepSpec
+from buttress.spec.sections import Resources
+from buttress.spec.spec import SweepSpec
 
 
 def readme_blocks(root: Path) -> dict[str, str]:

@@ -9,7 +9,7 @@ import pytest
 
 from buttress.errors import BadInput
 from buttress.execution.local_training import read_config
-from buttress.rules.schema import RuleSet
+from buttress.rules import RuleSet
 from buttress.spec.yaml_io import parse_yaml, read_documents, read_yaml
 
 ROOT = Path(__file__).parent.parent

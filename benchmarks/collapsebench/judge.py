@@ -29,7 +29,7 @@ from buttress.analysis.curves import Curve, Curves, read  # noqa: E402
 from buttress.analysis.replay import Replayed, Score, replay, score, sentences  # noqa: E402
 from buttress.errors import BadInput  # noqa: E402
 from buttress.execution.setup import family_rules, resolve_rules  # noqa: E402
-from buttress.rules.schema import RuleSet  # noqa: E402
+from buttress.rules import RuleSet  # noqa: E402
 from buttress.training.registry import rules_variants  # noqa: E402
 
 HERE = Path(__file__).parent

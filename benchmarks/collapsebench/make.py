@@ -27,6 +27,7 @@ from benchmarks.collapsebench.pack import overview, pack
 from buttress.errors import BadInput
 from buttress.journal import plain
 from buttress.search.building import unsettled
+from buttress.spec import trial_config
 from buttress.spec.spec import SweepSpec
 from buttress.training.local_run import train
 from buttress.training.trainable import Reported
@@ -72,14 +73,14 @@ def configurations(spec: SweepSpec, trainable: Any, count: int) -> list[dict[str
             rows = iter(sequence.random_base2(9))
             continue
         params: dict[str, Any] = {}
-        for name, parameter in spec.parameters(params, trainable.Config):
+        for name, parameter in trial_config.active_parameters(spec, params, trainable.Config):
             params[name] = parameter.draw(Point(float(row[column[name]])))
         try:
             path = epochs_path(trainable)
-            config = spec.config(params, trainable.Config, schedule=trainable.schedule, epochs_path=path)
+            config = trial_config.build(spec, params, trainable.Config, schedule=trainable.schedule, epochs_path=path)
         except BadInput:
             continue
-        if spec.violated(config) is None and unsettled(trainable.schedule(config)) is None:
+        if trial_config.violated_requirement(spec, config) is None and unsettled(trainable.schedule(config)) is None:
             accepted.append(params)
     return accepted
 
@@ -118,7 +119,8 @@ class Recorder:
 
 def run(family: Family, spec: SweepSpec, trainable: Any, trial: Planned) -> dict[str, Any]:
     """One trial to its full budget and what the trained model measures up to; an exception is part of the record."""
-    config = spec.config(
+    config = trial_config.build(
+        spec,
         trial.params, trainable.Config, seed=trial.seed, schedule=trainable.schedule, epochs_path=epochs_path(trainable)
     )
     config = config.model_copy(update={"buttress": config.buttress.model_copy(update={"checkpoint_every": 10**9})})

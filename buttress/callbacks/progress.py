@@ -21,7 +21,8 @@ from rich.text import Text
 
 from buttress.analysis.explain import evidence_sentence, telling
 from buttress.callbacks.base import Callback
-from buttress.rules.schema import YES_OR_NO, Evidence
+from buttress.rules import Evidence
+from buttress.rules.transforms import WITHOUT_THRESHOLD
 from buttress.wording import clock, number
 
 REFRESH_HZ = 2.0
@@ -328,7 +329,7 @@ def ending(outcome: Mapping[str, Any], objective: str, *, short: bool = False) -
         evidence = outcome.get("evidence") or ()
         parts = [*([rule] if rule != told else []), *([f"margin {margin:+.2f}"] if margin is not None else [])]
         if short:
-            parts += [observation(entry) for entry in evidence if Evidence.from_dict(entry).held]
+            parts += [observation(entry) for entry in evidence if Evidence.from_dict(entry).holds]
         elif evidence:
             parts.append(evidence_sentence(telling(evidence)))
         return f"{text}: {', '.join(parts or ['its rule held'])}"
@@ -340,7 +341,7 @@ def ending(outcome: Mapping[str, Any], objective: str, *, short: bool = False) -
 def observation(evidence: Mapping[str, Any]) -> str:
     """One observation as a comparison: `latent/kl_total 0.01 < 0.3`, `slope of latent/kl_total -0.2 < 0`."""
     transform = evidence.get("transform") or "value"
-    if transform in YES_OR_NO:
+    if transform in WITHOUT_THRESHOLD:
         return f"{evidence['metric']} {'not finite' if transform == 'nonfinite' else transform}"
     what = evidence["metric"] if transform == "value" else f"{transform} of {evidence['metric']}"
     value = number((evidence.get("values") or [None])[-1])

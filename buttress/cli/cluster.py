@@ -24,7 +24,7 @@ def check(
 ) -> None:
     """Find what would go wrong, without contacting anything: one sentence per fault; exit code 2 if there is one."""
     from buttress import api
-    from buttress.cluster.check.check import check as checked_file
+    from buttress.cluster.check import check as checked_file
 
     sweep = api.resolve_spec(spec, profile=profile, set=set_) if spec else None
     checked = [checked_file(path, sweep) for path in files]

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import copy
+import io
+import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 #: Environment variables of the driver, and so of every Ray process that it starts; Ray reads them when it is imported
@@ -82,31 +87,93 @@ def tune_actor_manager() -> Any:
 # ------------------------------------------------------------------------------------------------ cluster launcher
 
 
-def node_providers() -> frozenset[str]:
-    """The values of `provider.type` that `ray up` knows."""
+#: Node providers for Ray's own tests and for other products; `ray up` is not used with them.
+_INTERNAL_PROVIDERS = {"readonly", "fake_multinode", "fake_multinode_docker", "kuberay", "spark"}
+
+
+@cache
+def launcher_schema() -> dict[str, Any]:
+    """Returns the JSON schema (draft 7) that `ray up` validates a cluster file with."""
+    import ray.autoscaler
+
+    schema: dict[str, Any] = json.loads((Path(str(ray.autoscaler.__file__)).parent / "ray-schema.json").read_text())
+    return schema
+
+
+def node_providers() -> list[str]:
+    """Returns the names that `provider.type` of a cluster file may have."""
     from ray.autoscaler._private.providers import _NODE_PROVIDERS
 
-    return frozenset(_NODE_PROVIDERS)
+    return sorted({*_NODE_PROVIDERS} - _INTERNAL_PROVIDERS)
 
 
-def prepare_cluster_config(config: dict[str, Any]) -> dict[str, Any]:
-    """The content of a cluster file as `ray up` uses it: with Ray's defaults, and the limits of every node type."""
-    from ray.autoscaler._private.util import prepare_config
+def prepared_cluster_file(cluster: dict[str, Any]) -> dict[str, Any]:
+    """Validates a cluster file as `ray up` does, without contacting anything.
 
-    prepared: dict[str, Any] = prepare_config(config)
+    Args:
+        cluster: The file's mapping; it keeps to `launcher_schema()`.
+
+    Returns:
+        The mapping with the provider's defaults, and `min_workers` and `max_workers` in every node type.
+
+    Raises:
+        ValueError: With Ray's own sentence about what it refuses.
+    """
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    with _in_rays_words():
+        prepared: dict[str, Any] = prepare_config(copy.deepcopy(cluster))
+        validate_config(prepared)
     return prepared
 
 
-def validate_cluster_config(prepared: dict[str, Any]) -> None:
-    """Raises what `ray up` raises for a prepared cluster file."""
-    from ray.autoscaler._private.util import validate_config
+def check_kuberay_manifest(cluster: dict[str, Any]) -> None:
+    """Reads a RayCluster manifest as the autoscaler on its head does at every turn.
 
-    validate_config(prepared)
+    Raises:
+        ValueError: With Ray's own sentence about what it cannot read.
+    """
+    from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr as derive
+
+    with _in_rays_words():
+        derive({**cluster, "metadata": {"namespace": "default", **cluster["metadata"]}})
 
 
-def autoscaling_config_of(raycluster: Mapping[str, Any]) -> dict[str, Any]:
-    """The autoscaler's configuration that Ray derives from a RayCluster manifest of KubeRay; raises what Ray raises."""
-    from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
+def start_options() -> set[str]:
+    """Returns the options of `ray start`, without their dashes."""
+    from ray.scripts.scripts import start
 
-    derived: dict[str, Any] = _derive_autoscaling_config_from_ray_cr(dict(raycluster))
-    return derived
+    return {name.removeprefix("--") for option in start.params for name in option.opts}
+
+
+def parse_start(words: Sequence[str]) -> dict[str, Any]:
+    """Parses the words behind `ray start`.
+
+    Returns:
+        Option (`dashboard_host`) -> its value as text, or True for a flag; only those that are given.
+
+    Raises:
+        ValueError: With the sentence of `ray start` about what it refuses.
+    """
+    import click
+    from ray.scripts.scripts import start
+
+    try:
+        given, extra, _ = start.make_parser(click.Context(start)).parse_args(list(words))
+    except click.exceptions.UsageError as error:
+        raise ValueError(f"`ray start` refuses it: {error.format_message()}") from None
+    if extra:
+        raise ValueError(f"`ray start` takes no arguments, and is given {' '.join(extra)}")
+    return dict(given)
+
+
+@contextlib.contextmanager
+def _in_rays_words() -> Iterator[None]:
+    """Turns whatever Ray's loaders raise, or print before they give up, into a ValueError of one line."""
+    printed = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
+            yield
+    except Exception as error:
+        lines = [line for line in (*str(error).splitlines(), *printed.getvalue().splitlines()) if line.strip()]
+        raise ValueError(lines[0] if lines else type(error).__name__) from None

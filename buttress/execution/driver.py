@@ -30,9 +30,9 @@ from buttress.execution.event_handler import Answer, Events
 from buttress.execution.finish import TRIPPED, Finish
 from buttress.execution.nodes import Nodes, free
 from buttress.execution.ray_session import NAMESPACE, connected, settled_resources
-from buttress.execution.setup import check, header, load, new_id, resolve_rules, versions
+from buttress.execution.setup import header, load, new_id, resolve_rules, versions
 from buttress.journal import DURABLE, JournalWriter
-from buttress.rules.schema import RuleSet
+from buttress.rules import RuleSet
 from buttress.search.warm_start import gathered, resolved, sentence
 from buttress.spec.spec import SweepSpec
 from buttress.storage import Storage, is_url, origin
@@ -64,12 +64,11 @@ class Driver:
         store: Storage | None = None,
         take_over: bool = False,
     ) -> None:
-        self.spec, self.folder, self.sweep, self.address = spec, folder, sweep, address
+        self.folder, self.sweep, self.address = folder, sweep, address
         self.store, self._take_over = store, take_over
         self.where = store.url if store is not None else str(folder)
-        self.trainable = load(spec)
-        check(spec, self.trainable)
-        self.rules = rules or resolve_rules(spec)
+        self.spec, self.trainable = load(spec)
+        self.rules = rules or resolve_rules(self.spec)
         self.callbacks = CallbackList(callbacks)
         self._resumed = earlier is not None
         self.earlier: list[Line] = earlier or []

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from buttress.execution.event_handler import Answer
 from buttress.execution.nodes import Nodes, free
-from buttress.spec.spec import Resources
+from buttress.spec.sections import Resources
 from buttress.wording import plural
 
 if TYPE_CHECKING:

@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 from buttress.errors import BadInput
 from buttress.execution.ray_session import free_resources
-from buttress.execution.setup import check, load, resolve_rules, said_of
+from buttress.execution.setup import load, resolve_rules, said_of
 from buttress.execution.step_timing import Timing, measure
 from buttress.search.building import build
 from buttress.search.halving import Rungs
 from buttress.search.warm_start import gathered, resolved, sentence
+from buttress.spec import trial_config
 from buttress.spec.spec import SweepSpec
 from buttress.training.cache import cached
 
@@ -78,8 +79,7 @@ class Plan:
 
 def make(spec: SweepSpec, *, address: str | None = None, timing: bool = True) -> Plan:
     """The plan of a spec; raises BadInput for everything that would keep the sweep from running."""
-    trainable = load(spec)
-    check(spec, trainable)
+    spec, trainable = load(spec)
     rules = resolve_rules(spec)
     taught = sentence(gathered(resolved(spec), trainable)) if spec.warm_start else None
     configs, refused = typical(spec, trainable)
@@ -132,7 +132,7 @@ def typical(spec: SweepSpec, trainable: Any) -> tuple[list[Any], float]:
     rng = random.Random(spec.seed)
     configs, refused, reason = [], 0, ""
     for _ in range(DRAWS):
-        config, why = build(spec, trainable, spec.sample(rng, trainable.Config), spec.seed_of(0))
+        config, why = build(spec, trainable, trial_config.sample(spec, rng, trainable.Config), spec.seed_of(0))
         if config is None or why is not None:
             refused, reason = refused + 1, str(why)
         else:

@@ -14,7 +14,8 @@ from typing import Any
 
 from buttress import journal
 from buttress.errors import BadInput
-from buttress.rules.schema import RuleSet
+from buttress.rules import RuleSet
+from buttress.spec import validation
 from buttress.spec.spec import SweepSpec
 from buttress.sweep.evaluation import Line
 from buttress.training import registry
@@ -27,26 +28,14 @@ def said_of(spec: SweepSpec) -> Iterator[None]:
     try:
         yield
     except BadInput as error:
-        if error.where:
-            raise
-        raise spec.wrong(error.problem, key=error.key or "", value=error.value, accepted=error.accepted) from None
+        raise spec.locate(error) from None
 
 
-def load(spec: SweepSpec) -> Trainable[Any]:
-    """The spec's trainable; raises BadInput where there is none."""
+def load(spec: SweepSpec) -> tuple[SweepSpec, Trainable[Any]]:
+    """The spec, checked against its trainable, and the trainable; raises BadInput where they do not fit."""
     with said_of(spec):
-        return registry.load(spec.trainable)
-
-
-def check(spec: SweepSpec, trainable: Any) -> None:
-    """Every check of a spec that needs the trainable but no cluster; raises BadInput."""
-    spec.check(
-        Config=trainable.Config,
-        metrics=trainable.metrics,
-        conditional=getattr(trainable, "conditional", False),
-        epochs_path=getattr(trainable, "epochs_path", "train.epochs"),
-        schedule=trainable.schedule,
-    )
+        trainable = registry.load(spec.trainable)
+    return validation.check(spec, trainable), trainable
 
 
 def resolve_rules(spec: SweepSpec) -> RuleSet:
@@ -61,7 +50,7 @@ def resolve_rules(spec: SweepSpec) -> RuleSet:
         rules = family_rules(extends)
     else:
         accepted = f"{', '.join(registry.rules_names())}, or a rules file (.yaml)"
-        raise spec.wrong("no such rules", key="rules.extends", value=extends, accepted=accepted)
+        raise spec.error("no such rules", key="rules.extends", value=extends, accepted=accepted)
     with said_of(spec):
         return rules.override(overrides)
 

@@ -23,7 +23,7 @@ from ray.train.torch import TorchConfig
 from buttress.compat.ray_train import ControllableTrainer
 from buttress.errors import BadInput
 from buttress.execution.worker import work
-from buttress.spec.spec import Resources
+from buttress.spec.sections import Resources
 from buttress.wording import plural
 
 log = logging.getLogger("buttress.slots")

@@ -1,8 +1,4 @@
-"""What the rules say of a trial, and why: plain frozen records with the sentences that people read.
-
-A `Verdict` is where a trial stands after a report; its `Evidence` holds, per sign, the values that counted, the reports
-they came from and the threshold they were held against. All of it is JSON-able by `to_dict`, numbers unrounded.
-"""
+"""Verdicts on a trial and their evidence: frozen records, JSON-able by `to_dict`, with sentences for people."""
 
 from __future__ import annotations
 
@@ -14,8 +10,8 @@ from typing import Any, Literal
 
 State = Literal["healthy", "suspect", "collapsed", "diverged"]
 
-#: What a metric is called in a sentence, by the end of its key, and its unit.
-WORDS = {
+#: End of a metric's key -> its name in a sentence, and its unit.
+METRIC_LABELS = {
     "kl_total": ("total KL", "nats"),
     "kl_per_dim": ("KL per dimension", "nats"),
     "kl_sample_median": ("the median KL of a sample", "nats"),
@@ -29,8 +25,8 @@ WORDS = {
     "latent/nonfinite": ("the share of codes that were not finite", ""),
 }
 
-#: How a transformed metric is told: what stands before and after its values.
-PHRASES = {
+#: Transform -> the words before and after the values in a sentence.
+TRANSFORM_PHRASES = {
     "value": ("{metric} was", ""),
     "best_ratio": ("{metric} was", " times its best"),
     "window_max_over_min": ("the largest {metric} of {window} reports was", " times the smallest"),
@@ -41,12 +37,19 @@ PHRASES = {
 
 @dataclass(frozen=True)
 class Evidence:
-    """One sign of a rule over the reports that counted.
+    """One sign of a rule over the reports that a verdict rests on.
 
-    `values` are what was compared (after the transform; None where the metric was not finite; empty for `absent`),
-    `reports` the (epoch, step) pairs they came from. `threshold` is the number they were held against at the last of
-    these reports, `against` how it came about where it is no constant, `clears_at` where the sign would have cleared
-    once the rule was suspect (hysteresis).
+    Attributes:
+        metric: The metric's key.
+        transform: The transform's name in the rules file.
+        values: What was compared, after the transform; None where the metric was not finite; empty for `absent` and
+            `lost`.
+        threshold: The number they were compared with in the last of these reports; None for signs without one.
+        comparison: The side of the threshold on which the sign holds.
+        reports: (epoch, step) of each report.
+        window: The transform's window, in reports.
+        against: How the threshold was computed, where it is not a constant.
+        clears_at: The threshold that hysteresis puts in its place once the rule is suspect.
     """
 
     metric: str
@@ -62,21 +65,23 @@ class Evidence:
     def sentence(self) -> str:
         """The observation in words.
 
-        >>> print(Evidence("latent/kl_total", "value", (0.012, 0.009), 0.3, "below", ((3, 1200), (3, 1300))).sentence())
-        total KL was 0.012, 0.009 nats at epoch 3 (steps 1200, 1300): below 0.3 nats in 2 reports in a row
+        Example:
+            >>> reports = ((3, 1200), (3, 1300))
+            >>> print(Evidence("latent/kl_total", "value", (0.012, 0.009), 0.3, "below", reports).sentence())
+            total KL was 0.012, 0.009 nats at epoch 3 (steps 1200, 1300): below 0.3 nats in 2 reports in a row
         """
-        metric, unit = words(self.metric)
+        metric, unit = metric_label(self.metric)
         if self.transform in ("absent", "lost"):
             return f"{metric} was {self.transform} {_when(self.reports)}"
         if self.transform == "nonfinite":
             return f"{metric} was not finite {_when(self.reports)}"
-        before, after = PHRASES[self.transform]
+        before, after = TRANSFORM_PHRASES[self.transform]
         unit = f" {unit}" if unit and self.transform in ("value", "slope") else ""
-        values = _few([_number(value) for value in self.values])
+        values = _abridged([_number(value) for value in self.values])
         text = f"{before.format(metric=metric, window=self.window)} {values}{unit}{after.format(window=self.window)}"
-        return f"{text} {_when(self.reports)}: {self._judged(unit)}"
+        return f"{text} {_when(self.reports)}: {self._comparison_words(unit)}"
 
-    def _judged(self, unit: str) -> str:
+    def _comparison_words(self, unit: str) -> str:
         assert self.threshold is not None and self.comparison is not None
         limit = f"{self.comparison} {_number(self.threshold)}{unit}"
         if self.against:
@@ -92,8 +97,8 @@ class Evidence:
         return f"{limit} in {beyond} of {count} reports{clears}"
 
     @property
-    def held(self) -> bool:
-        """Whether some value lay beyond the threshold; a sign without a threshold is here because it held."""
+    def holds(self) -> bool:
+        """Whether some value lay beyond the threshold; always for a sign without a threshold."""
         return self.threshold is None or any(map(self._beyond, self.values))
 
     def _beyond(self, value: float | None) -> bool:
@@ -102,12 +107,12 @@ class Evidence:
         return value < self.threshold if self.comparison == "below" else value > self.threshold
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able; `from_dict` gives it back."""
+        """As JSON-able values, unrounded; `from_dict` gives the evidence back."""
         return {key: value for key, value in asdict(self).items() if value is not None}
 
     @classmethod
     def from_dict(cls, entry: Mapping[str, Any]) -> Evidence:
-        """The evidence that `to_dict` wrote, also after a journey through JSON."""
+        """The evidence that `to_dict` wrote, also when it went through JSON."""
         return cls(
             metric=entry["metric"],
             transform=entry.get("transform", "value"),
@@ -122,8 +127,17 @@ class Evidence:
 
 
 @dataclass(frozen=True)
-class Warned:
-    """A warning rule that held for its patience: when it was raised, and on what. It stands to the end of the trial."""
+class RuleWarning:
+    """A rule of action `warn` that held for its patience; it stands to the end of the trial.
+
+    Attributes:
+        rule: The rule's name.
+        kind: What the rule calls this kind of trial.
+        epoch: Completed epochs when it was raised.
+        step: Completed steps when it was raised.
+        evidence: What it was raised on.
+        message: A sentence for people.
+    """
 
     rule: str
     kind: str
@@ -133,17 +147,23 @@ class Warned:
     message: str
 
     def to_dict(self) -> dict[str, Any]:
+        """As JSON-able values."""
         return {**vars(self), "evidence": [evidence.to_dict() for evidence in self.evidence]}
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """Where a trial stands.
+    """The state of a trial according to the rules.
 
-    `rule` and `kind` name the rule that condemned it, or the first one it is suspect of. `margin` is in decades beyond
-    that rule's threshold (see `rules/engine.py`): positive when condemned, negative when healthy, NaN when no graded
-    metric has been reported. The first piece of evidence is the one that the margin was computed from. `warnings` are
-    all that were raised so far.
+    Attributes:
+        state: `suspect` while a kill rule holds, but not yet for its patience.
+        rule: The rule that stopped the trial, or the first one that it is suspect of.
+        kind: What that rule calls this kind of end.
+        margin: Decades beyond that rule's threshold (see `RuleEngine`): positive when collapsed or diverged, negative
+            when healthy, NaN when no graded metric has been reported.
+        evidence: What the verdict rests on; the first piece is the one that the margin was computed from.
+        message: A sentence for people.
+        warnings: All that were raised so far.
     """
 
     state: State = "healthy"
@@ -152,14 +172,15 @@ class Verdict:
     margin: float = math.nan
     evidence: tuple[Evidence, ...] = ()
     message: str = ""
-    warnings: tuple[Warned, ...] = ()
+    warnings: tuple[RuleWarning, ...] = ()
 
     @property
     def final(self) -> bool:
+        """Whether the trial has collapsed or diverged."""
         return self.state in ("collapsed", "diverged")
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able: a margin that is not known is None."""
+        """As JSON-able values; a margin that is not known is None."""
         return {
             "state": self.state,
             "rule": self.rule,
@@ -171,13 +192,14 @@ class Verdict:
         }
 
 
-def words(metric: str) -> tuple[str, str]:
-    """What a metric is called in a sentence, and its unit; the key itself where there is no word for it."""
-    return next((word for end, word in WORDS.items() if metric == end or metric.endswith(f"/{end}")), (metric, ""))
+def metric_label(metric: str) -> tuple[str, str]:
+    """A metric's name in a sentence and its unit (empty without one); the key itself where it has no name."""
+    labels = (label for end, label in METRIC_LABELS.items() if f"/{metric}".endswith(f"/{end}"))
+    return next(labels, (metric, ""))
 
 
-def told(evidence: Iterable[Evidence]) -> str:
-    """The sentences of several pieces of evidence as one."""
+def evidence_sentence(evidence: Iterable[Evidence]) -> str:
+    """The sentences of several pieces of evidence, joined."""
     return "; ".join(each.sentence() for each in evidence)
 
 
@@ -185,8 +207,16 @@ def told(evidence: Iterable[Evidence]) -> str:
 PLACEHOLDER = re.compile(r"\{([^{}:]+)(?::([^{}]*))?\}")
 
 
-def filled(message: str, number: Callable[[str], float | None]) -> str | None:
-    """A message with its numbers in it; None when one of them is not known or not finite."""
+def format_message(message: str, number: Callable[[str], float | None]) -> str | None:
+    """Fills in the placeholders of a rule's message.
+
+    Args:
+        message: Text with `{metric}` or `{metric:.3f}` in it.
+        number: Gives the value of a placeholder's name, or None.
+
+    Returns:
+        The sentence; None when one of its numbers is not known or not finite.
+    """
     values = {match[1]: number(match[1].strip()) for match in PLACEHOLDER.finditer(message)}
     if any(value is None or not math.isfinite(value) for value in values.values()):
         return None
@@ -196,14 +226,14 @@ def filled(message: str, number: Callable[[str], float | None]) -> str | None:
 def _when(reports: Sequence[tuple[int, int]]) -> str:
     epochs = list(dict.fromkeys(str(epoch) for epoch, _ in reports))
     steps = [str(step) for _, step in reports]
-    return f"at epoch{_s(epochs)} {_few(epochs)} (step{_s(steps)} {_few(steps)})"
+    return f"at epoch{_plural_s(epochs)} {_abridged(epochs)} (step{_plural_s(steps)} {_abridged(steps)})"
 
 
-def _s(items: Sequence[str]) -> str:
+def _plural_s(items: Sequence[str]) -> str:
     return "s" if len(items) > 1 else ""
 
 
-def _few(items: Sequence[str]) -> str:
+def _abridged(items: Sequence[str]) -> str:
     shown = items if len(items) <= 5 else [*items[:2], "...", *items[-2:]]
     return ", ".join(shown)
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from buttress.errors import BadInput
+from buttress.spec import trial_config
 from buttress.spec.spec import SweepSpec
 from buttress.training.trainable import Schedule
 
@@ -13,7 +14,8 @@ from buttress.training.trainable import Schedule
 def build(spec: SweepSpec, trainable: Any, params: Mapping[str, Any], seed: int) -> tuple[Any, str | None]:
     """The config of a draw, and why the draw is refused (None: it is not). No config: the family's own refuses it."""
     try:
-        config = spec.config(
+        config = trial_config.build(
+            spec,
             params,
             trainable.Config,
             seed=seed,
@@ -22,7 +24,7 @@ def build(spec: SweepSpec, trainable: Any, params: Mapping[str, Any], seed: int)
         )
     except BadInput as error:
         return None, str(error)
-    return config, spec.violated(config) or unsettled(trainable.schedule(config))
+    return config, trial_config.violated_requirement(spec, config) or unsettled(trainable.schedule(config))
 
 
 def unsettled(schedule: Schedule) -> str | None:

@@ -32,7 +32,9 @@ from pydantic import BaseModel
 
 from buttress.compat.optuna import add_running_trial, running_trial, sampler_notes, suggest
 from buttress.errors import BadInput
-from buttress.spec.spec import Parameter, SweepSpec
+from buttress.spec import trial_config
+from buttress.spec.parameters import Parameter
+from buttress.spec.spec import SweepSpec
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
@@ -123,7 +125,7 @@ class Study:
         self.study.sampler = self._at_random(ask) if at_random else self._sampler(ask)
         trial = self.study.ask()
         params: dict[str, Any] = {}
-        for path, _ in self.spec.parameters(params, self._config):
+        for path, _ in trial_config.active_parameters(self.spec, params, self._config):
             params[path] = suggest(trial, path, self._space[path])
         return ask, params
 

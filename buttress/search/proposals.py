@@ -18,6 +18,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from buttress.spec import trial_config
 from buttress.spec.parameters import Parameter
 from buttress.spec.spec import SweepSpec
 
@@ -155,7 +156,8 @@ def _every(spec: SweepSpec, Config: type[BaseModel]) -> Iterator[dict[str, Any]]
             return
         path, *rest = paths
         parameter = spec.search[path]
-        if parameter.when is not None and not spec.active(path, spec.draft(params, Config)):
+        draft = trial_config.draft(spec, params, Config)
+        if not trial_config.is_active(spec, path, draft):
             yield from grow(params, rest)
             return
         for value in _values(parameter) or ():

@@ -21,6 +21,7 @@ from buttress.errors import BadInput
 from buttress.execution.setup import fingerprint
 from buttress.journal.records import Journal, Objective, TrialRecord
 from buttress.search.building import build
+from buttress.spec import trial_config
 from buttress.spec.parameters import Parameter
 from buttress.spec.spec import SweepSpec
 from buttress.storage import is_url
@@ -39,7 +40,7 @@ def resolved(spec: SweepSpec) -> SweepSpec:
             path = journal.find(where).path
         except BadInput as error:
             problem = f"this earlier sweep cannot be read ({error.problem})"
-            raise spec.wrong(problem, key=f"warm_start.{index}", value=where, accepted=error.accepted) from None
+            raise spec.error(problem, key=f"warm_start.{index}", value=where, accepted=error.accepted) from None
         found.append(where if is_url(where) else os.fspath(path.parent.absolute()))
     return spec.model_copy(update={"warm_start": tuple(found)}) if found else spec
 
@@ -64,7 +65,7 @@ def gathered(spec: SweepSpec, trainable: Any) -> Line:
         left_out += [{"sweep": earlier.header.sweep, "reason": why, "count": count} for why, count in reasons.items()]
     line = journal.warm(told=told, left_out=left_out)
     if not told:
-        raise spec.wrong(sentence(line), key="warm_start", value=list(spec.warm_start))
+        raise spec.error(sentence(line), key="warm_start", value=list(spec.warm_start))
     return line
 
 
@@ -108,7 +109,7 @@ def _converted(record: TrialRecord, spec: SweepSpec, trainable: Any) -> tuple[di
     except ValidationError:
         return None, "config refused by the present trainer"
     params: dict[str, Any] = {}
-    for path, parameter in spec.parameters(params, trainable.Config):
+    for path, parameter in trial_config.active_parameters(spec, params, trainable.Config):
         value = inside(parameter, _at(was, path))
         if value is _OUTSIDE:
             return None, f"{path} outside the space"

@@ -1,47 +1,60 @@
-"""One searched parameter: how it is written in a spec, what is refused, how it is drawn."""
+"""A searched parameter of a spec: its syntax, its validation and its random draws."""
 
 from __future__ import annotations
 
 import math
 from typing import Any, Literal, Protocol
 
-from pydantic import BaseModel, ConfigDict, field_validator, model_serializer, model_validator
+from pydantic import Field, field_validator, model_serializer, model_validator
 
 from buttress.errors import BadInput
-from buttress.spec import expressions as grammar
+from buttress.spec import expressions
+from buttress.spec.sections import Section
 
-KINDS = ("uniform", "loguniform", "int", "logint", "choice")
+#: The kinds of a parameter, each with the description of its key.
+KINDS = {
+    "uniform": "`[low, high]`, both included: a float, uniform.",
+    "loguniform": "`[low, high]`, both included, low above 0: a float, uniform on the log scale.",
+    "int": "`[low, high]`, whole numbers, both included: an integer, uniform.",
+    "logint": "`[low, high]`, whole numbers, both included, low above 0: an integer, uniform on the log scale.",
+    "choice": "A list of texts, numbers, booleans or null without repeats: one of them, each equally likely.",
+}
 Scalar = str | int | float | bool | None
 
 
 class Random(Protocol):
-    """A generator of numbers in [0, 1): `random.Random` and numpy's `Generator` both are."""
+    """A generator of floats in [0, 1): `random.Random` and numpy's `Generator` both fit."""
 
     def random(self) -> float: ...
 
 
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
 class Parameter(Section):
-    """One searched parameter: `{loguniform: [1, 20]}`, `{int: [0, 60], step: 5}`, `{choice: [a, b], when: ...}`.
+    """One searched parameter, written with its kind as a key.
 
-    `low` and `high` are both included (`uniform` and `loguniform` draw floats, `int` and `logint` whole numbers);
-    `choices` are texts, numbers, booleans or null. `when` is an expression over the config: where it does not hold, the
-    parameter is not drawn and keeps the family's default.
+    `{loguniform: [1, 20]}`, `{int: [0, 60], step: 5}`, `{choice: [a, b], when: ...}`: one key of `KINDS`, and beside it
+    `step` and `when`. `low`, `high` and `choices` are read from the value of that key.
     """
 
-    kind: Literal["uniform", "loguniform", "int", "logint", "choice"]
-    low: int | float | None = None
-    high: int | float | None = None
-    step: int | float | None = None
-    choices: tuple[Scalar, ...] | None = None
-    when: str | None = None
+    kind: Literal["uniform", "loguniform", "int", "logint", "choice"] = Field(
+        description="Which of the five kinds of range this is."
+    )
+    low: int | float | None = Field(None, description="Lower end of the range, included; None for a choice.")
+    high: int | float | None = Field(None, description="Upper end of the range, included; None for a choice.")
+    step: int | float | None = Field(
+        None,
+        description="Distance between the values drawn from a `uniform` or `int` range, starting at its lower end; it "
+        "divides the range. Default: every value of the range.",
+    )
+    choices: tuple[Scalar, ...] | None = Field(None, description="The values of a choice; None for a range.")
+    when: str | None = Field(
+        None,
+        description="Expression over the config, such as `config.loss.kind == 'focal'`. Where it does not hold, the "
+        "parameter is not drawn and keeps the trainable's default. Default: always drawn.",
+    )
 
     @model_validator(mode="before")
     @classmethod
-    def _read(cls, given: Any) -> Any:
+    def _parse_kind(cls, given: Any) -> Any:
         if not isinstance(given, dict) or "kind" in given:
             return given
         kinds = [name for name in given if name in KINDS]
@@ -51,29 +64,33 @@ class Parameter(Section):
             raise BadInput("unknown key", key=str(extra[0]), accepted=accepted)
         if len(kinds) != 1:
             raise BadInput(f"gives {' and '.join(kinds) or 'no range and no choice'}", value=given, accepted=accepted)
-        return {**_range(kinds[0], given[kinds[0]], given.get("step")), "when": given.get("when")}
+        kind, value, step = kinds[0], given[kinds[0]], given.get("step")
+        fields = _parse_choice(value, step) if kind == "choice" else _parse_range(kind, value, step)
+        return {**fields, "when": given.get("when")}
 
     @field_validator("when")
     @classmethod
-    def _parses(cls, text: str | None) -> str | None:
-        return grammar.parse(text).text if text is not None else None
+    def _parse_when(cls, text: str | None) -> str | None:
+        return expressions.parse(text).text if text is not None else None
 
     @model_serializer
-    def _written(self) -> dict[str, Any]:
-        written: dict[str, Any] = {self.kind: list(self.choices) if self.choices is not None else [self.low, self.high]}
+    def _serialize(self) -> dict[str, Any]:
+        result: dict[str, Any] = {self.kind: list(self.choices) if self.choices is not None else [self.low, self.high]}
         extras = {"step": self.step, "when": self.when}
-        return written | {name: value for name, value in extras.items() if value is not None}
+        return result | {name: value for name, value in extras.items() if value is not None}
 
     @property
     def log(self) -> bool:
+        """Whether the range is drawn on the log scale."""
         return self.kind in ("loguniform", "logint")
 
     @property
     def whole(self) -> bool:
+        """Whether the range holds integers."""
         return self.kind in ("int", "logint")
 
     def draw(self, rng: Random) -> Any:
-        """One value, drawn evenly (on the log scale for the log kinds)."""
+        """One value, uniform over the range (over its logarithm for the log kinds)."""
         share = rng.random()
         if self.choices is not None:
             return self.choices[int(share * len(self.choices))]
@@ -87,7 +104,7 @@ class Parameter(Section):
         return round(value) if self.whole else value
 
     def probes(self) -> list[Any]:
-        """The values whose acceptance stands for the whole: every choice, or both ends and one between them."""
+        """The values that a config has to accept to accept the range: every choice, or both ends and one between."""
         if self.choices is not None:
             return list(self.choices)
         assert self.low is not None and self.high is not None
@@ -96,20 +113,21 @@ class Parameter(Section):
         return [float(self.low), float(self.high), self.low + (self.step or 0.6180339887 * (self.high - self.low))]
 
 
-def _range(kind: str, given: Any, step: Any) -> dict[str, Any]:
-    """The fields of a `Parameter` of `kind` from what stands behind it in the YAML."""
-    if kind == "choice":
-        if not isinstance(given, list | tuple) or not given:
-            raise BadInput("has to be a list of at least one value", key="choice", value=given)
-        for index, choice in enumerate(given):
-            if not isinstance(choice, str | int | float | None):
-                accepted = "text, number, true, false, null"
-                raise BadInput("is not a plain value", key=f"choice.{index}", value=choice, accepted=accepted)
-            if any(type(choice) is type(other) and choice == other for other in given[:index]):
-                raise BadInput("is given twice", key=f"choice.{index}", value=choice)
-        if step is not None:
-            raise BadInput("has no meaning for a choice", key="step", value=step)
-        return {"kind": kind, "choices": tuple(given)}
+def _parse_choice(given: Any, step: Any) -> dict[str, Any]:
+    if not isinstance(given, list | tuple) or not given:
+        raise BadInput("has to be a list of at least one value", key="choice", value=given)
+    for index, choice in enumerate(given):
+        if not isinstance(choice, str | int | float | None):
+            accepted = "text, number, true, false, null"
+            raise BadInput("is not a plain value", key=f"choice.{index}", value=choice, accepted=accepted)
+        if any(type(choice) is type(other) and choice == other for other in given[:index]):
+            raise BadInput("is given twice", key=f"choice.{index}", value=choice)
+    if step is not None:
+        raise BadInput("has no meaning for a choice", key="step", value=step)
+    return {"kind": "choice", "choices": tuple(given)}
+
+
+def _parse_range(kind: str, given: Any, step: Any) -> dict[str, Any]:
     accepted = "[low, high] with low < high"
     if not isinstance(given, list | tuple) or len(given) != 2 or not all(_is_number(bound) for bound in given):
         raise BadInput("has to be two numbers", key=kind, value=given, accepted=accepted)

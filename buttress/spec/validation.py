@@ -1,8 +1,7 @@
-"""The spec held against a family: `SweepSpec.check`. Paths exist, values are accepted, objectives are fair, and some
-draw satisfies `require`.
+"""Checks a spec against its trainable: paths exist, values are accepted, objectives are fair, some draw can be a trial.
 
-Acceptance is asked of the family's own `Config`, by building configs: one per end of a range and per choice, the rest
-drawn at random with a fixed seed (the drawing honours `when`), so that a sentence the family wrote is the one shown.
+Whether a value is accepted is asked of the trainable's own `Config`, by building configs: one per end of a range and
+per choice, the rest drawn at random with a fixed seed. So the errors that the `Config` words are the ones shown.
 """
 
 from __future__ import annotations
@@ -11,24 +10,22 @@ import difflib
 import math
 import random
 from collections import Counter
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Mapping
+from typing import Any, ClassVar, Protocol
 
 from pydantic import BaseModel
 
 from buttress.errors import BadInput
-from buttress.spec import expressions as grammar
+from buttress.spec import expressions, trial_config
 from buttress.spec.config_paths import find, leaves, unknown
+from buttress.spec.spec import SweepSpec
 
-if TYPE_CHECKING:
-    from buttress.spec.spec import ScheduleLike, SweepSpec
-
-DRAWS = 1000  # as many draws in a row that violate `require` end a sweep (DESIGN.md)
-_TRIES = 40  # other draws in which a value may be accepted before its refusal is believed
+MAX_DRAWS = 1000  # a sweep, too, ends after as many draws in a row that violate `require`
+MAX_ATTEMPTS = 40  # other draws in which a value may be accepted before its refusal is believed
 
 
 class MetricLike(Protocol):
-    """What is asked of a metric (`buttress.training.trainable.Metric`)."""
+    """What is read of a metric (`buttress.training.trainable.Metric`)."""
 
     @property
     def direction(self) -> Any: ...
@@ -38,76 +35,95 @@ class MetricLike(Protocol):
     def sees_target(self) -> bool: ...
 
 
-def check(
-    spec: SweepSpec,
-    Config: type[BaseModel],
-    metrics: Mapping[str, MetricLike],
-    *,
-    conditional: bool,
-    epochs_path: str,
-    schedule: Callable[[Any], ScheduleLike] | None,
-) -> None:
-    """See `SweepSpec.check`."""
-    _paths(spec, Config, epochs_path)
-    _objectives(spec, metrics, conditional)
-    _values(spec, Config)
-    _draws(spec, Config, epochs_path, schedule)
+class TrainableLike(Protocol):
+    """What is read of a trainable (`buttress.training.trainable.Trainable`).
+
+    Also read where it is there: `conditional` (default False) and `epochs_path` (default `train.epochs`).
+    """
+
+    Config: ClassVar[Any]
+    metrics: ClassVar[dict[str, Any]]
+
+    def schedule(self, config: Any) -> trial_config.ScheduleLike: ...
 
 
-def _paths(spec: SweepSpec, Config: type[BaseModel], epochs_path: str) -> None:
+def check(spec: SweepSpec, trainable: TrainableLike) -> SweepSpec:
+    """Every check of a spec that needs the trainable but no data and no cluster.
+
+    Args:
+        spec: a loaded spec.
+        trainable: the trainable that it names.
+
+    Returns:
+        The spec with the direction of every objective filled in.
+
+    Raises:
+        BadInput: for the first thing that does not fit, with the file and the spec's key.
+    """
+    Config, metrics = trainable.Config, trainable.metrics
+    epochs_path = getattr(trainable, "epochs_path", trial_config.EPOCHS_PATH)
+    _check_paths(spec, Config, epochs_path)
+    _check_objectives(spec, metrics, getattr(trainable, "conditional", False))
+    _check_values(spec, Config)
+    _check_draws(spec, trainable, epochs_path)
+    directed = [each.model_copy(update={"direction": metrics[each.metric].direction}) for each in spec.objectives]
+    return spec.model_copy(update={"objectives": tuple(directed)})
+
+
+def _check_paths(spec: SweepSpec, Config: type[BaseModel], epochs_path: str) -> None:
     if find(Config, "buttress") is None:
-        raise spec.wrong(
+        raise spec.error(
             f"{Config.__name__} of this trainable has no group buttress", key="trainable", value=spec.trainable,
             accepted="a Config with a field `buttress: Buttress = Buttress()` (buttress/training/trainable.py)",
         )
     for path in spec.search:
         found = find(Config, path)
         if found is None:
-            raise _unknown(spec, Config, path, f"search.{path}")
+            raise _unknown_parameter(spec, Config, path, f"search.{path}")
         if not found.value:
             inside = [leaf for leaf in leaves(Config) if leaf.startswith(f"{path}.")]
-            raise spec.wrong("is a group, not a parameter", key=f"search.{path}", accepted=", ".join(inside) or None)
+            raise spec.error("is a group, not a parameter", key=f"search.{path}", accepted=", ".join(inside) or None)
     for path in spec.fixed:
         if find(Config, path) is None:
-            raise _unknown(spec, Config, path, f"fixed.{path}")
+            raise _unknown_parameter(spec, Config, path, f"fixed.{path}")
     for name in spec.data:
         if find(Config, f"data.{name}") is None:
-            raise _unknown(spec, Config, f"data.{name}", f"data.{name}")
+            raise _unknown_parameter(spec, Config, f"data.{name}", f"data.{name}")
     counted = spec.budget.full_beta_epochs is not None
-    for key, text in _expressions(spec):
-        for path in grammar.parse(text).reads:
+    for key, text in _expression_texts(spec):
+        for path in expressions.parse(text).reads:
             found = find(Config, path)
             if found is None:
                 error = unknown(Config, path)
-                raise spec.wrong(f"reads config.{path}: {error.problem}", key=key, value=text, accepted=error.accepted)
+                raise spec.error(f"reads config.{path}: {error.problem}", key=key, value=text, accepted=error.accepted)
             if not found.value:
-                raise spec.wrong(f"reads config.{path}, which is a group", key=key, value=text)
+                raise spec.error(f"reads config.{path}, which is a group", key=key, value=text)
             if counted and path == epochs_path and key.startswith("search."):
-                raise spec.wrong(
+                raise spec.error(
                     f"reads config.{path}, which budget.full_beta_epochs sets after the draw", key=key, value=text
                 )
     for section, given in (("fixed", spec.fixed), ("search", spec.search)):
         if counted and epochs_path in given:
-            raise spec.wrong(
+            raise spec.error(
                 "is set by budget.full_beta_epochs", key=f"{section}.{epochs_path}", accepted="one of the two"
             )
     if counted and find(Config, epochs_path) is None:
-        raise spec.wrong(f"needs {epochs_path}, which this Config does not have", key="budget.full_beta_epochs")
+        raise spec.error(f"needs {epochs_path}, which this Config does not have", key="budget.full_beta_epochs")
 
 
-def _expressions(spec: SweepSpec) -> list[tuple[str, str]]:
+def _expression_texts(spec: SweepSpec) -> list[tuple[str, str]]:
     whens = [(f"search.{path}.when", parameter.when) for path, parameter in spec.search.items() if parameter.when]
     return [*whens, *((f"require.{index}", text) for index, text in enumerate(spec.require))]
 
 
-def _unknown(spec: SweepSpec, Config: type[BaseModel], path: str, key: str) -> BadInput:
+def _unknown_parameter(spec: SweepSpec, Config: type[BaseModel], path: str, key: str) -> BadInput:
     error = unknown(Config, path)
-    return spec.wrong(error.problem, key=key, accepted=error.accepted)
+    return spec.error(error.problem, key=key, accepted=error.accepted)
 
 
-def _objectives(spec: SweepSpec, metrics: Mapping[str, MetricLike], conditional: bool) -> None:
+def _check_objectives(spec: SweepSpec, metrics: Mapping[str, MetricLike], conditional: bool) -> None:
     def weights(name: str) -> list[str]:
-        return [path for path in spec.search for by in metrics[name].weighted_by if _meet(path, by)]
+        return [path for path in spec.search for by in metrics[name].weighted_by if _overlap(path, by)]
 
     fair = [n for n, m in metrics.items() if not weights(n) and not (conditional and m.sees_target)]
     for index, objective in enumerate(spec.objectives):
@@ -115,137 +131,131 @@ def _objectives(spec: SweepSpec, metrics: Mapping[str, MetricLike], conditional:
         if name not in metrics:
             close = difflib.get_close_matches(name, metrics, 1)
             problem = f"no such metric; did you mean {close[0]}?" if close else "no such metric"
-            raise spec.wrong(problem, key=key, value=name, accepted=", ".join(metrics))
+            raise spec.error(problem, key=key, value=name, accepted=", ".join(metrics))
         metric = metrics[name]
         if conditional and metric.sees_target:
-            raise spec.wrong(
+            raise spec.error(
                 "is computed from a posterior that sees the target, so an autoencoder would win",
                 key=key, value=name, accepted=", ".join(fair) or "no metric of this trainable",
             )
         if weights(name) and not objective.allow_weighted:
-            raise spec.wrong(
+            raise spec.error(
                 f"changes its scale with {' and '.join(weights(name))}, which is searched, so it cannot compare trials",
                 key=key, value=name, accepted=", ".join([*fair, "or allow_weighted: true beside it"]),
             )
         if objective.direction not in (None, metric.direction):
-            raise spec.wrong(
+            raise spec.error(
                 f"{name} is better the {'smaller' if metric.direction == 'min' else 'larger'} it is",
                 key=f"objectives.{index}.direction", value=objective.direction, accepted=metric.direction,
             )
-        objective.direction = metric.direction
 
 
-def _meet(path: str, other: str) -> bool:
+def _overlap(path: str, other: str) -> bool:
     return path == other or path.startswith(f"{other}.") or other.startswith(f"{path}.")
 
 
-def _values(spec: SweepSpec, Config: type[BaseModel]) -> None:
+def _check_values(spec: SweepSpec, Config: type[BaseModel]) -> None:
     """Every fixed value, both ends of every range and every choice are taken by the `Config` in some draw."""
-    _accepted(spec, Config, None, None)
+    _check_accepted(spec, Config, None, None)
     for path, parameter in spec.search.items():
         for value in parameter.probes():
-            _accepted(spec, Config, path, value)
+            _check_accepted(spec, Config, path, value)
 
 
-def _accepted(spec: SweepSpec, Config: type[BaseModel], pinned: str | None, value: Any) -> None:
+def _check_accepted(spec: SweepSpec, Config: type[BaseModel], pinned: str | None, value: Any) -> None:
     """Raises the refusal of `value` at `pinned` (None: of what is fixed) that no other draw of the rest could lift."""
     rng, refused, tries = random.Random(0), None, 0
-    for _ in range(DRAWS):
-        params = _pinned(spec, Config, rng, pinned, value)
+    for _ in range(MAX_DRAWS):
+        params = _draw_with(spec, Config, rng, pinned, value)
         if params is None:
             continue
         tries += 1
         try:
-            spec.config(params, Config)
+            trial_config.build(spec, params, Config)
             return
         except BadInput as error:
-            if not _elsewhere(spec, error, pinned):
+            if not _is_about_another(spec, error, pinned):
                 refused = refused or error
-        if tries == _TRIES:
+        if tries == MAX_ATTEMPTS:
             break
     if not tries:
-        raise spec.wrong(
-            f"never holds in {DRAWS:,} random draws, so the parameter is never searched",
+        raise spec.error(
+            f"never holds in {MAX_DRAWS:,} random draws, so the parameter is never searched",
             key=f"search.{pinned}.when", value=spec.search[pinned or ""].when,
         )
     if refused is not None:
-        raise refused if pinned is None else _of_value(spec, refused, pinned, value)
+        raise refused if pinned is None else _refusal_of_value(spec, refused, pinned, value)
 
 
-def _pinned(
+def _draw_with(
     spec: SweepSpec, Config: type[BaseModel], rng: random.Random, pinned: str | None, value: Any
 ) -> dict[str, Any] | None:
     params: dict[str, Any] = {}
-    for path, parameter in spec.parameters(params, Config):
+    for path, parameter in trial_config.active_parameters(spec, params, Config):
         params[path] = value if path == pinned else parameter.draw(rng)
     return params if pinned is None or pinned in params else None
 
 
-def _elsewhere(spec: SweepSpec, error: BadInput, pinned: str | None) -> bool:
+def _is_about_another(spec: SweepSpec, error: BadInput, pinned: str | None) -> bool:
     """Whether a refusal is about another searched parameter, whose own turn will come."""
     key = error.key or ""
-    return any(_says(key, f"search.{path}") for path in spec.search if path != pinned)
+    return any(_is_at_or_below(key, f"search.{path}") for path in spec.search if path != pinned)
 
 
-def _says(key: str, about: str) -> bool:
-    return key.endswith(about) or f"{about}." in key
+def _is_at_or_below(key: str, spec_key: str) -> bool:
+    """Whether `key` (perhaps of a profile) names `spec_key` or something below it."""
+    return key.endswith(spec_key) or f"{spec_key}." in key
 
 
-def _of_value(spec: SweepSpec, refused: BadInput, path: str, value: Any) -> BadInput:
-    if _says(refused.key or "", f"search.{path}"):
+def _refusal_of_value(spec: SweepSpec, refused: BadInput, path: str, value: Any) -> BadInput:
+    if _is_at_or_below(refused.key or "", f"search.{path}"):
         problem = f"the trainer's config refuses a value of this range: {refused.problem}"
         accepted = refused.accepted
         if spec.search[path].choices is not None:
             problem = f"the trainer's config refuses this choice: {refused.problem}"
         elif isinstance(value, float) and "whole number" in refused.problem:
             accepted = "an int or logint range"
-        return spec.wrong(problem, key=f"search.{path}", value=value, accepted=accepted)
+        return spec.error(problem, key=f"search.{path}", value=value, accepted=accepted)
     problem = f"the trainer's config refuses every draw with this value: {refused.key}: {refused.problem}"
-    return spec.wrong(problem, key=f"search.{path}", value=value, accepted=refused.accepted)
+    return spec.error(problem, key=f"search.{path}", value=value, accepted=refused.accepted)
 
 
-def _draws(
-    spec: SweepSpec, Config: type[BaseModel], epochs_path: str, schedule: Callable[[Any], ScheduleLike] | None
-) -> None:
-    """Some draw can become a trial: the config takes it, every `require` holds, and beta is final within its budget."""
+def _check_draws(spec: SweepSpec, trainable: TrainableLike, epochs_path: str) -> None:
+    """Some draw can be a trial: the config accepts it, every `require` holds, and beta is final within its budget."""
     rng, counts, errors = random.Random(0), Counter[str](), {}
-    for _ in range(DRAWS):
-        params = spec.sample(rng, Config)
-        try:
-            config = spec.config(params, Config, schedule=schedule, epochs_path=epochs_path)
-        except BadInput as refused:
-            error: BadInput | None = refused
-        else:
-            error = _violation(spec, config) or _unsettled(spec, schedule, config, epochs_path)
+    for _ in range(MAX_DRAWS):
+        error = _refusal_of_draw(spec, trainable, trial_config.sample(spec, rng, trainable.Config), epochs_path)
         if error is None:
             return
         counts[error.key or ""] += 1
         errors[error.key or ""] = error
     key, count = counts.most_common(1)[0]
-    told = errors[key]
-    if count < DRAWS:
-        told.problem += f" (so fail {count:,} of {DRAWS:,} draws, and the others elsewhere)"
-    raise told
+    worst = errors[key]
+    if count < MAX_DRAWS:
+        worst.problem += f" (so fail {count:,} of {MAX_DRAWS:,} draws, and the others elsewhere)"
+    raise worst
 
 
-def _violation(spec: SweepSpec, config: Any) -> BadInput | None:
-    text = spec.violated(config)
-    if text is None:
-        return None
-    accepted = "an expression that part of the search space satisfies"
-    key = f"require.{spec.require.index(text)}"
-    return spec.wrong(f"no draw in {DRAWS:,} satisfies it", key=key, value=text, accepted=accepted)
-
-
-def _unsettled(
-    spec: SweepSpec, schedule: Callable[[Any], ScheduleLike] | None, config: Any, epochs_path: str
+def _refusal_of_draw(
+    spec: SweepSpec, trainable: TrainableLike, params: dict[str, Any], epochs_path: str
 ) -> BadInput | None:
-    plan = schedule(config) if schedule is not None else None
-    if plan is None or math.ceil(min(plan.full_at_epoch, plan.epochs)) < plan.epochs:
+    schedule = trainable.schedule
+    try:
+        config = trial_config.build(spec, params, trainable.Config, schedule=schedule, epochs_path=epochs_path)
+    except BadInput as error:
+        return error
+    if (text := trial_config.violated_requirement(spec, config)) is not None:
+        return spec.error(
+            f"no draw in {MAX_DRAWS:,} satisfies it",
+            key=f"require.{spec.require.index(text)}", value=text,
+            accepted="an expression that part of the search space satisfies",
+        )
+    plan = schedule(config)
+    if math.ceil(min(plan.full_at_epoch, plan.epochs)) < plan.epochs:
         return None
     final = "never" if math.isinf(plan.full_at_epoch) else f"after {plan.full_at_epoch:g}"
-    return spec.wrong(
-        f"no draw in {DRAWS:,} has an epoch at its final beta (of {plan.epochs} epochs in the last, final {final})",
-        key=spec.key_of(epochs_path),
+    return spec.error(
+        f"no draw in {MAX_DRAWS:,} has an epoch at its final beta (of {plan.epochs} epochs in the last, final {final})",
+        key=trial_config.spec_key(spec, epochs_path),
         accepted="more epochs or a shorter warm-up",
     )

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from math import inf, isfinite
 from typing import Any
 
-from buttress.rules.schema import RuleSet, Verdict
+from buttress.rules import RuleEngine, RuleSet, Verdict
 
 Line = dict[str, Any]
 
@@ -31,8 +31,8 @@ class Judged:
 
     def restart(self, kept: Sequence[Line]) -> None:
         """Begins anew from the reports that still count."""
-        self.watch = self._rules.watch(budget_epochs=self.epochs)
-        self.watch.final = self._reprieve is None
+        self.engine = RuleEngine(self._rules, budget_epochs=self.epochs)
+        self.engine.revocable = self._reprieve is not None
         self.reports: list[Line] = []
         self.best: Line | None = None
         self.by_age: dict[int, float] = {}
@@ -45,12 +45,12 @@ class Judged:
 
         Meanwhile `verdict` is how it looks by now, and can change back; so it stays over a `restart`.
         """
-        self._reprieve, self.watch.final = until, False
+        self._reprieve, self.engine.revocable = until, True
 
     @property
     def runs_on(self) -> bool:
         """Whether a verdict of collapse can still be taken back."""
-        return not self.watch.final
+        return self.engine.revocable
 
     @property
     def last(self) -> Line | None:
@@ -64,12 +64,12 @@ class Judged:
     @property
     def margin(self) -> float | None:
         """Decades to the nearest rule (negative) or beyond it; None before the first report and without rules."""
-        margin = self.watch.margin() if self.reports else None
+        margin = self.engine.margin if self.reports else None
         return margin if margin is not None and isfinite(margin) else None
 
     def take_in(self, report: Line) -> Verdict:
         """Runs the rules on a report and writes into it `state`, `suspects`, `warnings` and `valid`."""
-        judge = self.watch.close if report["closing"] else self.watch.update
+        judge = self.engine.close if report["closing"] else self.engine.update
         verdict: Verdict = judge(
             report["metrics"],
             epoch=report["epoch"],
@@ -80,15 +80,15 @@ class Judged:
             nonfinite=tuple(report["nonfinite"]),
         )
         if self._reprieve is not None and report["epoch"] >= self._reprieve:
-            self.watch.final = True
-        suspects = list(self.watch.suspects)
+            self.engine.revocable = False
+        suspects = list(self.engine.suspects)
         values = [report["metrics"].get(name) for name in self._objectives]
         report["state"], report["suspects"] = verdict.state, suspects
         report["warnings"] = [warning.rule for warning in verdict.warnings]
         report["valid"] = (
             verdict.state == "healthy"
             and not suspects
-            and not self.watch.holding
+            and not self.engine.holding
             and not report["nonfinite"]
             and report["full_beta_epochs"] >= 1
             and all(value is not None and isfinite(value) for value in values)

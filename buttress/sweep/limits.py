@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from typing import Literal
 
-from buttress.spec.spec import Budget
+from buttress.spec.sections import Budget
 
 
 class Limits:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from buttress import journal
-from buttress.rules.schema import Verdict
+from buttress.rules import Verdict
 from buttress.spec.spec import SweepSpec
 from buttress.sweep.evaluation import Line
 from buttress.sweep.trial import LiveTrial
@@ -69,7 +69,7 @@ def suspected(spec: SweepSpec, live: LiveTrial, report: Line) -> Line | None:
         return None
     if report["closing"] or report["epoch"] >= live.epochs or spec.audits(int(live.id)):
         return None
-    verdict = live.judged.watch.impatient()
+    verdict = live.judged.engine.verdict_ignoring_patience()
     return _set_aside(spec.probation.epochs, live, verdict, report) if verdict is not None else None
 
 

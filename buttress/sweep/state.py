@@ -18,7 +18,7 @@ from typing import Any
 
 from buttress import journal
 from buttress.errors import BadInput
-from buttress.rules.schema import RuleSet
+from buttress.rules import RuleSet
 from buttress.search.building import build
 from buttress.search.circuit_breaker import overload
 from buttress.search.halving import Rungs
@@ -140,7 +140,7 @@ class SweepState:
             if not self.satisfied and (live.rested or self.exhausted) and self.probation.ranks(live):
                 return live
             if self.exhausted:
-                verdict = live.judged.watch.impatient() or live.judged.verdict
+                verdict = live.judged.engine.verdict_ignoring_patience() or live.judged.verdict
                 self._conclude(live, "collapsed", verdict=verdict)
         return None
 
@@ -387,7 +387,7 @@ class SweepState:
             return None
         age, phase, judged = report["full_beta_epochs"], report["phase"], live.judged
         # where it looks collapsed, whether it is so is for the rules to say
-        if live.audited or judged.runs_on or (judged.value is None and judged.watch.holding):
+        if live.audited or judged.runs_on or (judged.value is None and judged.engine.holding):
             self.rungs.skip(live.id, age, phase)
             return None
         decision = self.rungs.report(live.id, age, judged.value, phase)

@@ -8,7 +8,7 @@ from typing import Any
 
 from ray.tune import Stopper
 
-from buttress.rules.schema import RuleSet
+from buttress.rules import RuleEngine, RuleSet
 
 
 class CollapseStopper(Stopper):
@@ -37,7 +37,7 @@ class CollapseStopper(Stopper):
         else:
             self._rules = RuleSet.load(rules)
         self._budget, self._full_at = budget_epochs, full_at
-        self._watches: dict[str, Any] = {}
+        self._engines: dict[str, RuleEngine] = {}
         self._full_step: dict[str, int] = {}
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
@@ -45,14 +45,14 @@ class CollapseStopper(Stopper):
             return result["outcome"] in ("collapsed", "diverged")
         if self._rules is None:
             return False
-        watch = self._watches.get(trial_id)
-        if watch is None:
-            watch = self._watches[trial_id] = self._rules.watch(budget_epochs=self._budget)
+        engine = self._engines.get(trial_id)
+        if engine is None:
+            engine = self._engines[trial_id] = RuleEngine(self._rules, budget_epochs=self._budget)
         count = int(result.get("training_iteration", 0))
         epoch, step = int(result.get("epoch", count)), int(result.get("step", count))
         numbers = (int, float)
         age = self._age(trial_id, result, epoch, step)
-        verdict = watch.update(
+        verdict = engine.update(
             {key: value for key, value in result.items() if isinstance(value, numbers) and not isinstance(value, bool)},
             epoch=epoch,
             step=step,

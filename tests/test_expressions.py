@@ -1,4 +1,4 @@
-"""The language of `require` and `when`: what it computes, what it refuses, and where it says the fault lies."""
+"""Expressions of `require` and `when`: their values, what is refused, and the column that an error names."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from buttress.rules.schema import RuleSet, TrialWatch, Verdict
+from buttress.rules import RuleEngine, RuleSet, Verdict
 
 Row = Mapping[str, float | None]
 DEFAULT = Path(__file__).parents[1] / "buttress" / "rules" / "default.yaml"
@@ -20,15 +20,15 @@ KL = {"metric": "kl", "below": 0.3}
 A, B, C = ({"metric": name, "below": 1.0} for name in "abc")
 
 
-def report(watch: TrialWatch, row: Row, index: int, *, close: bool = False, **keys: Any) -> Verdict:
+def report(engine: RuleEngine, row: Row, index: int, *, close: bool = False, **keys: Any) -> Verdict:
     """Report number `index` (from 1) of a trial with one report per epoch of 100 steps, at full beta from the start."""
     age = {"epoch": index, "step": 100 * index, "full_beta_epochs": index, "full_beta_steps": 100 * index}
-    return (watch.close if close else watch.update)(row, **{**age, **keys})
+    return (engine.close if close else engine.update)(row, **{**age, **keys})
 
 
 def play(rules: RuleSet, rows: Iterable[Row], *, budget: int | None = None, **keys: Any) -> list[Verdict]:
-    watch = rules.watch(budget_epochs=budget)
-    return [report(watch, row, index, **keys) for index, row in enumerate(rows, 1)]
+    engine = RuleEngine(rules, budget_epochs=budget)
+    return [report(engine, row, index, **keys) for index, row in enumerate(rows, 1)]
 
 
 def states(rules: RuleSet, values: Sequence[float | None], metric: str = "kl", **keys: Any) -> str:

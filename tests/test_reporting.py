@@ -22,7 +22,8 @@ from toy import Collected
 from buttress.errors import BadInput
 from buttress.monitors import LatentMonitor, Mean
 from buttress.training import checkpoints, reporting
-from buttress.training.reporting import Reporter, ReportError, load_checkpoint
+from buttress.training.checkpoints import load_checkpoint
+from buttress.training.reporting import Reporter, ReportError
 from buttress.training.trainable import Reported, Schedule, TrialStopped
 from buttress.training.world import World
 

@@ -62,7 +62,7 @@ class Buttress(Section):
     seed: int = Field(42, ge=0, description="seeds every random number; part of the config because it changes bits")
     threads: int = Field(1, ge=1, description="torch threads per worker; part of the config: it changes bits")
     workers: int = Field(1, ge=1, description="DDP workers of the trial")
-    report_every: int = Field(100, ge=0, description="optimiser steps between health reports inside an epoch; 0 = none")
+    report_every: int = Field(100, ge=0, description="optimizer steps between health reports inside an epoch; 0 = none")
     checkpoint_every: int = Field(1, ge=1, description="epochs between checkpoints")
     monitors: bool = Field(True, description="False leaves the collapse monitors out (for timing; rules see nothing)")
 

@@ -168,6 +168,10 @@ class World:
             return float(value)
         return float(self.sum(torch.tensor(float(value), dtype=torch.float64, device=self.device))) / self.size
 
+    def share(self, count: int) -> slice:
+        """This rank's part of `count` rows: contiguous, in rank order, sizes differing by one at most."""
+        return slice(count * self.rank // self.size, count * (self.rank + 1) // self.size)
+
     def cache(self, key: Any, build: Callable[[], Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
         """Arrays built once per node and memory-mapped by every process, copy on write.
 

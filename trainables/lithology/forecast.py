@@ -1,6 +1,6 @@
-"""Whether a lithology config's code survives its beta, from the covariance of the training rows.
+"""Predicts from the covariance of the training rows whether a lithology config's code survives its beta.
 
-The head is left out: reading mu, it can live on a code of any small size, which no reconstruction sees.
+The head is ignored: it reads mu, so it works on a code of any small size, which no reconstruction uses.
 """
 
 from __future__ import annotations

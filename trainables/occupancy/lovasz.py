@@ -1,4 +1,4 @@
-"""The Lovász extension of the Jaccard loss without a sort: errors go into buckets, counts do the rest.
+"""The Lovász extension of the Jaccard loss, computed from bucket counts instead of a sort.
 
 Sorted by error, the loss is the sum of each voxel's error times the rise of the Jaccard loss when that voxel joins the
 mispredicted ones (Berman, Triki & Blaschko 2018, arXiv:1705.08790). A full batch of the original has 87 million voxels

@@ -1,8 +1,8 @@
-"""Radio maps, from a RadioMapSeer folder to arrays in memory: found, read, checked, split, or refused.
+"""Reads, checks and splits the radio maps of a RadioMapSeer folder.
 
 The same loader reads real and synthetic maps: `gain/<simulation>/{map}_{transmitter}.png`, 8-bit grey, all of one size.
 They are read once per node and kept as one memory-mapped array (`World.cache`). Buildings and antennas, which the first
-stage does not see, are looked at by `check` alone. The original's splits share maps (the 601st map is in all three of
+stage does not use, are read by `check` alone. The original's splits share maps (the 601st map is in all three of
 them, and its validation maps lie inside its test maps); these are disjoint.
 """
 

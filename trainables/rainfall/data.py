@@ -1,8 +1,8 @@
-"""A rainfall data set, from its folder of one file per day to arrays in memory: read, checked, or refused.
+"""Reads and checks a rainfall data set: a folder of one file per day.
 
 Every day is read once per node and kept as one memory-mapped array (`World.cache`). Nothing has a default: a missing
 statistic, a threshold that was never set, a unit that contradicts the config or the data, a missing day, a wrong shape
-or type, a NaN are each a `BadInput` that names the file. `store.py` tells the layout.
+or type, a NaN are each a `BadInput` that names the file. `store.py` documents the layout.
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ $(STAMP): pyproject.toml constraints.txt
 	if ! $(BIN)/python -m pip --version >/dev/null 2>&1 && ! "$$python" -m venv --clear $(VENV); then \
 	  echo "$$python cannot make a virtual environment; on Debian and Ubuntu: apt-get install python3-venv" >&2; exit 2; \
 	fi
-	$(BIN)/python -m pip install --quiet --no-input $(PIP_ARGS) -c constraints.txt -e '.[dev,docs]'
+	$(BIN)/python -m pip install --quiet --no-input $(PIP_ARGS) -c constraints.txt -e '.[dev,docs,families]'
 	@touch $@
 
 check: $(STAMP)

@@ -170,9 +170,10 @@ def plan(
         >>> buttress.plan("lithology", profile="quick", timing=False).trials               # doctest: +SKIP
         24
     """
-    from buttress.execution.plan import make
+    from buttress.execution.plan import make_plan
 
-    return make(resolve_spec(spec, profile=profile, set=set, warm_start=warm_start), address=address, timing=timing)
+    resolved = resolve_spec(spec, profile=profile, set=set, warm_start=warm_start)
+    return make_plan(resolved, address=address, timing=timing)
 
 
 def replay(

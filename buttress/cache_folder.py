@@ -1,4 +1,4 @@
-"""Where this machine keeps what can be made again: prepared data, mirrors of remote journals, spools of sweeps."""
+"""The folder for what can be made again: prepared data, local copies of remote journals, sweeps before their upload."""
 
 from __future__ import annotations
 
@@ -7,8 +7,12 @@ from pathlib import Path
 
 
 def cache_folder() -> Path:
-    """`$BUTTRESS_CACHE`; by default `.cache/buttress` in the working folder, or in the home folder (`$XDG_CACHE_HOME`)
-    where the working folder cannot be written to. An absolute path; the folder need not be there."""
+    """Path of this machine's cache folder, which need not exist yet.
+
+    Returns:
+        An absolute path: `$BUTTRESS_CACHE` if set, else `.cache/buttress` in the working folder, or, where that cannot
+        be written to, `buttress` in `$XDG_CACHE_HOME` (default: `~/.cache`).
+    """
     if given := os.environ.get("BUTTRESS_CACHE"):
         return Path(given).absolute()
     here = Path(".cache/buttress").absolute()

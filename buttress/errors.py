@@ -1,7 +1,7 @@
-"""The one error a user of Buttress sees for bad input: where it stands, what came, what is accepted.
+"""The error for bad input: where it stands, what came and what is accepted, in one sentence.
 
-Every room raises `BadInput`; the command line prints its single sentence and exits with 2. This module imports nothing
-but the standard library, so that every room may use it (pydantic's errors are translated without importing pydantic).
+Every package raises `BadInput`; the command line prints its sentence and exits with 2. This module imports nothing but
+the standard library, so that every package may use it (pydantic's errors are translated without importing pydantic).
 """
 
 from __future__ import annotations
@@ -14,10 +14,14 @@ from typing import Any
 
 
 class BadInput(ValueError):
-    """Input that cannot be used, told in one sentence.
+    """Input that cannot be used.
 
-    `where` is the file (or command-line option), `key` the key path inside it (`loss.beta.end`), `value` what came and
-    `accepted` what would have been taken. Everything but `problem` may be left out.
+    Args:
+        problem: what is wrong with it.
+        where: the file or command-line option that it came from.
+        key: the key path inside it (`loss.beta.end`).
+        value: what came; `...`: not shown.
+        accepted: what would have been accepted.
 
         >>> print(BadInput("unknown key", where="rainfall.yaml", key="budjet", accepted="budget, data, fixed"))
         rainfall.yaml: budjet: unknown key; accepted: budget, data, fixed
@@ -45,54 +49,58 @@ class BadInput(ValueError):
         return sentence
 
     def at(self, where: str | os.PathLike[str]) -> BadInput:
-        """The same error, said to come from the file `where` unless it already names one."""
+        """The same error, naming the file `where` unless it already names one."""
         return self if self.where else BadInput(
             self.problem, where=where, key=self.key, value=self.value, accepted=self.accepted
         )
 
 
 def from_pydantic(error: Any, model: Any, *, where: str | os.PathLike[str] | None = None, under: str = "") -> BadInput:
-    """The most telling entry of a `pydantic.ValidationError` as a `BadInput`.
+    """The most informative entry of a `pydantic.ValidationError` as a `BadInput`.
 
-    `model` is the pydantic class that was validated (its field names are offered for an unknown key); `under` is the
-    key path at which it stands in the file. Unknown keys come first, because a misspelt key is also a missing one.
-    Further faults are counted, not listed: one sentence is what people read.
+    Unknown keys come first, because a misspelt key is also a missing one. Further faults are counted, not listed.
+
+    Args:
+        error: the `ValidationError`.
+        model: the pydantic class that was validated; its field names are offered for an unknown key.
+        where: the file that the input came from.
+        under: the key path of the input in that file.
     """
     found: dict[str, list[BadInput]] = {}
     entries = error.errors()
     for entry in sorted(entries, key=lambda entry: entry["type"] != "extra_forbidden"):
-        found.setdefault(key_of(entry["loc"], model), []).append(_told(entry, model))
-    for key in list(found):  # of a union's members, and of a list whose items are wrong, only what stands below speaks
+        found.setdefault(key_of(entry["loc"], model), []).append(_translate(entry, model))
+    for key in list(found):  # for members of a union and items of a list, the deepest errors are the ones to show
         grouped = isinstance(found[key][0].value, (dict, list, tuple))
         if len(found) > 1 and grouped and any(k.startswith(f"{key}.") for k in found):
             del found[key]
-    key, told = next(iter(found.items()))
-    problem = " or ".join(dict.fromkeys(one.problem for one in told))
+    key, errors = next(iter(found.items()))
+    problem = " or ".join(dict.fromkeys(one.problem for one in errors))
     if len(found) > 1:
         problem += f" (the first of {len(found)} faults)"
-    accepted = ", ".join(dict.fromkeys(one.accepted for one in told if one.accepted)) or None
-    own = told[0].key  # a BadInput raised inside a validator may name a key below
-    full = ".".join(part for part in (under, key, own) if part)
-    value = ... if isinstance(told[0].value, dict) else told[0].value
+    accepted = ", ".join(dict.fromkeys(one.accepted for one in errors if one.accepted)) or None
+    below = errors[0].key  # a BadInput raised inside a validator may name a key below
+    full = ".".join(part for part in (under, key, below) if part)
+    value = ... if isinstance(errors[0].value, dict) else errors[0].value
     return BadInput(problem, where=where, key=full or None, value=value, accepted=accepted)
 
 
 def key_of(loc: tuple[Any, ...], model: Any) -> str:
-    """The key path that a pydantic `loc` stands for: without the labels pydantic puts in for the members of a union."""
+    """The key path of a pydantic `loc`, without the labels that pydantic inserts for the members of a union."""
     path: list[str] = []
     here = [model]
     for part in loc:
         kinds = members(here)
-        if len(kinds) > 1 and (chosen := [kind for kind in kinds if _labelled(kind, part)]):
+        if len(kinds) > 1 and (chosen := [kind for kind in kinds if _has_label(kind, part)]):
             here = chosen
             continue
         path.append(str(part))
-        here = [inner for kind in kinds for inner in _inside(kind, part)]
+        here = [inner for kind in kinds for inner in _types_at(kind, part)]
     return ".".join(path)
 
 
 def members(annotations: list[Any]) -> list[Any]:
-    """The types a value may have: unions, `Annotated` and aliases taken apart, None left out."""
+    """The types that a value may have, without None: unions, `Annotated` and aliases resolved."""
     kinds: list[Any] = []
     for annotation in annotations:
         annotation = getattr(annotation, "__value__", annotation)
@@ -105,7 +113,7 @@ def members(annotations: list[Any]) -> list[Any]:
     return kinds
 
 
-def _labelled(member: Any, label: Any) -> bool:
+def _has_label(member: Any, label: Any) -> bool:
     """Whether pydantic calls this member of a union by `label`: a tag of its own, or the name of its type."""
     fields = getattr(member, "model_fields", {})
     literals = [field.annotation for field in fields.values() if typing.get_origin(field.annotation) is typing.Literal]
@@ -113,20 +121,20 @@ def _labelled(member: Any, label: Any) -> bool:
     name = getattr(typing.get_origin(member) or member, "__name__", str(member))
     if fields:
         return label in tags or label == name or (str(label).startswith("function-") and name in str(label))
-    made_up = (f"{name}[", "constrained-", "function-", "literal[")
-    return isinstance(label, str) and (label == name or label.startswith(made_up))
+    generated = (f"{name}[", "constrained-", "function-", "literal[")
+    return isinstance(label, str) and (label == name or label.startswith(generated))
 
 
-def _inside(member: Any, part: Any) -> list[Any]:
-    """The types that may stand under the key (or index) `part` of a value of type `member`."""
+def _types_at(member: Any, part: Any) -> list[Any]:
+    """The types of what a value of type `member` may hold at the key or index `part`."""
     if part in getattr(member, "model_fields", {}):
         return [member.model_fields[part].annotation]
     arguments = [arg for arg in typing.get_args(member) if arg is not ...]
     return arguments[-1:] if typing.get_origin(member) in (dict, list, tuple, set, frozenset) else []
 
 
-def _told(entry: dict[str, Any], model: Any) -> BadInput:
-    """One entry in our words: `problem`, `value` and `accepted`; `key` only as far as a validator named one below."""
+def _translate(entry: dict[str, Any], model: Any) -> BadInput:
+    """One entry of pydantic's; `key` is set only where a validator named one below."""
     kind, context, value = entry["type"], entry.get("ctx", {}), entry.get("input", ...)
     if kind == "extra_forbidden":
         name, offered = str(entry["loc"][-1]), _fields_at(model, entry["loc"][:-1])
@@ -143,18 +151,18 @@ def _told(entry: dict[str, Any], model: Any) -> BadInput:
     if kind in ("literal_error", "enum"):
         return BadInput("is not one of the choices", value=value, accepted=context["expected"])
     if kind == "union_tag_invalid":
-        problem = f"{_bare(context['discriminator'])} is not one of the choices"
+        problem = f"{_unquoted(context['discriminator'])} is not one of the choices"
         return BadInput(problem, value=context["tag"], accepted=context["expected_tags"])
     if kind == "union_tag_not_found":
-        return BadInput(f"does not say its {_bare(context['discriminator'])}", value=value)
-    for ending, sentence in _SENTENCES.items():
-        if kind.startswith(ending):
+        return BadInput(f"does not say its {_unquoted(context['discriminator'])}", value=value)
+    for beginning, sentence in _SENTENCES.items():
+        if kind.startswith(beginning):
             limits = {name: f"{limit:g}" if isinstance(limit, float) else limit for name, limit in context.items()}
             return BadInput(sentence.format(**limits), value=value)
     return BadInput(entry["msg"][:1].lower() + entry["msg"][1:], value=value)
 
 
-def _bare(name: str) -> str:
+def _unquoted(name: str) -> str:
     return name.strip("'")
 
 
@@ -186,8 +194,8 @@ def _fields_at(model: Any, path: tuple[Any, ...]) -> list[str]:
     here = [model]
     for part in path:
         kinds = members(here)
-        chosen = [kind for kind in kinds if _labelled(kind, part)] if len(kinds) > 1 else []
-        here = chosen or [inner for kind in kinds for inner in _inside(kind, part)]
+        chosen = [kind for kind in kinds if _has_label(kind, part)] if len(kinds) > 1 else []
+        here = chosen or [inner for kind in kinds for inner in _types_at(kind, part)]
     return [name for kind in members(here) for name in getattr(kind, "model_fields", {})]
 
 

@@ -1,4 +1,4 @@
-"""Numbers, times and series as a person reads them; shared by the table and by `why`."""
+"""Formats numbers, durations, lists and series as text for people."""
 
 from __future__ import annotations
 
@@ -10,7 +10,12 @@ BARS = "▁▂▃▄▅▆▇█"
 
 
 def number(value: Any, digits: int = 3) -> str:
-    """A value in few characters: `0.00214`, `1,200`, `3.1e+08`, `-` for nothing. Booleans as YAML has them."""
+    """A value in few characters: `0.00214`, `1,200`, `3.1e+08`, `true`; `-` for None and what is not finite.
+
+    Args:
+        value: a number, a boolean, a text, None, or a list of them.
+        digits: significant digits of a float.
+    """
     if value is None:
         return "-"
     if isinstance(value, bool):
@@ -29,7 +34,7 @@ def number(value: Any, digits: int = 3) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """`0.4 s`, `42 s`, `3 min 05 s`, `2 h 07 min`; `-` for nothing."""
+    """`0.4 s`, `42 s`, `3 min 05 s`, `2 h 07 min`; `-` for None."""
     if seconds is None:
         return "-"
     if seconds < 10:
@@ -42,7 +47,7 @@ def duration(seconds: float | None) -> str:
 
 
 def clock(seconds: float | None) -> str:
-    """A duration for a column: `0.4s`, `42s`, `3:05`, `2:07:09`."""
+    """A duration for a table's column: `0.4s`, `42s`, `3:05`, `2:07:09`; `-` for None."""
     if seconds is None:
         return "-"
     if seconds < 60:
@@ -53,14 +58,14 @@ def clock(seconds: float | None) -> str:
 
 
 def listing(words: Sequence[str], last: str = "and") -> str:
-    """`a`, `a and b`, `a, b and c`."""
+    """A list in words: `a`, `a and b`, `a, b and c`; `last` joins its last two."""
     if len(words) < 2:
         return "".join(words)
     return f"{', '.join(words[:-1])} {last} {words[-1]}"
 
 
 def plural(count: float, noun: str) -> str:
-    """`1 trial`, `1,200 trials`, `0.5 GPUs`."""
+    """A count and its noun: `1 trial`, `1,200 trials`, `0.5 GPUs`."""
     return f"{count if count % 1 else int(count):,} {noun}" + ("" if count == 1 else "s")
 
 
@@ -72,15 +77,20 @@ def times(factor: float) -> str:
 
 
 def percent(share: float) -> str:
+    """A share (0 to 1) as `42 %`, with `under 1 %` and `over 99 %` at its ends."""
     if 0 < share < 0.01:
         return "under 1 %"
     return "over 99 %" if 0.99 < share < 1 else f"{100 * share:.0f} %"
 
 
 def sparkline(values: Sequence[float | None], width: int = 40) -> str:
-    """A series as bars, at most `width` of them (each the last value of its share of the series).
+    """A series as a line of bars.
 
-    Values over more than a factor 50, all positive, are drawn by their logarithm; a missing value is a dot.
+    Positive values that span more than a factor of 50 are drawn on a log scale; a missing value is a dot.
+
+    Args:
+        values: the series.
+        width: number of bars at most; each shows the last value of its part of the series.
     """
     count = min(width, len(values))
     drawn = [values[(index + 1) * len(values) // count - 1] for index in range(count)]

@@ -10,6 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fail_skipped import (  # noqa: F401  (hooks of pytest)
+    pytest_addoption,
+    pytest_make_collect_report,
+    pytest_runtest_makereport,
+)
 
 # Read when the libraries are imported (here, in Ray's workers and in subprocesses), so set before any test is.
 os.environ.update(
@@ -45,6 +50,22 @@ def bare_modules(modules: Mapping[str, Any]) -> list[str]:
             if any(Path(place).is_relative_to(ROOT) for place in places if place):
                 found.append(name)
     return sorted(found)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks what uses `ray_cluster` as `ray`, and puts it last: a mistake is seen in the fast tests first."""
+    for item in items:
+        if "ray_cluster" in getattr(item, "fixturenames", ()) or item.get_closest_marker("cluster"):
+            item.add_marker("ray")
+    items.sort(key=lambda item: item.get_closest_marker("ray") is not None)
+
+
+@pytest.fixture(autouse=True)
+def no_unmarked_ray(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fails a test that starts Ray in this process and is not marked `ray`: `make test-fast` would run it."""
+    if "ray" in sys.modules and request.node.get_closest_marker("ray") is None:
+        monkeypatch.setattr("ray.init", lambda *_, **__: pytest.fail("this test starts Ray: mark it `ray`"))
 
 
 @pytest.fixture(autouse=True)

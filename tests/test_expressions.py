@@ -43,11 +43,11 @@ def test_value(text, value):
     assert parse(text).evaluate(CONFIG) == (pytest.approx(value) if isinstance(value, float) else value)
 
 
-def test_an_expression_knows_what_it_reads_once_each_and_in_order():
+def test_reads_lists_each_path_once_in_order():
     assert parse("config.b.x < config.a and config.b.x + min(config.c.d.e, 1) > 2").reads == ("b.x", "a", "c.d.e")
 
 
-def test_it_reads_nested_and_flat_mappings_models_enums_and_paths():
+def test_expressions_read_nested_and_flat_mappings_models_enums_and_paths():
     class Kind(Enum):
         FOCAL = "focal"
 
@@ -107,7 +107,7 @@ def test_and_or_stop_at_the_operand_that_decides():
         ("1 < " * 900 + "2", "2000 characters"),
     ],
 )
-def test_what_is_not_in_the_language_is_refused_with_its_place(text, says):
+def test_invalid_expressions_are_refused_with_their_column(text, says):
     with pytest.raises(BadInput) as error:
         parse(text).holds({"a": 1})
     assert says in str(error.value)
@@ -139,7 +139,7 @@ def test_what_is_not_in_the_language_is_refused_with_its_place(text, says):
         ("config.loss.weights < 3", "is a list, and < compares"),
     ],
 )
-def test_operands_that_do_not_fit_are_named(text, says):
+def test_operands_of_the_wrong_type_are_named(text, says):
     with pytest.raises(BadInput) as error:
         parse(text).holds(CONFIG)
     assert says in str(error.value)
@@ -147,11 +147,11 @@ def test_operands_that_do_not_fit_are_named(text, says):
     assert "\n" not in str(error.value)
 
 
-def test_huge_numbers_are_a_sentence_too():
+def test_overflow_is_an_error_of_the_expression():
     with pytest.raises(BadInput, match="cannot be computed"):
         parse("9" * 400 + " / 1 * 1.5 > 2").holds({})
 
 
-def test_a_value_that_is_not_a_text_is_no_expression():
+def test_only_a_text_is_an_expression():
     with pytest.raises(BadInput, match="an expression is a text"):
         parse(3)  # type: ignore[arg-type]

@@ -22,6 +22,8 @@ from buttress.execution import driver
 from buttress.journal import JournalWriter, lines, read
 from buttress.journal.records import Journal
 
+pytestmark = pytest.mark.ray
+
 HERE = Path(__file__).parent
 SPEC: dict[str, Any] = {
     "name": "resumable",

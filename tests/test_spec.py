@@ -1,4 +1,4 @@
-"""The spec: what loads, what profiles and overrides do, what is refused and in which words, what a trial is given."""
+"""Specs: loading, profiles and overrides, errors and their words, drawing parameters and building configs."""
 
 # ruff: noqa: E501  (tables of sentences, one fault per line)
 
@@ -12,15 +12,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from math import log
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import pytest
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from buttress.errors import BadInput, from_pydantic
+from buttress.errors import BadInput, from_pydantic, members
 from buttress.spec import trial_config, validation
 from buttress.spec.config_paths import layered
 from buttress.spec.overrides import override_config
+from buttress.spec.parameters import KINDS
 from buttress.spec.spec import SweepSpec
 from buttress.spec.yaml_io import parse_yaml
 from buttress.training.trainable import Buttress, Metric, Schedule, Section
@@ -251,13 +252,13 @@ def test_an_unknown_profile_names_those_there_are(load):
         ("a: " + "[" * 600, ["nested too deeply"]),
     ],
 )
-def test_yaml_that_cannot_be_used_is_told_with_file_and_place(load, text, says):
+def test_invalid_yaml_is_refused_with_file_line_and_column(load, text, says):
     with pytest.raises(BadInput) as error:
         load(text)
-    told = sentence(error)
-    assert "rain.yaml: " in told
+    message = sentence(error)
+    assert "rain.yaml: " in message
     for piece in says:
-        assert piece in told
+        assert piece in message
 
 
 def test_a_spec_is_named_after_its_file_unless_it_says_otherwise(load, tmp_path):
@@ -336,14 +337,14 @@ def put(addition: str) -> str:
         ("fixed: {loss..a: 3}", ["fixed.loss..a: is not a config path"]),
     ],
 )
-def test_every_fault_of_a_spec_is_one_sentence_that_names_it(load, addition, says):
+def test_an_invalid_spec_is_refused_with_the_key_in_one_sentence(load, addition, says):
     with pytest.raises(BadInput) as error:
         load(put(addition))
-    told = sentence(error)
-    assert "rain.yaml: " in told
+    message = sentence(error)
+    assert "rain.yaml: " in message
     for piece in says:
-        assert piece in told
-    assert "abc123" not in told  # a secret is not repeated
+        assert piece in message
+    assert "abc123" not in message  # a secret is not repeated
 
 
 @pytest.mark.parametrize(
@@ -377,16 +378,16 @@ def test_every_fault_of_a_spec_is_one_sentence_that_names_it(load, addition, say
         ("{choice: [a], when: config.p}", ["its `when` depends on itself (p -> p)"]),
     ],
 )
-def test_every_fault_of_a_parameter_is_one_sentence_that_names_it(load, parameter, says):
+def test_an_invalid_parameter_is_refused_with_the_key_in_one_sentence(load, parameter, says):
     with pytest.raises(BadInput) as error:
         load(put(f"search: {{p: {parameter}}}"))
-    told = sentence(error)
-    assert "rain.yaml: search.p" in told
+    message = sentence(error)
+    assert "rain.yaml: search.p" in message
     for piece in says:
-        assert piece in told
+        assert piece in message
 
 
-def test_a_fault_in_a_profile_or_on_the_command_line_is_said_to_be_there(load):
+def test_an_error_names_the_profile_or_the_option_that_gave_the_value(load):
     text = put("profiles: {quick: {budget: {trials: some}, search: {loss.beta_kl: {int: [3, 2]}}}}")
     with pytest.raises(BadInput) as error:
         load(text, "quick")
@@ -458,7 +459,7 @@ def test_an_override_addresses_the_spec_and_config_fixes_a_training_parameter(lo
         ("config.buttress.seed=1", "--set: fixed.buttress.seed: is set by the spec itself; accepted: seed"),
     ],
 )
-def test_an_override_that_makes_no_sense_is_told(load, override, says):
+def test_an_invalid_override_is_refused(load, override, says):
     with pytest.raises(BadInput) as error:
         load(EXAMPLE, None, override)
     assert says in sentence(error)
@@ -490,7 +491,7 @@ def test_to_dict_is_json_and_from_dict_gives_the_same_spec(load, profile):
     assert back != load(SMALL)
 
 
-def test_from_dict_says_where_its_dict_came_from(load):
+def test_errors_of_from_dict_name_its_source(load):
     written = load(SMALL).to_dict() | {"seed": "x"}
     with pytest.raises(BadInput, match=r"journal\.jsonl: seed: has to be a whole number"):
         SweepSpec.from_dict(written, where="journal.jsonl")
@@ -620,7 +621,7 @@ def test_a_path_changes_one_part_of_a_default_group_and_a_mapping_replaces_it(lo
     assert trial_config.build(load(SMALL, None, "config.data.scale={ms: 4}"), {}, Config).data.scale == {"ms": 4.0}
 
 
-def test_a_value_the_config_refuses_is_told_with_the_key_that_gave_it(load):
+def test_a_value_that_the_config_refuses_is_an_error_with_the_key_that_gave_it(load):
     with pytest.raises(BadInput) as error:
         trial_config.build(load(SMALL, None, "config.train.epochs=lots"), {}, Config)
     assert sentence(error) == "--set: fixed.train.epochs: has to be a whole number (got 'lots')"
@@ -727,14 +728,14 @@ def test_violated_requirement_is_the_first_requirement_that_does_not_hold(load):
          ["search.loss.gamma.when: reads config.train.epochs, which budget.full_beta_epochs sets"]),
     ],
 )  # fmt: skip
-def test_every_misfit_with_the_family_is_one_sentence_that_names_it(load, addition, says):
+def test_a_spec_that_does_not_fit_its_trainable_is_refused_with_the_key_in_one_sentence(load, addition, says):
     spec = load(put(addition))
     with pytest.raises(BadInput) as error:
         check(spec)
-    told = sentence(error)
-    assert "rain.yaml: " in told
+    message = sentence(error)
+    assert "rain.yaml: " in message
     for piece in says:
-        assert piece in told
+        assert piece in message
 
 
 @pytest.mark.parametrize(
@@ -753,7 +754,7 @@ def test_every_misfit_with_the_family_is_one_sentence_that_names_it(load, additi
         "require: config.train.low < config.train.high}",
     ],
 )
-def test_what_fits_the_family_passes(load, addition):
+def test_a_spec_that_fits_its_trainable_passes(load, addition):
     check(load(put(addition)))
 
 
@@ -770,7 +771,7 @@ def test_a_checked_spec_has_the_directions_filled_in(load):
     assert SweepSpec.from_dict(checked.to_dict()) == checked
 
 
-def test_a_config_without_our_group_is_told(load):
+def test_a_config_without_the_buttress_group_is_refused(load):
     class Bare(BaseModel):
         loss: Loss = Loss()
 
@@ -826,8 +827,28 @@ class Either(Section):
 def test_pydantic_errors_come_out_as_one_sentence_with_the_users_key_path(given, says):
     with pytest.raises(ValidationError) as error:
         Either.model_validate(given)
-    told = str(from_pydantic(error.value, Either, where="f.yaml", under="at"))
-    assert says in told and told.startswith("f.yaml: at.")
+    message = str(from_pydantic(error.value, Either, where="f.yaml", under="at"))
+    assert says in message and message.startswith("f.yaml: at.")
+
+
+# ---- reference documentation
+
+
+def test_every_key_of_a_spec_has_a_description():
+    def undescribed(model: type[BaseModel], path: str) -> list[str]:
+        missing = []
+        for name, info in model.model_fields.items():
+            key = f"{path}.{name}" if path else name
+            if len(info.description or "") < 10 or not info.description.endswith("."):
+                missing.append(key)
+            for kind in members([info.annotation]):
+                for inner in (kind, *get_args(kind)):
+                    if isinstance(inner, type) and issubclass(inner, BaseModel):
+                        missing += undescribed(inner, key)
+        return missing
+
+    assert [key for key in undescribed(SweepSpec, "") if not key.startswith("probation")] == []
+    assert all(len(text) > 10 for text in KINDS.values())
 
 
 # ---- imports

@@ -13,6 +13,8 @@ import pytest
 
 from buttress.journal import find, lines, read
 
+pytestmark = pytest.mark.ray
+
 HERE = Path(__file__).parent
 #: From a beta of 20 on every trial of this family collapses.
 SPEC: dict[str, Any] = {

@@ -21,6 +21,7 @@ from rich.text import Text
 
 from buttress.analysis.explain import evidence_sentence, telling
 from buttress.callbacks.base import Callback
+from buttress.callbacks.notebook import NotebookView
 from buttress.rules import Evidence
 from buttress.rules.transforms import WITHOUT_THRESHOLD
 from buttress.wording import clock, number
@@ -95,14 +96,17 @@ class Progress(Callback):
         self._lock = threading.RLock()
         self._began: float | None = None
         self._stopped = threading.Event()
-        self._live: Live | None = None
+        self._live: Live | NotebookView | None = None
         self._ticker: threading.Thread | None = None
 
     # --- beginning and end ------------------------------------------------------------------------------------------
 
     def start(self) -> None:
         self._began = self._now()
-        if self.console.is_terminal and not self.console.is_dumb_terminal:
+        if self.console.is_jupyter and not self.console.quiet:
+            self._live = NotebookView(self.render)
+            self._live.start()
+        elif self.console.is_terminal and not self.console.is_dumb_terminal:
             self._live = Live(
                 get_renderable=self.render, console=self.console, refresh_per_second=REFRESH_HZ, transient=False
             )

@@ -1,8 +1,7 @@
-"""A family's pydantic `Config` seen as a tree of dotted paths: which exist, what is near a misspelt one, and how values
-given at some paths become the nested mapping that the `Config` validates.
+"""Paths of a trainable's pydantic `Config`: which exist, what a misspelt one may mean, and how to set values at them.
 
-A path step touches a group and leaves the rest of it at the family's defaults; a mapping given as a *value* is taken
-as it is. So `loss.beta.end: 2` keeps a default `loss.beta = Linear(start=0, end=1, epochs=50)` but for its end, and
+A path leaves the rest of its group at the trainable's defaults; a mapping given as a *value* replaces the group. So
+`loss.beta.end: 2` keeps a default `loss.beta = Linear(start=0, end=1, epochs=50)` but for its end, and
 `loss.beta: {kind: constant, value: 1}` replaces it.
 """
 
@@ -19,22 +18,27 @@ from pydantic_core import PydanticUndefined
 
 from buttress.errors import BadInput, members
 
-_DEEPEST = 8
+MAX_DEPTH = 8  # groups inside groups that are listed
 
 
-class Found(NamedTuple):
-    """What stands at a config path: the groups it may be, and whether it may be a plain value."""
+class PathTarget(NamedTuple):
+    """What a config path may hold.
+
+    Attributes:
+        groups: the groups (pydantic models) that it may hold.
+        value: whether it may hold a plain value.
+    """
 
     groups: tuple[type[BaseModel], ...]
     value: bool
 
 
 class PartialGroup(dict[str, Any]):
-    """A group reached by the steps of a path: what is not in it keeps the family's default."""
+    """A group of which paths set a part: what is not in it keeps the trainable's default."""
 
 
-def find(Config: type[BaseModel], path: str) -> Found | None:
-    """What stands at `path` in some shape of the config (unions and optional groups included); None if nothing does."""
+def find(Config: type[BaseModel], path: str) -> PathTarget | None:
+    """What `path` holds in some form of the config (unions and optional groups included); None if it does not exist."""
     here: list[Any] = [Config]
     for part in path.split("."):
         here = [inner for member in members(here) for inner in _below(member, part)]
@@ -42,7 +46,7 @@ def find(Config: type[BaseModel], path: str) -> Found | None:
             return None
     kinds = members(here)
     groups = tuple(kind for kind in kinds if _is_group(kind))
-    return Found(groups, len(groups) < len(kinds) or not kinds)
+    return PathTarget(groups, len(groups) < len(kinds) or not kinds)
 
 
 def leaves(Config: type[BaseModel]) -> list[str]:
@@ -50,8 +54,8 @@ def leaves(Config: type[BaseModel]) -> list[str]:
     return list(dict.fromkeys(_leaves([Config], "", 0)))
 
 
-def unknown(Config: type[BaseModel], path: str) -> BadInput:
-    """The error for a `path` that `Config` does not have: what was perhaps meant, or what its group holds."""
+def unknown_path(Config: type[BaseModel], path: str) -> BadInput:
+    """The error for a `path` that `Config` does not have, with a similar path, or with those of its group."""
     known = leaves(Config)
     close = difflib.get_close_matches(path, known, 1, cutoff=0.75)
     last = path.rpartition(".")[2]
@@ -65,11 +69,11 @@ def unknown(Config: type[BaseModel], path: str) -> BadInput:
     while group and find(Config, group) is None:
         group = group.rpartition(".")[0]
     inside = [name for name in known if not group or name.startswith(f"{group}.")]
-    return BadInput("no such parameter", key=path, accepted=_listed(inside))
+    return BadInput("no such parameter", key=path, accepted=_abbreviated_list(inside))
 
 
 def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """Values at dotted paths as a nested mapping; of two paths, the one that goes deeper has the last word."""
+    """Values at dotted paths as a nested mapping; a deeper path overrides what a shorter one gives."""
     tree: dict[str, Any] = PartialGroup()
     for path in sorted(flat, key=lambda path: path.count(".")):
         *groups, last = path.split(".")
@@ -85,10 +89,14 @@ def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
 def layered(
     Config: type[BaseModel], given: Mapping[str, Any], *, fill: bool = False, base: BaseModel | None = None
 ) -> dict[str, Any]:
-    """`given` (from `nested`) over the family's defaults, ready for validation by `Config`.
+    """Values merged over the trainable's defaults, ready for validation by `Config`.
 
-    With `fill` every default is written out, without validating anything: the draft over which `when` is evaluated
-    while some parameters are still to be drawn.
+    Args:
+        Config: a group of the trainable's config.
+        given: nested values, from `nested` or from a config file.
+        fill: writes every default out, without validating anything: the draft over which `when` is evaluated while
+            some parameters are not drawn yet.
+        base: the instance of `Config` whose values are the defaults. Default: those of its fields.
     """
     result: dict[str, Any] = {}
     for name, info in Config.model_fields.items():
@@ -105,18 +113,18 @@ def layered(
 def _layer(annotation: Any, value: Any, default: Any, fill: bool) -> Any:
     if not isinstance(value, dict):
         return value
-    touched = isinstance(value, PartialGroup)
+    partial = isinstance(value, PartialGroup)
     groups = [kind for kind in members([annotation]) if _is_group(kind)]
     if not groups:
-        if touched and isinstance(default, Mapping):
+        if partial and isinstance(default, Mapping):
             inner = {k: _layer(type(default.get(k)), v, default.get(k), fill) for k, v in value.items()}
             return {**default, **inner}
         return value
-    group = _chosen(groups, value, type(default) if touched else None)
-    return layered(group, value, fill=fill, base=default if touched and type(default) is group else None)
+    group = _choose_group(groups, value, type(default) if partial else None)
+    return layered(group, value, fill=fill, base=default if partial and type(default) is group else None)
 
 
-def _chosen(groups: list[type[BaseModel]], value: dict[str, Any], preferred: Any) -> type[BaseModel]:
+def _choose_group(groups: list[type[BaseModel]], value: dict[str, Any], preferred: Any) -> type[BaseModel]:
     """The member of a union of groups that `value` is meant for: by its tags, else by its keys."""
 
     def fits(group: type[BaseModel]) -> bool:
@@ -128,9 +136,9 @@ def _chosen(groups: list[type[BaseModel]], value: dict[str, Any], preferred: Any
     return next((group for group in candidates if set(value) <= set(group.model_fields)), candidates[0])
 
 
-@functools.cache  # a draw asks for them hundreds of times
+@functools.cache  # needed hundreds of times per draw
 def _tags(group: type[BaseModel]) -> dict[str, Any]:
-    """The fields of a group that allow one value alone, and that value."""
+    """The fields of a group that allow a single value, and that value."""
     return {name: tag[0] for name, info in group.model_fields.items() if len(tag := _literal(info.annotation)) == 1}
 
 
@@ -159,7 +167,7 @@ def _leaves(annotations: list[Any], path: str, depth: int) -> Iterator[str]:
     groups = [kind for kind in kinds if _is_group(kind)]
     if path and (len(groups) < len(kinds) or not kinds):
         yield path
-    for group in groups if depth < _DEEPEST else ():
+    for group in groups if depth < MAX_DEPTH else ():
         for name, info in group.model_fields.items():
             yield from _leaves([info.annotation], f"{path}.{name}" if path else name, depth + 1)
 
@@ -168,5 +176,5 @@ def _is_group(kind: Any) -> bool:
     return isinstance(kind, type) and issubclass(kind, BaseModel)
 
 
-def _listed(names: list[str], limit: int = 30) -> str:
+def _abbreviated_list(names: list[str], limit: int = 30) -> str:
     return ", ".join(names[:limit]) + (f", ... ({len(names)} in all)" if len(names) > limit else "")

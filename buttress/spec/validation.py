@@ -17,7 +17,7 @@ from pydantic import BaseModel
 
 from buttress.errors import BadInput
 from buttress.spec import expressions, trial_config
-from buttress.spec.config_paths import find, leaves, unknown
+from buttress.spec.config_paths import find, leaves, unknown_path
 from buttress.spec.spec import SweepSpec
 
 MAX_DRAWS = 1000  # a sweep, too, ends after as many draws in a row that violate `require`
@@ -94,7 +94,7 @@ def _check_paths(spec: SweepSpec, Config: type[BaseModel], epochs_path: str) -> 
         for path in expressions.parse(text).reads:
             found = find(Config, path)
             if found is None:
-                error = unknown(Config, path)
+                error = unknown_path(Config, path)
                 raise spec.error(f"reads config.{path}: {error.problem}", key=key, value=text, accepted=error.accepted)
             if not found.value:
                 raise spec.error(f"reads config.{path}, which is a group", key=key, value=text)
@@ -117,7 +117,7 @@ def _expression_texts(spec: SweepSpec) -> list[tuple[str, str]]:
 
 
 def _unknown_parameter(spec: SweepSpec, Config: type[BaseModel], path: str, key: str) -> BadInput:
-    error = unknown(Config, path)
+    error = unknown_path(Config, path)
     return spec.error(error.problem, key=key, accepted=error.accepted)
 
 

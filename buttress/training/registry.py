@@ -48,6 +48,9 @@ def load(name: str) -> Trainable[Any]:
             module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         problem, accepted = f"module {module_name} needs {error.name}, which is not installed", "pip install it"
+        if name in FAMILIES:
+            problem = f"this family needs {error.name}, which is not installed"
+            accepted = f"pip install 'buttress[{name}]'"
         if error.name and (module_name == error.name or module_name.startswith(error.name + ".")):
             problem = f"there is no module {module_name}"
             accepted = "a module in the folder that this was called in, or one that Python finds (PYTHONPATH)"

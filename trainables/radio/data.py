@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image, UnidentifiedImageError
 
 from buttress.errors import BadInput
 from buttress.trainables.radio import synthetic
@@ -206,8 +207,6 @@ def _files(folder: Path) -> list[str]:
 
 def _image(path: Path, shape: tuple[int, ...] | None) -> np.ndarray:
     """An 8-bit grey PNG as uint8 [H, W]."""
-    from PIL import Image, UnidentifiedImageError
-
     try:
         with Image.open(path) as image:
             mode, pixels = image.mode, np.asarray(image)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 from buttress.trainables.radio.config import PIXELS
@@ -134,6 +135,4 @@ class City:
 
 
 def _save(path: Path, grey: np.ndarray) -> None:
-    from PIL import Image
-
     Image.fromarray(grey.astype(np.uint8)).save(path)

@@ -86,8 +86,11 @@ def prepare(
 
 def read(source: Path, variable: str | None, *, allow_gaps: bool = False) -> tuple[np.ndarray, str]:
     """Rain [T, H, W] (float32, in the unit that is returned with it), and that unit: mm/day or mm/h."""
-    import xarray
-
+    try:
+        import xarray
+    except ModuleNotFoundError:
+        problem = "reading NetCDF needs xarray, which is not installed"
+        raise BadInput(problem, where=source, accepted="pip install 'buttress[rainfall]'") from None
     if not source.is_file():
         raise BadInput("there is no such file", where=source, accepted="a NetCDF file")
     try:

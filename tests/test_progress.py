@@ -12,7 +12,7 @@ import pytest
 from journal_lines import event_of
 from rich.console import Console
 
-from buttress.analysis.explain import evidence_sentence
+from buttress.analysis.explanation import evidence_sentence
 from buttress.callbacks.progress import Heading, Progress, ending, observation, signs
 
 HEADING = Heading("toy-k3j9x2", "ari", "max", trials=24)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from buttress.analysis.selection import best
+from buttress.analysis.selection import best_trial
 from buttress.execution import driver
 from buttress.journal import read
 from buttress.journal.records import Journal
@@ -55,7 +55,7 @@ def test_its_collapsed_trials_are_killed_early_and_never_best(own: Journal) -> N
         assert outcome is not None and outcome.kind and outcome.margin is not None and outcome.margin > 0
         assert outcome.evidence and outcome.epochs < (outcome.epochs_budget or 0)
     assert len({trial.outcome.margin for trial in collapsed if trial.outcome}) == len(collapsed)
-    winner = best(own)
+    winner = best_trial(own)
     assert winner is not None and winner.state == "completed"
 
 

@@ -10,6 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fail_skipped import (  # noqa: F401  (hooks of pytest)
+    pytest_addoption,
+    pytest_make_collect_report,
+    pytest_runtest_makereport,
+)
 
 # Read when the libraries are imported (here, in Ray's workers and in subprocesses), so set before any test is.
 os.environ.update(

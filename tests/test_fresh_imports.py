@@ -36,6 +36,8 @@ FRESH: dict[str, tuple[list[str], tuple[str, ...]]] = {
     "the trainer's contract": (["buttress.training.trainable"], (*HEAVY, "pandas")),
     **{f"family {name}": ([f"buttress.trainables.{name}"], HEAVY) for name in FAMILIES},
     "command line": (["buttress.cli.main"], (*HEAVY, "pandas", "pyarrow", "sklearn", "scipy", "matplotlib", "numpy")),
+    "mailbox": (["buttress.execution.mailbox"], (*HEAVY, "pydantic", "numpy", "pandas")),  # a process per sweep
+    "Tune's trial actor": (["buttress.execution.tune_adapter"], ("torch", "optuna", "wandb")),  # a process per slot
     "callbacks": (["buttress.callbacks.wandb", "buttress.callbacks.progress"], (*HEAVY, "pandas")),
 }
 

@@ -19,8 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 import pytest
-
-from tests.conftest import LINKED, bare_modules
+from conftest import LINKED, bare_modules
 
 ROOT = Path(__file__).parents[1]
 #: Names that Buttress once took at the top level, and that belong to its users.
@@ -149,7 +148,8 @@ def test_no_document_no_yaml_and_no_script_names_what_is_ours_without_its_packag
 def test_a_bare_import_of_a_folder_of_ours_is_noticed(tmp_path: Path) -> None:
     code = """if True:
         import sys, buttress.trainables
-        from tests.conftest import bare_modules
+        sys.path.append("tests")
+        from conftest import bare_modules
         print(bare_modules(sys.modules))
         import analysis.intervals
         print(bare_modules(sys.modules))"""

@@ -12,7 +12,7 @@ import pytest
 from buttress.analysis.selection import best
 from buttress.errors import BadInput
 from buttress.execution import driver
-from buttress.execution.worker_pool import concurrency
+from buttress.execution.worker_pool import resolve_concurrency
 from buttress.journal import read
 from buttress.journal.records import Journal
 from buttress.spec.sections import Resources
@@ -99,7 +99,7 @@ def test_nothing_is_left_on_the_cluster(own: Journal, ray_cluster: Any) -> None:
     ],
 )
 def test_concurrency_is_what_fits(resources: dict[str, Any], free: dict[str, float], expected: int) -> None:
-    assert concurrency(Resources(**resources), [free]) == expected
+    assert resolve_concurrency(Resources(**resources), [free]) == expected
 
 
 @pytest.mark.parametrize(
@@ -112,5 +112,5 @@ def test_concurrency_is_what_fits(resources: dict[str, Any], free: dict[str, flo
 )
 def test_a_trial_that_does_not_fit_is_refused_before_the_start(resources: dict[str, Any], sentence: str) -> None:
     with pytest.raises(BadInput) as told:
-        concurrency(Resources(**resources), [{"CPU": 2.0}])
+        resolve_concurrency(Resources(**resources), [{"CPU": 2.0}])
     assert sentence in str(told.value)

@@ -85,10 +85,10 @@ def make(spec: SweepSpec, *, address: str | None = None, timing: bool = True) ->
     configs, refused = typical(spec, trainable)
     schedules = [trainable.schedule(config) for config in configs]
     free = free_resources(address)
-    from buttress.execution.worker_pool import concurrency  # after `free_resources`: it imports Ray
+    from buttress.execution.worker_pool import resolve_concurrency  # after `free_resources`: it imports Ray
 
     with said_of(spec):
-        slots = concurrency(spec.resources, [free])
+        slots = resolve_concurrency(spec.resources, [free])
     timed = measure(spec, configs, slots) if timing else None
     trials = spec.budget.trials or spec.budget.healthy
     seconds = longest = None

@@ -392,7 +392,7 @@ def _refuse_main(trainable: str) -> None:
     module, _, name = trainable.partition(":")
     if module == "__main__":
         raise BadInput(
-            f"the class {name} is defined in a notebook or in the script that is run: workers cannot import it from there",
+            f"the class {name} is defined in a notebook or in the script itself: workers cannot import it from there",
             key="trainable",
             accepted=f"a class in a module file: put it into my_trainer.py beside it, and name it my_trainer:{name}",
         )

@@ -113,7 +113,7 @@ def test_a_class_stands_for_its_name_where_workers_can_import_it(monkeypatch: py
     found = api.resolve_spec({**tree, "trainable": own})
     assert (found.trainable, found.name) == ("my_models.vae:Own", "vae")
     for unreachable in (type("Own", (), {"__module__": "__main__"}), "__main__:Own"):
-        with pytest.raises(buttress.BadInput, match=r"Own is defined in a notebook or in the script.*my_trainer:Own"):
+        with pytest.raises(buttress.BadInput, match=r"Own is defined in a notebook.*my_trainer:Own"):
             api.resolve_spec({**tree, "trainable": unreachable})
 
     class Inner: ...

@@ -321,7 +321,7 @@ def trainer_page() -> str:
     from buttress.training import reporting, trainable
     from buttress.training.world import World
 
-    held = sorted(set(reporting.MOMENT) - {"epoch", "step", "closing", "draining"})
+    held = sorted(set(reporting.COUNTERS) - {"epoch", "step", "closing", "draining"})
     source = "".join(path.read_text() for path in (ROOT / "buttress").glob("*/*.py"))
     assert all(f'"{name}"' in source or f".{name}" in source for name in OPTIONAL)
     required = [("`name`", "the trainable's name"), ("`Config`", "a `Section`: the typed config"),

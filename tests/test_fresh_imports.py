@@ -27,6 +27,7 @@ def modules(package: str) -> list[str]:
 #: What is imported, and what must not have come with it.
 FRESH: dict[str, tuple[list[str], tuple[str, ...]]] = {
     "buttress": (["buttress"], (*HEAVY, "pandas", "pydantic", "typer", "rich", "numpy")),
+    "Python API": (["buttress.api", "buttress.analysis.results"], (*HEAVY, "pandas", "matplotlib", "sklearn", "scipy")),
     "spec": (modules("spec"), (*HEAVY, "pandas", "sklearn", "matplotlib")),
     "rules": (modules("rules"), (*HEAVY, "pandas")),
     "journal": (modules("journal"), (*HEAVY, "pandas")),

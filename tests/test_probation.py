@@ -22,9 +22,9 @@ from sweeps import RULES, Toy, World, drive, spec, state
 from test_audit import Recovering
 from test_state import essence, report
 
-from buttress.analysis.audits import audits
-from buttress.analysis.explain import explain, reason
-from buttress.analysis.selection import best
+from buttress.analysis.audits import audit_summary
+from buttress.analysis.explanation import explain, stop_reason
+from buttress.analysis.selection import best_trial
 from buttress.callbacks.progress import Heading, Progress
 from buttress.errors import BadInput
 from buttress.execution.mailbox import Mailbox
@@ -120,7 +120,7 @@ def test_the_reader_calls_it_suspended_and_says_why() -> None:
     record = fold([header(made, Toy(), RULES, "toy-000000"), *lines], alive=True).trials[live.id]
     assert record.state == "suspended" and record.probation is not None and record.probation.epochs == 2
     journal = journal_of(made, lines)
-    assert reason(journal, record).startswith("Set aside at epoch 2 of 8: total KL was 0.1")
+    assert stop_reason(journal, record).startswith("Set aside at epoch 2 of 8: total KL was 0.1")
     assert "it waits for its turn" in str(explain(journal, live.id))
 
 
@@ -179,7 +179,7 @@ def test_what_ranks_comes_back_from_its_checkpoint_recovers_and_can_win() -> Non
         assert [t.state for t in entries] == [TrialState.PRUNED, TrialState.COMPLETE]
         assert entries[0].params == entries[1].params
     journal = journal_of(made, lines)
-    winner = best(journal)
+    winner = best_trial(journal)
     assert winner is not None and winner.id in saved
     assert "came back as attempt 2" in str(explain(journal, saved[0]))
     ends = [line["trial"] for line in of(lines, "outcome")]
@@ -436,7 +436,7 @@ def test_a_real_sweep_audits_sets_aside_and_brings_back(swept: Journal) -> None:
     for trial in audited:
         assert trial.outcome is not None and trial.outcome.audited and trial.outcome.epochs == 6
         assert trial.state == ("completed" if trial.config["wakes"] else "collapsed") and len(trial.attempts) == 1
-    found = audits(swept)
+    found = audit_summary(swept)
     assert found is not None and found.false_kills.of == len(audited)
     assert found.false_kills.count == sum(trial.config["wakes"] for trial in audited)
     back = [trial for trial in aside if len(trial.attempts) == 2]

@@ -19,7 +19,7 @@ import torch
 from object_store import ObjectStore
 
 import buttress
-from buttress.analysis.selection import best
+from buttress.analysis.selection import best_trial
 from buttress.execution import driver
 from buttress.journal import Journal, find, read
 from buttress.spec.spec import SweepSpec
@@ -95,7 +95,7 @@ def test_it_is_exported_with_its_weights_from_anywhere(
     monkeypatch.syspath_prepend(str(folder))
     written = buttress.load(finish.where).export(tmp_path / "best.yaml", weights=True)
     assert torch.load(written[1], weights_only=True)["weight"].shape == (1, 1)
-    assert best(read(find(finish.where).path)) is not None
+    assert best_trial(read(find(finish.where).path)) is not None
 
 
 # ---- S3, drivers of their own

@@ -26,7 +26,7 @@ from buttress.errors import BadInput
 from buttress.execution.elasticity import ClusterMembership, PoolReconciler, free_resources_of_staying_nodes
 from buttress.execution.event_handler import AssignmentFactory, EventHandler
 from buttress.execution.messages import Command, DropTrial, StopTrial
-from buttress.execution.ray_session import NAMESPACE, connected, settled_resources
+from buttress.execution.ray_session import NAMESPACE, connected, wait_for_released_resources
 from buttress.execution.setup import header, load, new_id, resolve_rules, versions
 from buttress.journal import DURABLE, JournalWriter
 from buttress.rules import RuleSet
@@ -165,7 +165,7 @@ class Driver:
     def _execute(self, ray: Any) -> str:
         from buttress.execution import mailbox, worker_pool
 
-        settled_resources(ray)
+        wait_for_released_resources(ray)
         membership, resources = ClusterMembership(), self.spec.resources
         count = worker_pool.resolve_concurrency(resources, free_resources_of_staying_nodes())
         self._mailbox_name = f"mailbox-{self.sweep}-{secrets.token_hex(3)}"

@@ -102,6 +102,11 @@ class Sweep:
         return SweepSpec.from_dict(self.journal.header.spec, where=self.where)
 
     @property
+    def objectives(self) -> dict[str, str]:
+        """What it optimises: metric to direction (`min` or `max`), the one that decides first."""
+        return {objective.metric: objective.direction for objective in self.journal.objectives}
+
+    @property
     def trials(self) -> Trials:
         """Its trials, by number (`sweep.trials[7]`) or id (`sweep.trials["0007"]`); iterating gives all of them."""
         return Trials(self)
@@ -137,18 +142,19 @@ class Sweep:
         Example:
             >>> sweep.table(where=["outcome=collapsed", "loss.beta>1"])                 # doctest: +SKIP
         """
-        import pandas as pd
-
         everything = tables.rows(self.journal, all=all)
-        columns = list(everything[0]) if everything else list(tables.FIXED_COLUMNS)
-        return pd.DataFrame(self.rows(where=where, sort=sort, all=all), columns=columns)
+        columns = list(everything[0]) if everything else tables.FIXED_COLUMNS
+        return tables.data_frame(self._selected(everything, where, sort), columns)
 
     def rows(
         self, *, where: Iterable[str] | str = (), sort: str | None = None, all: bool = False
     ) -> list[dict[str, Any]]:
         """`table` as JSON-able rows: what is missing is None."""
+        return self._selected(tables.rows(self.journal, all=all), where, sort)
+
+    def _selected(self, table: list[tables.Row], where: Iterable[str] | str, sort: str | None) -> list[tables.Row]:
         conditions = [where] if isinstance(where, str) else where
-        return tables.sort_rows(tables.filter_rows(tables.rows(self.journal, all=all), conditions), sort, self.journal)
+        return tables.sort_rows(tables.filter_rows(table, conditions), sort, self.journal)
 
     def explain(self, trial: int | str) -> Explanation:
         """Why a trial ended as it did: the rule, its values and thresholds, and what was saved.

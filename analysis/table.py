@@ -54,12 +54,16 @@ def rows(journal: Journal, *, all: bool = False) -> list[Row]:
     return table
 
 
-def frame(journal: Journal, *, all: bool = False) -> pd.DataFrame:
-    """`rows` as a DataFrame; columns of numbers are float64 with NaN for missing values."""
+def data_frame(table: Sequence[Row], columns: Sequence[str] = FIXED_COLUMNS) -> pd.DataFrame:
+    """Rows as a DataFrame; columns of numbers are float64 with NaN for missing values.
+
+    Args:
+        table: Rows with the same keys.
+        columns: The columns of a table without rows.
+    """
     import pandas as pd
 
-    table = rows(journal, all=all)
-    return pd.DataFrame(table, columns=list(table[0]) if table else list(FIXED_COLUMNS))
+    return pd.DataFrame(table, columns=list(table[0] if table else columns))
 
 
 def searched_paths(journal: Journal) -> list[str]:

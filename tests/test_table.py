@@ -17,7 +17,7 @@ from buttress import journal as journals
 from buttress.analysis.explanation import explain, stop_reason
 from buttress.analysis.render import render_explanation, render_status, render_sweep
 from buttress.analysis.selection import best_epoch, best_json, best_report, best_trial, healthy_trials, pareto_front
-from buttress.analysis.table import FIXED_COLUMNS, filter_rows, frame, rows, sort_rows
+from buttress.analysis.table import FIXED_COLUMNS, data_frame, filter_rows, rows, sort_rows
 from buttress.errors import BadInput
 from buttress.journal import Best, Journal, fold
 from buttress.wording import duration, number, sparkline, times
@@ -179,12 +179,12 @@ def test_all_brings_every_leaf_of_the_config(mixed: Journal) -> None:
 def test_a_sweep_without_trials_has_an_empty_table() -> None:
     journal = SyntheticSweep().journal()
     assert rows(journal) == []
-    assert list(frame(journal).columns) == list(FIXED_COLUMNS)
+    assert list(data_frame(rows(journal)).columns) == list(FIXED_COLUMNS)
     assert "no healthy trial" in text_of(render_sweep(journal))
 
 
 def test_the_frame_holds_the_rows_with_numbers_as_numbers(mixed: Journal) -> None:
-    table = frame(mixed)
+    table = data_frame(rows(mixed))
     assert table.shape == (7, len(rows(mixed)[0]))
     assert table["metric.ari"].dtype == "float64"
     assert table.loc[table.outcome == "completed", "metric.ari"].tolist() == [0.41, 0.52]

@@ -81,7 +81,9 @@ def test_every_metric_that_is_declared_or_ruled_by_is_reported(plain: tuple[Conf
     assert all(np.isfinite(value) for one in kept.reports for value in one.metrics.values())
 
 
-def test_before_its_start_the_discriminator_is_absent_and_its_factor_zero(plain: tuple[Config, CollectingSink, Path]) -> None:
+def test_before_its_start_the_discriminator_is_absent_and_its_factor_zero(
+    plain: tuple[Config, CollectingSink, Path],
+) -> None:
     _, kept, _ = plain
     rows = [(one.step, one.phase, one.metrics["train/disc_factor"], "train/disc_loss" in one.metrics)
             for one in kept.reports]  # fmt: skip
@@ -92,7 +94,9 @@ def test_before_its_start_the_discriminator_is_absent_and_its_factor_zero(plain:
     assert all(("train/g_loss" in one.metrics) == ("train/disc_loss" in one.metrics) for one in kept.reports)
 
 
-def test_a_checkpoint_evaluates_to_what_its_epoch_reported(plain: tuple[Config, CollectingSink, Path], tmp_path: Path) -> None:
+def test_a_checkpoint_evaluates_to_what_its_epoch_reported(
+    plain: tuple[Config, CollectingSink, Path], tmp_path: Path
+) -> None:
     config, kept, folder = plain
     checkpoint = folder / str(kept.reports[-1].checkpoint)
     values, media = Radio().evaluate(config, checkpoint, World.single(tmp_path), "val")

@@ -1,7 +1,6 @@
-"""How often a sweep's own rules were wrong: what became of the condemned trials that ran on to their real end.
+"""Computes how often a sweep's own rules were wrong, from the collapsed trials that ran on to their real end.
 
-In goes a `Journal`, out comes `Audits`: the false-kill rate with its interval, and what it cost to know it. A condemned
-trial ended healthy if it completed, that is if no rule held any more at its end and some epoch of it was valid.
+Such a trial ended healthy if it completed: no rule held any more at its end, and some epoch of it was valid.
 """
 
 from __future__ import annotations
@@ -15,10 +14,16 @@ from buttress.wording import percent, plural
 
 
 @dataclass(frozen=True)
-class Audits:
-    """`false_kills`: of the audited trials that reached their own end, those that ended healthy. `unfinished`: those
-    that did not (still running, or cut off by an error or a limit). `condemned`: all trials that a collapse rule
-    condemned, audited or not. `epochs`: run after the verdicts, which is what the audit cost."""
+class AuditSummary:
+    """The false-kill rate of a sweep, and what it cost to know it.
+
+    Attributes:
+        share: Share of the condemned trials that the spec lets run on, 0 to 1.
+        condemned: Trials that a collapse rule condemned, audited or not.
+        false_kills: Of the audited trials that reached their own end, those that ended healthy.
+        unfinished: Audited trials that did not (still running, or cut off by an error or a limit).
+        epochs: Epochs run after the verdicts.
+    """
 
     share: float
     condemned: int
@@ -27,7 +32,7 @@ class Audits:
     epochs: int
 
     def sentence(self) -> str:
-        """For a summary of the sweep."""
+        """The audit in one sentence, for a summary of the sweep."""
         if not self.false_kills.of and not self.unfinished:
             return f"audit: none of {plural(self.condemned, 'condemned trial')} was drawn to run on"
         waiting = f" ({self.unfinished} did not get there)" if self.unfinished else ""
@@ -39,6 +44,7 @@ class Audits:
         return f"audit: {count} of {plural(of, 'condemned trial')} that ran on ended healthy{waiting}: {rate}"
 
     def to_dict(self) -> dict[str, Any]:
+        """As JSON-able values."""
         return {
             "share": self.share,
             "condemned": self.condemned,
@@ -48,8 +54,8 @@ class Audits:
         }
 
 
-def audits(journal: Journal) -> Audits | None:
-    """None for a sweep without an audit, and for one in which no trial was condemned."""
+def audit_summary(journal: Journal) -> AuditSummary | None:
+    """Summarises the audit of a sweep; None for a sweep without one, or in which no trial was condemned."""
     share = float((journal.header.spec.get("audit") or {}).get("share") or 0.0)
     records = list(journal.trials.values())
     audited = [record for record in records if record.audit is not None]
@@ -63,4 +69,4 @@ def audits(journal: Journal) -> Audits | None:
         assert record.audit is not None
         now = record.outcome.epochs if record.outcome else record.reports[-1].epoch if record.reports else 0
         epochs += max(0, now - record.audit.epochs)
-    return Audits(share, condemned, Share(healthy, len(ended)), len(audited) - len(ended), epochs)
+    return AuditSummary(share, condemned, Share(healthy, len(ended)), len(audited) - len(ended), epochs)

@@ -1,16 +1,14 @@
-"""Recorded training curves, wherever they come from, as the reports that rules look at.
+"""Reads recorded training curves from journals and tables, as the reports that rules judge.
 
-In go a sweep's folder or journal, a CSV or Parquet table, a file of CollapseBench, or a folder of such files; out come
-`Curve`s. A table has one row per report and a `step` column, an `epoch` column or both; a column `trial`, `curve` or
-`run` tells several curves apart, and a column `truth` (healthy, collapsed, diverged, ambiguous) says what became of
-each. The rows of a curve stand in the order of their reports. An empty cell means that the metric was not reported;
-`nan` and `inf` that it was, and was not finite.
+A table has one row per report, in order, and a column `step`, `epoch` or both; a column `trial`, `curve` or `run`
+separates several curves, and a column `truth` (healthy, collapsed, diverged, ambiguous) holds how each ended. An empty
+cell means that the metric was not reported; `nan` and `inf` mean that it was not finite.
 
-What foreign curves leave open is settled the same way for all: epochs numbered from 0 count as completed when their row
-is written; a curve without steps has `STEPS_PER_EPOCH` of them an epoch unless its reader is told otherwise, and one
-without epochs has none at all unless its reader is told how many steps they have; beta is full from the row on from
-which its column (`beta`, `train/beta`, `beta_schedule`, `kl_weight`) never moves again, from the start where there is
-no such column, and never where it still moves in the last row; phases are numbered from 0.
+What a table does not hold is filled in: epochs numbered from 0 count as completed when their row is written; a curve
+without steps has `STEPS_PER_EPOCH` in each epoch, and one without epochs completes none, unless `steps_per_epoch` is
+given; beta is final from the row on from which its column (`beta`, `train/beta`, `beta_schedule`, `kl_weight`) never
+changes again, from the start where there is no such column, and never where it still changes in the last row; phases
+are numbered from 0.
 """
 
 from __future__ import annotations
@@ -30,7 +28,7 @@ from buttress import journal
 from buttress.errors import BadInput
 from buttress.wording import plural
 
-#: Of a curve that tells its epochs only: long enough that a grace in steps has passed after one epoch.
+#: For curves without steps: long enough that a grace in steps has passed after one epoch.
 STEPS_PER_EPOCH = 1000
 TABLES = (".csv", ".parquet")
 #: Key of a CollapseBench file's metadata.
@@ -49,8 +47,15 @@ Line = dict[str, Any]
 
 @dataclass(frozen=True)
 class Truth:
-    """What became of a trial that nobody stopped (benchmarks/collapsebench). `onset`: index of the first report at
-    which a dead trial was dead for good. `value`: its objective at its best epoch at full beta, None without one."""
+    """How a trial ended that nobody stopped (benchmarks/collapsebench).
+
+    Attributes:
+        is_: `healthy`, `collapsed`, `diverged` or `ambiguous`.
+        onset: Index of the first report from which a dead trial stayed dead.
+        value: Its objective at its best epoch at full beta; None without one.
+        late_bloomer: Whether it became good late.
+        recoverer: Whether it looked dead for a while.
+    """
 
     is_: str
     onset: int | None = None
@@ -60,6 +65,7 @@ class Truth:
 
     @property
     def dead(self) -> bool:
+        """Whether it collapsed or diverged."""
         return self.is_ in DEAD
 
 
@@ -84,7 +90,13 @@ class Curve:
 
 @dataclass(frozen=True)
 class Curves:
-    """What one source held. `about` is the metadata of CollapseBench: family, objective, direction and more."""
+    """The curves of one source.
+
+    Attributes:
+        curves: The curves.
+        about: Metadata of a CollapseBench file: family, objective, direction and more.
+        notes: Sentences on what was filled in or left out.
+    """
 
     curves: tuple[Curve, ...]
     about: Mapping[str, Any] = field(default_factory=dict)
@@ -92,9 +104,15 @@ class Curves:
 
 
 def read(source: str | os.PathLike[str], *, steps_per_epoch: int | None = None, runs: str = "runs") -> Curves:
-    """The curves of `source`; raises BadInput for what is missing, empty or of no known kind.
+    """Reads the curves of a source.
 
-    `steps_per_epoch` counts where a table has steps or epochs, and not both.
+    Args:
+        source: A sweep's folder, journal or name, a CSV or Parquet table, a CollapseBench file, or a folder of tables.
+        steps_per_epoch: For tables that have steps or epochs, and not both.
+        runs: The folder in which sweeps are looked up by name.
+
+    Raises:
+        BadInput: The source does not exist, is empty, or is neither a table of curves nor a sweep.
     """
     path = Path(source)
     if path.is_dir() and not (path / journal.FILE).is_file():
@@ -110,7 +128,7 @@ def read(source: str | os.PathLike[str], *, steps_per_epoch: int | None = None, 
 
 
 def _joined(folder: Path, files: Sequence[Path], parts: Sequence[Curves]) -> Curves:
-    """Curves of several files; those that are called alike get their file's name before their own."""
+    """Curves of several files; a name that occurs twice is preceded by that of its file."""
     if len({part.about.get("family") for part in parts}) > 1:
         accepted = "one file, or files of one family"
         raise BadInput("the folder holds curves of several families", where=folder, accepted=accepted)
@@ -123,9 +141,6 @@ def _joined(folder: Path, files: Sequence[Path], parts: Sequence[Curves]) -> Cur
 
     curves = tuple(own(file, curve) for file, part in zip(files, parts, strict=True) for curve in part.curves)
     return Curves(curves, parts[0].about, notes)
-
-
-# ------------------------------------------------------------------------------------------------------------- tables
 
 
 def _read_file(path: Path, steps_per_epoch: int | None) -> Curves:
@@ -147,7 +162,7 @@ def _read_file(path: Path, steps_per_epoch: int | None) -> Curves:
     notes = []
     if not set(STEPS) & set(columns) and steps_per_epoch is None:
         notes.append(f"curves without steps are taken to have {STEPS_PER_EPOCH:,} an epoch")
-    notes += _no_numbers(columns, rows)
+    notes += _notes_on_texts(columns, rows)
     curves = tuple(_curve(key, group, known.get(key), steps_per_epoch, path) for key, group in groups.items())
     return Curves(curves, {key: value for key, value in about.items() if key != "trials"}, tuple(notes))
 
@@ -185,8 +200,8 @@ def _cell(text: str | None) -> float | str | None:
         return text
 
 
-def _no_numbers(columns: Sequence[str], rows: Sequence[Row]) -> list[str]:
-    """Notes on columns of numbers in which some cells hold none."""
+def _notes_on_texts(columns: Sequence[str], rows: Sequence[Row]) -> list[str]:
+    """Notes on columns of numbers in which some cells hold text."""
     notes = []
     for column in columns:
         texts = [row[column] for row in rows if isinstance(row[column], str)]
@@ -267,19 +282,19 @@ def _at(row: Row, column: str, path: Path) -> float:
 
 
 def _count(row: Row, column: str, path: Path) -> int:
-    """A whole number; 0 for an empty cell and a column that is not there."""
+    """A whole number; 0 for an empty cell or a missing column."""
     value = row.get(column)
     if value is None:
         return 0
     if not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise BadInput("is no number", where=path, key=column, value=value)
+        raise BadInput("is not a number", where=path, key=column, value=value)
     return int(value)
 
 
 def _epochs(rows: Sequence[Row]) -> list[int] | None:
-    """Completed epochs at each row; None where only steps are told."""
-    told = [row.get("epoch") for row in rows]
-    numbers = [int(each) for each in told if isinstance(each, (int, float)) and math.isfinite(each)]
+    """Completed epochs at each row; None where there are only steps."""
+    given = [row.get("epoch") for row in rows]
+    numbers = [int(each) for each in given if isinstance(each, (int, float)) and math.isfinite(each)]
     if len(numbers) < len(rows):
         return None
     health = len(set(numbers)) < len(numbers)  # several reports an epoch: ours, which count what is completed
@@ -305,15 +320,12 @@ def _truth(rows: Sequence[Row], known: Mapping[str, Any] | None, path: Path) -> 
             known["truth"], known.get("onset"), known.get("value"),
             bool(known.get("late_bloomer")), bool(known.get("recoverer")),
         )  # fmt: skip
-    told = rows[-1].get("truth")
-    if told is None:
+    given = rows[-1].get("truth")
+    if given is None:
         return None
-    if told not in TRUTHS:
-        raise BadInput("is no ground truth", where=path, key="truth", value=told, accepted=", ".join(TRUTHS))
-    return Truth(str(told))
-
-
-# ----------------------------------------------------------------------------------------------------------- journals
+    if given not in TRUTHS:
+        raise BadInput("is not a valid ground truth", where=path, key="truth", value=given, accepted=", ".join(TRUTHS))
+    return Truth(str(given))
 
 
 def _from_journal(read: journal.Journal) -> Curves:

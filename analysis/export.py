@@ -1,9 +1,4 @@
-"""The result of a sweep, ready to be trained: the config of a trial as YAML, and its weights.
-
-`export` gives the text of `best.yaml`: the trial's whole config as the trainable's `Config` takes it, numbers exact,
-preceded by comments that say where it comes from. Only a completed trial is exported unless it is forced.
-`export_files` writes it, and the weights of the trial's best checkpoint beside it.
-"""
+"""Exports a trial's config as YAML, ready for training, and its weights as a state dict."""
 
 from __future__ import annotations
 
@@ -20,19 +15,19 @@ from typing import Any
 
 import yaml
 
-from buttress.analysis.explain import reason
-from buttress.analysis.selection import best, best_of, pareto
+from buttress.analysis.explanation import stop_reason
+from buttress.analysis.selection import best_epoch, best_trial, pareto_front
 from buttress.errors import BadInput
 from buttress.journal import Journal, TrialRecord
 from buttress.storage import origin, unreachable
 from buttress.wording import listing, number
 
-#: First line of every exported file; a file that begins with it may be written over.
+#: Beginning of every exported file; a file that begins so may be written over.
 MARK = "# Exported by Buttress"
 
 
 class NothingHealthy(Exception):
-    """The sweep holds no healthy trial, so there is no best one (exit code 1: good input, but nothing came of it)."""
+    """The sweep has no healthy trial, so there is no best one (exit code 1: the input is valid)."""
 
     exit_code = 1
 
@@ -45,12 +40,18 @@ class NothingHealthy(Exception):
 
 
 def export(journal: Journal, trial: str | None = None, *, force: bool = False) -> str:
-    """The text of `best.yaml` for the best trial, or for the one named.
+    """The text of `best.yaml`: a trial's whole config, numbers exact, under comments that say where it comes from.
 
-    Raises `NothingHealthy` where no trial can be best, and BadInput for a named trial that is unknown or not completed
-    (`force` exports that one; its comments say what became of it).
+    Args:
+        journal: The sweep.
+        trial: Number or id of the trial (default: the best one).
+        force: Export a trial that has not completed; its comments say how it ended.
+
+    Raises:
+        NothingHealthy: No trial is named and none can be best.
+        BadInput: The trial is unknown, or has not completed.
     """
-    record = chosen(journal, trial, force=force)
+    record = trial_to_export(journal, trial, force=force)
     text = yaml.dump(
         config_of(journal, record), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120
     )
@@ -61,16 +62,28 @@ def export(journal: Journal, trial: str | None = None, *, force: bool = False) -
 def export_files(
     journal: Journal, output: Path, trial: str | None = None, *, weights: bool = False, force: bool = False
 ) -> list[Path]:
-    """Writes a trial's config to `output`, and with `weights` its model as a plain state dict in a `.pt` beside it.
+    """Writes a trial's config, and its weights beside it.
 
-    Returns the files that were written; raises as `export`, `write` and `checkpoint_of` do.
+    Args:
+        journal: The sweep.
+        output: The YAML file.
+        trial: Number or id of the trial (default: the best one).
+        weights: Also write the model of its best checkpoint, as a plain state dict in a `.pt` file of the same name.
+        force: Export a trial that has not completed, and write over a file that is not an earlier export.
+
+    Returns:
+        The files that were written.
+
+    Raises:
+        NothingHealthy: No trial is named and none can be best.
+        BadInput: The trial cannot be exported, has no checkpoint, or a file cannot be written.
     """
-    written = [write(export(journal, trial, force=force), output, force=force)]
+    written = [write_export(export(journal, trial, force=force), output, force=force)]
     if weights:
         from buttress.training import registry
         from buttress.training.checkpoints import save_weights, weights_of
 
-        source = checkpoint_of(journal, chosen(journal, trial, force=force))
+        source = checkpoint_of(journal, trial_to_export(journal, trial, force=force))
         trainable = registry.load(journal.header.trainable)
         load = partial(weights_of, trainable)
         written.append(export_weights(source, output.with_suffix(".pt"), load=load, save=save_weights, force=force))
@@ -78,44 +91,44 @@ def export_files(
 
 
 def config_of(journal: Journal, record: TrialRecord) -> dict[str, Any]:
-    """A trial's whole config as it is trained again: with its trainable, its objective and what validation found."""
+    """A trial's whole config, ready to be trained again: with trainable, objective and values set by validation."""
     config = {**record.config}
-    group = config.get("buttress")
-    mine = dict(group) if isinstance(group, Mapping) else {}
-    mine["trainable"] = mine.get("trainable") or journal.header.trainable
-    mine["objective"] = mine.get("objective") or journal.objectives[0].metric
-    config["buttress"] = mine
-    for path, value in found_by_validation(journal, record).items():
-        _put_at(config, path, value)
+    given = config.get("buttress")
+    group = dict(given) if isinstance(given, Mapping) else {}
+    group["trainable"] = group.get("trainable") or journal.header.trainable
+    group["objective"] = group.get("objective") or journal.objectives[0].metric
+    config["buttress"] = group
+    for path, value in values_set_by_validation(journal, record).items():
+        _set_at(config, path, value)
     return config
 
 
-def chosen(journal: Journal, trial: str | None = None, *, force: bool = False) -> TrialRecord:
-    """The trial to export; raises as `export` does."""
+def trial_to_export(journal: Journal, trial: str | None = None, *, force: bool = False) -> TrialRecord:
+    """The record of the named trial, or of the best one; arguments and errors as in `export`."""
     if trial is None:
-        record = best(journal)
+        record = best_trial(journal)
         if record is None:
             raise NothingHealthy(journal)
         return record
     record = journal.trial(trial)
     if record.state != "completed" and not force:
         raise BadInput(
-            f"trial {record.id} {_became(record)}, so its config is no result: {reason(journal, record)}",
+            f"trial {record.id} {_ending(record)}, so its config is not a result: {stop_reason(journal, record)}",
             key="--trial", value=trial, accepted=f"{_alternatives(journal)}, or --force",
         )
     return record
 
 
-def found_by_validation(journal: Journal, record: TrialRecord) -> dict[str, float]:
-    """Config paths and values of the metrics that are `exported_as` one, at the trial's best valid epoch."""
-    best = best_of(record, journal.objectives)
-    values = best.metrics if best is not None else {}
+def values_set_by_validation(journal: Journal, record: TrialRecord) -> dict[str, float]:
+    """Config path -> value of the metric that is `exported_as` it, at the trial's best valid epoch."""
+    found = best_epoch(record, journal.objectives)
+    values = found.metrics if found is not None else {}
     paths = {metric: about.get("exported_as") for metric, about in journal.header.metrics.items()}
     return {path: value for metric, path in paths.items() if path and (value := values.get(metric)) is not None}
 
 
-def _put_at(config: dict[str, Any], path: str, value: float) -> None:
-    """Sets a value at a dotted path; the groups on the way are copied, so that the journal's config stays as it is."""
+def _set_at(config: dict[str, Any], path: str, value: float) -> None:
+    """Sets a value at a dotted path; copies the groups on the way, which belong to the journal."""
     *groups, last = path.split(".")
     for group in groups:
         config[group] = {**(config.get(group) or {})}
@@ -124,13 +137,13 @@ def _put_at(config: dict[str, Any], path: str, value: float) -> None:
 
 
 def provenance(journal: Journal, record: TrialRecord) -> list[str]:
-    """Where a config comes from, as lines of text."""
-    head, found, done = journal.header, best_of(record, journal.objectives), record.outcome
-    winner = best(journal)
+    """Where an exported config comes from, in lines of at most 116 characters."""
+    head, found, done = journal.header, best_epoch(record, journal.objectives), record.outcome
+    winner = best_trial(journal)
     rank = "the best trial of" if winner is not None and winner.id == record.id else "trial of"
-    lines = [f"{rank} sweep {head.sweep}: trial {record.id}, which {_became(record)}"]
+    lines = [f"{rank} sweep {head.sweep}: trial {record.id}, which {_ending(record)}"]
     if record.state != "completed":
-        lines.append(f"NOT A RESULT: {reason(journal, record)}")
+        lines.append(f"NOT A RESULT: {stop_reason(journal, record)}")
     if found is not None:
         values = [f"{name} = {_exact(found.metrics.get(name))} ({way})" for name, way in _objectives(journal)]
         lines.append(f"best valid epoch {found.epoch} (step {number(found.step)}): {', '.join(values)}")
@@ -138,10 +151,10 @@ def provenance(journal: Journal, record: TrialRecord) -> list[str]:
         lines.append(f"margin to collapse {done.margin:+.3f} decades (negative: healthy)")
     if record.warnings:
         lines.append(f"warnings: {', '.join(record.warnings)}")
-    found_values = found_by_validation(journal, record)
+    found_values = values_set_by_validation(journal, record)
     lines += [f"set by validation: {path}={_exact(value)}" for path, value in found_values.items()]
     lines.append(f"searched: {', '.join(f'{path}={_exact(value)}' for path, value in record.params.items())}")
-    lines.append(f"exported {datetime.now().astimezone().isoformat(timespec='seconds')} from {_where(journal)}")
+    lines.append(f"exported {datetime.now().astimezone().isoformat(timespec='seconds')} from {_source(journal)}")
     data = ", ".join(f"{key} {value}" for key, value in head.data.items() if not isinstance(value, (Mapping, list)))
     lines += [f"git commit {head.commit}"] if head.commit else []
     lines += [f"data: {data}"] if data else []
@@ -151,16 +164,25 @@ def provenance(journal: Journal, record: TrialRecord) -> list[str]:
     return [part for line in lines for part in textwrap.wrap(line, 116, subsequent_indent="    ")]
 
 
-def write(text: str, target: str | os.PathLike[str], *, force: bool = False) -> Path:
-    """Writes an export whole or not at all. An earlier export is replaced; any other file only when forced."""
+def write_export(text: str, target: str | os.PathLike[str], *, force: bool = False) -> Path:
+    """Writes an export, whole or not at all.
+
+    Args:
+        text: As `export` returns it.
+        target: The file. An earlier export is replaced.
+        force: Replace any other file, too.
+
+    Raises:
+        BadInput: The file exists and is not an earlier export, or cannot be written.
+    """
     path = Path(target)
     _replaceable(path, force, lambda: path.read_bytes().startswith(MARK.encode()))
-    return _put(path, lambda draft: draft.write_text(text, encoding="utf-8"))
+    return _write_draft(path, lambda draft: draft.write_text(text, encoding="utf-8"))
 
 
 def find_checkpoint(journal: Journal, record: TrialRecord) -> Path | None:
-    """The file of the trial's best checkpoint, fetched from remote storage where it lies there; None without one."""
-    found = best_of(record, journal.objectives)
+    """The file of the trial's best checkpoint, downloaded from remote storage if need be; None without one."""
+    found = best_epoch(record, journal.objectives)
     if found is None or not found.checkpoint:
         return None
     path = journal.trial_folder(record.id) / found.checkpoint
@@ -175,11 +197,15 @@ def find_checkpoint(journal: Journal, record: TrialRecord) -> Path | None:
 
 
 def checkpoint_of(journal: Journal, record: TrialRecord) -> Path:
-    """The file of the trial's best checkpoint; raises BadInput when there is none (any more)."""
+    """The file of the trial's best checkpoint.
+
+    Raises:
+        BadInput: There is none (any more).
+    """
     path = find_checkpoint(journal, record)
     if path is not None:
         return path
-    found = best_of(record, journal.objectives)
+    found = best_epoch(record, journal.objectives)
     problem = f"trial {record.id} left no checkpoint of a valid epoch"
     if found is not None and found.checkpoint:
         gone = journal.trial_folder(record.id) / found.checkpoint
@@ -198,20 +224,24 @@ def export_weights(
     save: Callable[[Any, Path], Any] | None = None,
     force: bool = False,
 ) -> Path:
-    """Copies a checkpoint file to `target`, whole or not at all.
+    """Copies a checkpoint, or the weights in it, whole or not at all.
 
-    With `load` and `save`, what `load(source)` returns is written by `save(it, file)`: the caller picks the model's
-    state dict out of the checkpoint there. Raises BadInput when `target` exists (unless forced) or cannot be written.
+    Args:
+        source: The checkpoint file.
+        target: The file to write.
+        load: Reads `source` and returns what to save; without `load` and `save` the file is copied.
+        save: Writes what `load` returned to a file.
+        force: Replace an existing file.
+
+    Raises:
+        BadInput: `target` exists, or cannot be written.
     """
     path = Path(target)
     _replaceable(path, force, lambda: False)
     if load is None or save is None:
-        return _put(path, lambda draft: shutil.copyfile(source, draft))
+        return _write_draft(path, lambda draft: shutil.copyfile(source, draft))
     content = load(source)
-    return _put(path, lambda draft: save(content, draft))
-
-
-# ------------------------------------------------------------------------------------------------------------- writing
+    return _write_draft(path, lambda draft: save(content, draft))
 
 
 def _replaceable(path: Path, force: bool, ours: Callable[[], bool]) -> None:
@@ -219,14 +249,14 @@ def _replaceable(path: Path, force: bool, ours: Callable[[], bool]) -> None:
         raise BadInput("this is a folder", where=path, key="-o", accepted="the name of a file")
     try:
         if path.exists() and not force and not ours():
-            problem = "this file exists and is no earlier export"
+            problem = "this file exists and is not an earlier export"
             raise BadInput(problem, where=path, key="-o", accepted="another name, or --force to write over it")
     except OSError as error:
         raise _unwritable(path, error) from error
 
 
-def _put(path: Path, fill: Callable[[Path], Any]) -> Path:
-    """`fill` writes a draft beside `path`, which then takes its place in one step."""
+def _write_draft(path: Path, fill: Callable[[Path], Any]) -> Path:
+    """Has `fill` write a draft beside `path`, and moves it to `path` in one step."""
     draft = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -263,10 +293,7 @@ _Dumper.add_representer(tuple, _list)
 _Dumper.ignore_aliases = lambda self, data: True  # type: ignore[method-assign]
 
 
-# ------------------------------------------------------------------------------------------------------------- phrases
-
-
-def _became(record: TrialRecord) -> str:
+def _ending(record: TrialRecord) -> str:
     done = record.outcome
     if done is None:
         return f"is {record.state}"
@@ -279,16 +306,17 @@ def _objectives(journal: Journal) -> list[tuple[str, str]]:
 
 
 def _alternatives(journal: Journal) -> str:
-    winner = best(journal)
+    winner = best_trial(journal)
     if winner is None:
         return "a completed trial (this sweep has none)"
-    front = [record.id for record in pareto(journal) if record.id != winner.id] if len(journal.objectives) > 1 else []
-    return f"a completed trial, such as {winner.id}, the best one" + (f" (also {listing(front[:3])})" if front else "")
+    text = f"a completed trial, such as {winner.id}, the best one"
+    front = [record.id for record in pareto_front(journal) if record.id != winner.id]
+    return f"{text} (also {listing(front[:3])})" if front and len(journal.objectives) > 1 else text
 
 
 def _exact(value: Any) -> str:
     return "none" if value is None else repr(value) if isinstance(value, float) else str(value)
 
 
-def _where(journal: Journal) -> str:
+def _source(journal: Journal) -> str:
     return journal.header.sweep if journal.path is None else f"{journal.path.parent.name}/{journal.path.name}"

@@ -1,8 +1,4 @@
-"""The trial table on a terminal: what `buttress table`, `run`, `status` and `why` print.
-
-In goes a `Journal` (and rows of `analysis/table.py`, filtered and sorted), rich renderables out: the table, a second
-one with a sentence for every trial that was stopped or failed, and a summary. Nothing is decided here.
-"""
+"""Renders sweeps, explanations and replays for a terminal: what `buttress table`, `run`, `status` and `why` print."""
 
 from __future__ import annotations
 
@@ -14,12 +10,12 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from buttress.analysis.advice import breaker_sentence, collapse_sentence
-from buttress.analysis.audits import audits
-from buttress.analysis.explain import Explanation, reason
-from buttress.analysis.replay import sentences
-from buttress.analysis.selection import best, healthy, pareto, value_of
-from buttress.analysis.table import Row, budget_of, epochs_run, last_values, rows, searched, sort
+from buttress.analysis.audits import audit_summary
+from buttress.analysis.collapse_regions import breaker_sentence, collapse_sentence
+from buttress.analysis.explanation import Explanation, stop_reason
+from buttress.analysis.replay import summary_lines
+from buttress.analysis.selection import best_trial, healthy_trials, objective_value, pareto_front
+from buttress.analysis.table import Row, epoch_budget, epochs_run, last_values, rows, searched_paths, sort_rows
 from buttress.journal import Journal, owner
 from buttress.wording import clock, duration, number, percent, plural
 
@@ -29,11 +25,13 @@ STYLE = {
 }
 ARROW = {"min": "↓", "max": "↑"}
 BEST, FRONT, AUDITED = "★", "◆", "†"
-PADDING = 2  # columns that the table puts between two cells
-WIDEST = 14  # a value of a parameter is cut to this
+PADDING = 2  # spaces between two columns of the table
+MAX_VALUE_WIDTH = 14  # characters of a parameter's value
 
 
 class Column(NamedTuple):
+    """A column of the table; `left`: aligned to the left."""
+
     title: str
     cells: list[Text]
     left: bool = False
@@ -43,24 +41,27 @@ class Column(NamedTuple):
         return max([*map(len, self.title.split("\n")), *(cell.cell_len for cell in self.cells)])
 
 
-def table(journal: Journal, chosen: Sequence[Row] | None = None, *, width: int = 100) -> RenderableType:
-    """The trial table: one line per row, in the order given (default: by outcome, then objective).
+def render_table(journal: Journal, selected: Sequence[Row] | None = None, *, width: int = 100) -> RenderableType:
+    """The trial table, one line per row; as many searched parameters as fit.
 
-    As many searched parameters are shown as fit into `width` columns; what was left out is said below the table.
+    Args:
+        journal: The sweep.
+        selected: Rows of `analysis.table` in the order to show (default: all, by outcome, then objective).
+        width: Characters per line.
     """
-    lines = sort(rows(journal), journal=journal) if chosen is None else list(chosen)
-    marks = {record.id: FRONT for record in pareto(journal)} if len(journal.objectives) > 1 else {}
-    winner = best(journal)
+    lines = sort_rows(rows(journal), journal=journal) if selected is None else list(selected)
+    marks = {record.id: FRONT for record in pareto_front(journal)} if len(journal.objectives) > 1 else {}
+    winner = best_trial(journal)
     if winner is not None:
         marks[winner.id] = BEST
     columns = _fixed(journal, lines, marks)
-    room = width - sum(column.width + PADDING for column in columns)
+    free = width - sum(column.width + PADDING for column in columns)
     shown: list[Column] = []
     hidden: list[str] = []
-    for path in searched(journal):
+    for path in searched_paths(journal):
         parameter = _parameter(path, lines)
-        if parameter.width + PADDING <= room:
-            room -= parameter.width + PADDING
+        if parameter.width + PADDING <= free:
+            free -= parameter.width + PADDING
             shown.append(parameter)
         else:
             hidden.append(path)
@@ -77,7 +78,7 @@ def table(journal: Journal, chosen: Sequence[Row] | None = None, *, width: int =
     if any(row["outcome"] != "completed" and row.get(first) is not None for row in lines):
         notes.append("(value): cannot be chosen")
     if any(row["warnings"] for row in lines):
-        notes.append("!: warned of, see `why`")
+        notes.append("!: has warnings, see `why`")
     if any(row.get("audited") for row in lines):
         notes.append(f"{AUDITED}: condemned, and ran on to its end")
     if hidden:
@@ -85,9 +86,15 @@ def table(journal: Journal, chosen: Sequence[Row] | None = None, *, width: int =
     return Group(drawn, Text("  ".join(notes), style="dim"))
 
 
-def stops(journal: Journal, chosen: Sequence[Row] | None = None, *, width: int = 100) -> RenderableType | None:
-    """Why trials were stopped: a sentence for every collapsed, diverged, pruned and failed one; None without any."""
-    lines = sort(rows(journal), journal=journal) if chosen is None else list(chosen)
+def render_stop_reasons(
+    journal: Journal, selected: Sequence[Row] | None = None, *, width: int = 100
+) -> RenderableType | None:
+    """A sentence for every collapsed, diverged, pruned and failed trial, with the arguments of `render_table`.
+
+    Returns:
+        None where no trial was stopped.
+    """
+    lines = sort_rows(rows(journal), journal=journal) if selected is None else list(selected)
     stopped = [row for row in lines if row["outcome"] in ("collapsed", "diverged", "pruned", "failed")]
     if not stopped:
         return None
@@ -101,46 +108,43 @@ def stops(journal: Journal, chosen: Sequence[Row] | None = None, *, width: int =
     drawn.add_column("saved", justify="right", no_wrap=True)
     for row in stopped:
         record = journal.trials[row["trial"]]
-        budget = budget_of(record)
+        budget = epoch_budget(record)
         saved = percent(row["epochs_saved"] / budget) if row["epochs_saved"] is not None and budget else "-"
         what = _outcome(row)
-        drawn.add_row(record.id, what, Text(reason(journal, record)), saved)
+        drawn.add_row(record.id, what, Text(stop_reason(journal, record)), saved)
     return Group(drawn, Text(f"more of each: buttress why {journal.header.sweep} TRIAL", style="dim"))
 
 
-def summary(journal: Journal) -> Text:
-    """Two or three lines: how many trials of which outcome, the best one, what was saved, how long it took."""
+def render_summary(journal: Journal) -> Text:
+    """The sweep in a few lines: trials by outcome, the best one, epochs saved, audit, ranges of collapse, time."""
     text = Text(f"{journal.header.sweep}: {plural(len(journal.trials), 'trial')}")
     for state, count in journal.counts().items():
         text.append(", ").append(f"{count} {state}", style=STYLE[state])
-    winner = best(journal)
+    winner = best_trial(journal)
     first = journal.objectives[0]
     if winner is not None:
-        value = number(value_of(winner, journal.objectives), 4)
+        value = number(objective_value(winner, journal.objectives), 4)
         text.append(f"\nbest: trial {winner.id} with {first.metric} {value}", style="bold")
     else:
         text.append("\nno healthy trial", style="bold red")
-    finished = [record for record in journal.trials.values() if record.outcome and budget_of(record)]
-    budget = sum(budget_of(record) or 0 for record in finished)
+    finished = [record for record in journal.trials.values() if record.outcome and epoch_budget(record)]
+    budget = sum(epoch_budget(record) or 0 for record in finished)
     run = sum(record.outcome.epochs for record in finished if record.outcome)
     if budget:
         saved = percent(max(0, budget - run) / budget)
         text.append(f"; {run:,} of {budget:,} budgeted epochs were run, {saved} saved")
-    if (found := audits(journal)) is not None:
+    if (found := audit_summary(journal)) is not None:
         text.append(f"\n{found.sentence()}")
     if journal.breaker is not None and not any(resume > journal.breaker.time for resume in journal.resumes):
         text.append(f"\n{breaker_sentence(journal.breaker)}", style="bold red")
-    elif (told := collapse_sentence(journal)) is not None:
-        text.append(f"\n{told}")
+    elif (sentence := collapse_sentence(journal)) is not None:
+        text.append(f"\n{sentence}")
     spent = _time(journal)
     return text.append(f"\n{spent}") if spent else text
 
 
-# -------------------------------------------------------------------------------------------- what the verbs print
-
-
-class _Fitted:
-    """A renderable that is laid out for the width it is printed at."""
+class _FitsWidth:
+    """A renderable that is laid out for the width that it is printed at."""
 
     def __init__(self, draw: Callable[[int], RenderableType]) -> None:
         self._draw = draw
@@ -149,22 +153,30 @@ class _Fitted:
         yield self._draw(options.max_width)
 
 
-def overview(journal: Journal, chosen: Sequence[Row] | None = None, *, width: int | None = None) -> RenderableType:
-    """What `table` prints: rows, why trials were stopped, and a summary; as wide as the console unless told."""
+def render_sweep(
+    journal: Journal, selected: Sequence[Row] | None = None, *, width: int | None = None
+) -> RenderableType:
+    """What `buttress table` prints: the rows, why trials were stopped, and the summary.
 
-    def draw(room: int) -> RenderableType:
-        room = width or room
-        blocks: list[RenderableType] = [table(journal, chosen, width=room), Text()]
-        why = stops(journal, chosen, width=room)
+    Args:
+        journal: The sweep.
+        selected: Rows of `analysis.table` in the order to show (default: all, by outcome, then objective).
+        width: Characters per line (default: as wide as the console).
+    """
+
+    def draw(console_width: int) -> RenderableType:
+        fitted = width or console_width
+        blocks: list[RenderableType] = [render_table(journal, selected, width=fitted), Text()]
+        why = render_stop_reasons(journal, selected, width=fitted)
         if why is not None:
             blocks += [why, Text()]
-        return Group(*blocks, summary(journal))
+        return Group(*blocks, render_summary(journal))
 
-    return _Fitted(draw)
+    return _FitsWidth(draw)
 
 
-def status_of(journal: Journal) -> RenderableType:
-    """What `status` prints: who runs the sweep, how far it is, what is running, and what is best so far."""
+def render_status(journal: Journal) -> RenderableType:
+    """What `buttress status` prints: the summary, whether a driver runs the sweep, and the trials that are running."""
     who = owner(journal.path) if journal.path is not None else None
     if who is not None:
         state = f"run by a driver now ({who})"
@@ -172,20 +184,20 @@ def status_of(journal: Journal) -> RenderableType:
         state = f"ended: {journal.ended.reason}"
     else:
         state = "its driver is gone; `buttress resume` goes on with it"
-    blocks: list[RenderableType] = [summary(journal), Text(state)]
+    blocks: list[RenderableType] = [render_summary(journal), Text(state)]
     if journal.torn:
         blocks.append(Text(f"the last line of its journal is torn ({journal.torn} bytes are left out)", style="yellow"))
     blocks += [Text(problem, style="yellow") for problem in journal.problems]
     live = [row for row in rows(journal) if row["outcome"] in ("running", "suspended")]
     if live:
-        blocks += [Text(), _Fitted(lambda width: table(journal, live, width=width))]
+        blocks += [Text(), _FitsWidth(lambda width: render_table(journal, live, width=width))]
     return Group(*blocks)
 
 
-def explanation(told: Explanation) -> RenderableType:
-    """What `why` prints."""
-    blocks: list[RenderableType] = [Text(told.headline, style=f"bold {STYLE[told.outcome]}")]
-    for section in told.sections:
+def render_explanation(explanation: Explanation) -> RenderableType:
+    """What `buttress why` prints."""
+    blocks: list[RenderableType] = [Text(explanation.headline, style=f"bold {STYLE[explanation.outcome]}")]
+    for section in explanation.sections:
         blocks += [Text(), Text(section.title, style="bold")]
         blocks += [Padding(Text(line), (0, 0, 0, 2)) for line in section.lines]
     return Group(*blocks)
@@ -200,12 +212,9 @@ def _time(journal: Journal) -> str:
     return f"time: {duration(journal.ended.seconds)}{resumed}" + (f"; {spent}" if spent else "")
 
 
-# ------------------------------------------------------------------------------------------------------------- columns
-
-
 def _fixed(journal: Journal, lines: Sequence[Row], marks: dict[str, str]) -> list[Column]:
-    """Every column but the parameters, in order; the last two stand at the right edge."""
-    chosen = {record.id for record in healthy(journal)}
+    """Every column but the parameters, in order; the last two are for the right edge."""
+    eligible = {record.id for record in healthy_trials(journal)}
     columns = [
         Column("trial", [Text(f"{row['trial']} {marks.get(row['trial'], ' ')}") for row in lines], left=True),
         Column("outcome", [_outcome(row) for row in lines], left=True),
@@ -213,7 +222,7 @@ def _fixed(journal: Journal, lines: Sequence[Row], marks: dict[str, str]) -> lis
     ]
     for objective in journal.objectives:
         title = f"{objective.metric.rsplit('/', 1)[-1]} {ARROW[objective.direction]}"
-        cells = [_objective(row, objective.metric, row["trial"] in chosen) for row in lines]
+        cells = [_objective(row, objective.metric, row["trial"] in eligible) for row in lines]
         columns.append(Column(title, cells))
     columns += _monitors(journal, lines)
     columns.append(Column("epochs", [_epochs(journal, row) for row in lines]))
@@ -222,7 +231,7 @@ def _fixed(journal: Journal, lines: Sequence[Row], marks: dict[str, str]) -> lis
 
 
 def _outcome(row: Row) -> Text:
-    """`collapsed: posterior`, in the colour of the outcome; a kind that says no more than the outcome is left out."""
+    """Outcome and kind in the outcome's colour, such as `collapsed: posterior`, with marks."""
     kind = (row["kind"] or "").replace("_collapse", "").replace("_", " ")
     text = f"{row['outcome']}: {kind}" if kind and kind != row["outcome"] else row["outcome"]
     text = text if len(text) <= 24 else text[:23] + "…"
@@ -230,10 +239,10 @@ def _outcome(row: Row) -> Text:
     return Text(" ".join([text, *marks]), style=STYLE[row["outcome"]])
 
 
-def _objective(row: Row, metric: str, chosen: bool) -> Text:
+def _objective(row: Row, metric: str, eligible: bool) -> Text:
     """The value at the best valid epoch; in brackets where the trial cannot be chosen."""
     value = row.get(f"metric.{metric}")
-    return Text(number(value, 4)) if chosen or value is None else Text(f"({number(value, 4)})", style="dim")
+    return Text(number(value, 4)) if eligible or value is None else Text(f"({number(value, 4)})", style="dim")
 
 
 def _monitors(journal: Journal, lines: Sequence[Row]) -> list[Column]:
@@ -261,41 +270,45 @@ def _ending(names: set[str], end: str) -> str | None:
 
 def _epochs(journal: Journal, row: Row) -> Text:
     record = journal.trials[row["trial"]]
-    return Text(f"{number(epochs_run(record)[0])}/{number(budget_of(record))}")
+    return Text(f"{number(epochs_run(record)[0])}/{number(epoch_budget(record))}")
 
 
 def _parameter(path: str, lines: Sequence[Row]) -> Column:
     cells = []
     for row in lines:
         text = number(row.get(f"config.{path}"))
-        cells.append(Text(text if len(text) <= WIDEST else text[: WIDEST - 1] + "…"))
+        cells.append(Text(text if len(text) <= MAX_VALUE_WIDTH else text[: MAX_VALUE_WIDTH - 1] + "…"))
     *groups, leaf = path.split(".")
-    above = f"{_folded(groups[-1])}.\n" if len(groups) > 1 else ""  # the `end` of a beta schedule is told as beta.end
+    above = f"{_folded(groups[-1])}.\n" if len(groups) > 1 else ""  # `beta.end` rather than `end`
     return Column(above + _folded(leaf), cells)
 
 
-def _folded(name: str, widest: int = 10) -> str:
-    """A parameter's name in lines of at most `widest` characters, broken after underscores where it can be."""
+def _folded(name: str, width: int = 10) -> str:
+    """A parameter's name in lines of at most `width` characters, broken after underscores where possible."""
     lines = [""]
     for part in name.replace("_", "_\0").split("\0"):
-        if lines[-1] and len(lines[-1]) + len(part) > widest:
+        if lines[-1] and len(lines[-1]) + len(part) > width:
             lines.append("")
         lines[-1] += part
-    return "\n".join(line if len(line) <= widest + 2 else line[: widest + 1] + "…" for line in lines)
+    return "\n".join(line if len(line) <= width + 2 else line[: width + 1] + "…" for line in lines)
 
 
-#: Curves shown one by one; of more, only the summary and those that were killed or warned of.
-SHOWN = 40
+#: Curves shown one by one; of more, only those with a kill or a warning.
+MAX_CURVES_SHOWN = 40
 
 
-def replayed(result: Mapping[str, Any]) -> RenderableType:
-    """What rules would have done to recorded curves (`replay.result`): a line per curve, and the summary."""
+def render_replay(result: Mapping[str, Any]) -> RenderableType:
+    """What `buttress replay` prints: a line per curve, and the summary.
+
+    Args:
+        result: As `replay_result` returns it.
+    """
     entries = result["curves"]
-    if len(entries) > SHOWN:
-        entries = [entry for entry in entries if entry["killed_at"] is not None or entry["warnings"]][:SHOWN]
+    if len(entries) > MAX_CURVES_SHOWN:
+        entries = [entry for entry in entries if entry["killed_at"] is not None or entry["warnings"]][:MAX_CURVES_SHOWN]
     lines = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
-    for title in ("curve", "killed at", "of what", "spent", "warned of (at)"):
-        lines.add_column(title, overflow="fold", justify="right" if title in ("killed at", "spent") else "left")
+    for title in ("curve", "killed at", "kind", "run", "warnings (at)"):
+        lines.add_column(title, overflow="fold", justify="right" if title in ("killed at", "run") else "left")
     for entry in entries:
         warned = zip(entry["warnings"], entry["warned_at"], strict=True)
         lines.add_row(
@@ -306,7 +319,7 @@ def replayed(result: Mapping[str, Any]) -> RenderableType:
             ", ".join(f"{kind} ({number(at, 7)})" for kind, at in warned) or "-",
         )
     summary = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
-    for what, figure in sentences(result["summary"]):
+    for what, figure in summary_lines(result["summary"]):
         summary.add_row(Text(what, style="bold"), figure)
     left_out = len(result["curves"]) - len(entries)
     notes = [*result["notes"], *([f"{left_out:,} further curves are not shown"] if left_out else [])]

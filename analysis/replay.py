@@ -1,9 +1,6 @@
-"""What rules would have done to recorded curves: `buttress replay`.
+"""Replays recorded curves under rules: which are killed, when and why; with a ground truth, how right that was.
 
-In come `Curve`s and a `RuleSet`; out comes one `Replayed` per curve (when it is killed, of what, which warnings) and,
-over all of them, a `Score`. Where the curves have a ground truth the score says how many dead trials were caught and
-how long after their onset, how many healthy ones were killed, and whether the winner was among them, each share with
-its Wilson interval. A curve is judged by the class that judges a running trial (buttress/sweep/evaluation.py).
+A curve is judged by the class that judges a running trial (`buttress.sweep.evaluation`).
 """
 
 from __future__ import annotations
@@ -20,17 +17,31 @@ from buttress.errors import BadInput
 from buttress.rules.schema import Rule, RuleSet
 from buttress.sweep.evaluation import Judged
 
-#: The winners: this share of the healthy trials, by objective.
-TOP = 0.05
-#: A kill does not depend on what is optimised, and foreign curves need not hold it.
+#: Share of the healthy trials that are winners, the best ones by the objective.
+WINNER_SHARE = 0.05
+#: A kill does not depend on the objective, and curves from elsewhere need not hold it.
 NO_OBJECTIVE = ""
 
 
 @dataclass(frozen=True)
-class Replayed:
-    """One curve under the rules. `killed`: index of the report that condemned it, None for a curve that lived;
-    `killed_at`, `warned_at`: the source's step or epoch; `spent`: share of the curve run; `delay`: of a dead trial that
-    was killed, share of the curve run after its onset (0 for a kill before it)."""
+class CurveReplay:
+    """One curve under the rules.
+
+    Attributes:
+        curve: Its name.
+        killed: Index of the report at which it was killed; None for a curve that was not.
+        killed_at: The source's step (or epoch) of that report.
+        kind: What the rule that killed it calls this end.
+        rule: That rule.
+        margin: Margin of the last verdict, in decades; None where it is unknown.
+        message: Why it was killed, in a sentence.
+        warnings: Kinds of the rules that warned, each once, in order.
+        warned_at: The source's step (or epoch) of each warning.
+        spent: Share of the curve that was run, 0 to 1.
+        reports: Number of reports.
+        truth: How the trial really ended, where that is known.
+        delay: Share of the curve run after its onset, of a dead trial that was killed (0 for a kill before it).
+    """
 
     curve: str
     killed: int | None
@@ -47,13 +58,13 @@ class Replayed:
     delay: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able: `warnings` are the kinds of the rules that warned, each once, in order."""
+        """As JSON-able values."""
         entry = asdict(self)
         return entry | {"warnings": list(self.warnings), "warned_at": list(self.warned_at)}
 
 
-def replay(curve: Curve, rules: RuleSet) -> Replayed:
-    """The curve's reports, one after the other, until the rules condemn it."""
+def replay(curve: Curve, rules: RuleSet) -> CurveReplay:
+    """Judges the curve's reports in order, until the rules kill it."""
     judged = Judged(rules, [NO_OBJECTIVE], "min", curve.budget_epochs)
     killed: int | None = None
     warned: dict[str, float] = {}
@@ -69,7 +80,7 @@ def replay(curve: Curve, rules: RuleSet) -> Replayed:
     final = killed is not None
     truth = curve.truth
     delay = max(0.0, spent - _onset(curve)) if truth is not None and truth.dead and final else None
-    return Replayed(
+    return CurveReplay(
         curve=curve.name,
         killed=killed,
         killed_at=None if killed is None else curve.at[killed],
@@ -91,17 +102,26 @@ def _onset(curve: Curve) -> float:
     return 0.0 if curve.truth is None or curve.truth.onset is None else curve.spent(curve.truth.onset)
 
 
-def _delay(curve: Curve, found: Replayed) -> float:
+def _delay(curve: Curve, found: CurveReplay) -> float:
     return 1.0 - _onset(curve) if found.delay is None else found.delay
 
 
 @dataclass(frozen=True)
 class Score:
-    """Rules against curves whose end is known. Ambiguous trials are counted and left out of every share.
+    """Rules scored on curves whose end is known. All delays and durations are shares of the budget, 0 to 1.
 
-    `mean_delay`: over all dead trials, a missed one counting all that was left of its budget after the onset;
-    `compute_saved`: share of the compute (core-seconds where known, else steps) that the kills save; `winners`: killed
-    ones among the best 5 % of the healthy trials; `winner_killed`: whether the best trial of all is.
+    Attributes:
+        caught: Killed ones of the dead trials.
+        false_kill: Killed ones of the healthy trials.
+        winners: Killed ones of the best 5 % of the healthy trials.
+        ambiguous: Trials whose end is ambiguous; they are left out of everything else.
+        median_delay: Of the dead trials that were caught, after their onset; None without one.
+        mean_delay: Over all dead trials; a missed one counts all that was left after its onset.
+        median_spent: Share of the budget that caught trials ran; None without one.
+        compute_saved: Share of the compute (core-seconds where known, else steps) that the kills save.
+        winner_killed: Whether the best trial of all was killed; None without healthy trials.
+        recoverers_killed: Killed ones of the healthy trials that looked dead for a while.
+        late_bloomers_killed: Killed ones of the healthy trials that became good late.
     """
 
     caught: Share
@@ -118,9 +138,11 @@ class Score:
 
     @property
     def missed(self) -> int:
+        """Dead trials that were not killed."""
         return self.caught.of - self.caught.count
 
     def to_dict(self) -> dict[str, Any]:
+        """As JSON-able values."""
         shares = {
             name: getattr(self, name).to_dict()
             for name in ("caught", "false_kill", "winners", "recoverers_killed", "late_bloomers_killed")
@@ -130,8 +152,17 @@ class Score:
         return shares | {name: getattr(self, name) for name in rest}
 
 
-def score(curves: Sequence[Curve], replayed: Sequence[Replayed], direction: str = "max") -> Score | None:
-    """What the replays come to; None where no curve has a ground truth. `direction` is the objective's."""
+def score(curves: Sequence[Curve], replayed: Sequence[CurveReplay], direction: str = "max") -> Score | None:
+    """Scores replays against the ground truth.
+
+    Args:
+        curves: The curves.
+        replayed: Their replays, in the same order.
+        direction: `min` or `max`, of the objective.
+
+    Returns:
+        None where no curve has a ground truth.
+    """
     known = [(curve, found) for curve, found in zip(curves, replayed, strict=True) if curve.truth is not None]
     if not known:
         return None
@@ -167,19 +198,19 @@ def ranked_healthy(curves: Sequence[Curve], direction: str) -> list[Curve]:
 
 def winners(ranked: Sequence[Curve]) -> Sequence[Curve]:
     """The best 5 % of ranked healthy curves, one at least."""
-    return ranked[: max(1, round(TOP * len(ranked)))] if ranked else []
+    return ranked[: max(1, round(WINNER_SHARE * len(ranked)))] if ranked else []
 
 
-def _among(healthy: Sequence[tuple[Curve, Replayed]], mark: str) -> Share:
+def _among(healthy: Sequence[tuple[Curve, CurveReplay]], mark: str) -> Share:
     marked = [found for curve, found in healthy if getattr(curve.truth, mark)]
     return Share(sum(found.killed is not None for found in marked), len(marked))
 
 
-def _saved(known: Sequence[tuple[Curve, Replayed]]) -> float:
+def _saved(known: Sequence[tuple[Curve, CurveReplay]]) -> float:
     def cost(curve: Curve) -> float:
         return curve.seconds[-1] if curve.seconds else float(curve.reports[-1]["step"])
 
-    def run(curve: Curve, found: Replayed) -> float:
+    def run(curve: Curve, found: CurveReplay) -> float:
         if found.killed is None:
             return cost(curve)
         return curve.seconds[found.killed] if curve.seconds else found.spent * cost(curve)
@@ -188,13 +219,22 @@ def _saved(known: Sequence[tuple[Curve, Replayed]]) -> float:
     return 1 - sum(run(curve, found) for curve, found in known) / whole if whole else 0.0
 
 
-def result(found: Curves, rules: RuleSet, *, family: str) -> dict[str, Any]:
-    """What `buttress replay --json` prints: `{"family", "curves": [...], "summary": {...}, "notes": [...]}`.
+def replay_result(found: Curves, rules: RuleSet, *, family: str) -> dict[str, Any]:
+    """Replays all curves of a source under rules.
 
-    `summary` always has `curves`, `killed`, `warned`; with ground truth also the figures of `Score`. Raises BadInput
-    where no rule looks at anything that the curves hold.
+    Args:
+        found: The curves.
+        rules: The rules.
+        family: Name of the rules, for the result.
+
+    Returns:
+        What `buttress replay --json` prints: `{"family", "curves": [...], "summary": {...}, "notes": [...]}`. `summary`
+        has `curves`, `killed` and `warned`, and with a ground truth the figures of `Score`.
+
+    Raises:
+        BadInput: No rule looks at anything that the curves hold.
     """
-    notes = [*found.notes, *unheard(found.curves, rules)]
+    notes = [*found.notes, *coverage_notes(found.curves, rules)]
     replayed = [replay(curve, rules) for curve in found.curves]
     scored = score(found.curves, replayed, str(found.about.get("direction", "max")))
     summary: dict[str, Any] = {
@@ -208,21 +248,25 @@ def result(found: Curves, rules: RuleSet, *, family: str) -> dict[str, Any]:
     return {"family": family, "curves": curves, "summary": summary, "notes": notes}
 
 
-def unheard(curves: Sequence[Curve], rules: RuleSet) -> list[str]:
-    """Notes on the rules that can say nothing of these curves; raises BadInput where that are all of them."""
+def coverage_notes(curves: Sequence[Curve], rules: RuleSet) -> list[str]:
+    """Sentences on rules that cannot judge these curves.
+
+    Raises:
+        BadInput: None of the rules can.
+    """
     held = {name for curve in curves for report in curve.reports for name in (*report["metrics"], *report["nonfinite"])}
-    speaking = {name: rule for name, rule in rules.rules.items() if rule.action != "off"}
-    blind = [name for name, rule in speaking.items() if not _sees(rule, rules.aliases, held)]
-    if blind and len(blind) == len(speaking):
-        signs = [sign.metric for rule in speaking.values() for sign in rule.signs]
-        looked_at = dict.fromkeys(name for metric in signs for name in (metric, *rules.aliases.get(metric, ())))
+    active = {name: rule for name, rule in rules.rules.items() if rule.action != "off"}
+    blind = [name for name, rule in active.items() if not _sees(rule, rules.aliases, held)]
+    if blind and len(blind) == len(active):
+        signs = [sign.metric for rule in active.values() for sign in rule.signs]
+        needed = dict.fromkeys(name for metric in signs for name in (metric, *rules.aliases.get(metric, ())))
         problem = "the curves hold nothing that a rule looks at"
-        raise BadInput(problem, value=sorted(held), accepted=f"{', '.join(looked_at)}, or aliases in the rules file")
+        raise BadInput(problem, value=sorted(held), accepted=f"{', '.join(needed)}, or aliases in the rules file")
     notes = [f"the curves do not hold what these rules look at: {', '.join(blind)}"] if blind else []
     timeless = not any(report["epoch"] for curve in curves for report in curve.reports)
-    if waiting := [name for name, rule in speaking.items() if timeless and rule.grace.epochs and name not in blind]:
+    if waiting := [name for name, rule in active.items() if timeless and rule.grace.epochs and name not in blind]:
         names = ", ".join(waiting)
-        notes.append(f"the curves tell no epochs, and a grace in epochs keeps silent: {names}; see --steps-per-epoch")
+        notes.append(f"the curves have no epochs, so these rules wait for their grace: {names}; see --steps-per-epoch")
     return notes
 
 
@@ -235,11 +279,11 @@ def _sees(rule: Rule, aliases: Mapping[str, Sequence[str]], held: Collection[str
     return len(seen) >= (rule.votes or 1)
 
 
-def sentences(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """The summary for a person, as (what, figure)."""
-    told = [("curves", f"{summary['curves']}, of which {summary['killed']} killed and {summary['warned']} warned of")]
+def summary_lines(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The summary of `replay_result` for people, as (title, figure)."""
+    lines = [("curves", f"{summary['curves']}, of which {summary['killed']} killed, {summary['warned']} with warnings")]
     if "caught" not in summary:
-        return told
+        return lines
     for name, title in (
         ("caught", "dead, and caught"),
         ("false_kill", "healthy, but killed"),
@@ -247,10 +291,10 @@ def sentences(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("recoverers_killed", "recoverers killed"),
         ("late_bloomers_killed", "late bloomers killed"),
     ):
-        told.append((title, str(Share(summary[name]["count"], summary[name]["of"]))))
+        lines.append((title, str(Share(summary[name]["count"], summary[name]["of"]))))
     for name, title in (("median_delay", "median delay"), ("median_spent", "median spent of a caught trial")):
-        told.append((title, "-" if summary[name] is None else f"{summary[name]:.1%} of the budget"))
-    told.append(("compute saved", f"{summary['compute_saved']:.1%}"))
+        lines.append((title, "-" if summary[name] is None else f"{summary[name]:.1%} of the budget"))
+    lines.append(("compute saved", f"{summary['compute_saved']:.1%}"))
     if summary["ambiguous"]:
-        told.append(("ambiguous, left out", str(summary["ambiguous"])))
-    return told
+        lines.append(("ambiguous, left out", str(summary["ambiguous"])))
+    return lines

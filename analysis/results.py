@@ -21,7 +21,7 @@ from buttress.wording import number, plural
 if TYPE_CHECKING:
     import pandas as pd
 
-    from buttress.analysis.explain import Explanation
+    from buttress.analysis.explanation import Explanation
     from buttress.spec.spec import SweepSpec
 
 #: Rows of a trial table that a notebook shows.
@@ -102,6 +102,11 @@ class Sweep:
         return SweepSpec.from_dict(self.journal.header.spec, where=self.where)
 
     @property
+    def objectives(self) -> dict[str, str]:
+        """What it optimises: metric to direction (`min` or `max`), the one that decides first."""
+        return {objective.metric: objective.direction for objective in self.journal.objectives}
+
+    @property
     def trials(self) -> Trials:
         """Its trials, by number (`sweep.trials[7]`) or id (`sweep.trials["0007"]`); iterating gives all of them."""
         return Trials(self)
@@ -109,13 +114,13 @@ class Sweep:
     @property
     def best(self) -> Trial | None:
         """The completed trial with the best valid epoch by the first objective; None without a healthy trial."""
-        record = selection.best(self.journal)
+        record = selection.best_trial(self.journal)
         return Trial(self, record.id) if record is not None else None
 
     @property
     def pareto(self) -> list[Trial]:
         """The healthy trials that no other healthy one beats in every objective, best by the first objective first."""
-        return [Trial(self, record.id) for record in selection.pareto(self.journal)]
+        return [Trial(self, record.id) for record in selection.pareto_front(self.journal)]
 
     def table(self, *, where: Iterable[str] | str = (), sort: str | None = None, all: bool = False) -> pd.DataFrame:
         """The trial table, one row a trial.
@@ -137,18 +142,19 @@ class Sweep:
         Example:
             >>> sweep.table(where=["outcome=collapsed", "loss.beta>1"])                 # doctest: +SKIP
         """
-        import pandas as pd
-
         everything = tables.rows(self.journal, all=all)
-        columns = list(everything[0]) if everything else list(tables.FIXED)
-        return pd.DataFrame(self.rows(where=where, sort=sort, all=all), columns=columns)
+        columns = list(everything[0]) if everything else tables.FIXED_COLUMNS
+        return tables.data_frame(self._selected(everything, where, sort), columns)
 
     def rows(
         self, *, where: Iterable[str] | str = (), sort: str | None = None, all: bool = False
     ) -> list[dict[str, Any]]:
         """`table` as JSON-able rows: what is missing is None."""
+        return self._selected(tables.rows(self.journal, all=all), where, sort)
+
+    def _selected(self, table: list[tables.Row], where: Iterable[str] | str, sort: str | None) -> list[tables.Row]:
         conditions = [where] if isinstance(where, str) else where
-        return tables.sort(tables.where(tables.rows(self.journal, all=all), conditions), sort, self.journal)
+        return tables.sort_rows(tables.filter_rows(table, conditions), sort, self.journal)
 
     def explain(self, trial: int | str) -> Explanation:
         """Why a trial ended as it did: the rule, its values and thresholds, and what was saved.
@@ -165,7 +171,7 @@ class Sweep:
         Example:
             >>> print(sweep.explain(7))                                                 # doctest: +SKIP
         """
-        from buttress.analysis.explain import explain
+        from buttress.analysis.explanation import explain
 
         return explain(self.journal, str(trial))
 
@@ -209,9 +215,9 @@ class Sweep:
         return f"<Sweep {self.name}, {self.status}: {counts or 'no trials'}{found}>"
 
     def _repr_html_(self) -> str:
-        from buttress.analysis.render import summary
+        from buttress.analysis.render import render_summary
 
-        lines = "<br>".join(escape(line) for line in str(summary(self.journal)).splitlines())
+        lines = "<br>".join(escape(line) for line in str(render_summary(self.journal)).splitlines())
         return f"<p><b>{escape(self.name)}</b> ({escape(self.status)})<br>{lines}</p>{self.trials._repr_html_()}"
 
 
@@ -249,7 +255,7 @@ class Trials:
         """Outcome, margin, objectives at the best valid epoch and searched values, the best trial first."""
         read = self._sweep.journal
         frame = self._sweep.table()
-        paths = [f"config.{path}" for path in tables.searched(read)]
+        paths = [f"config.{path}" for path in tables.searched_paths(read)]
         objectives = [f"metric.{objective.metric}" for objective in read.objectives]
         shown = ["trial", "outcome", "kind", "margin", *objectives, *paths, "epoch", "seconds"]
         drawn = frame[[column for column in shown if column in frame]]
@@ -327,13 +333,13 @@ class Trial:
     @property
     def metrics(self) -> dict[str, float | None]:
         """All metrics at its best valid epoch; empty without one."""
-        found = selection.best_of(self.record, self._sweep.journal.objectives)
+        found = selection.best_epoch(self.record, self._sweep.journal.objectives)
         return dict(found.metrics) if found is not None else {}
 
     @property
     def best_epoch(self) -> int | None:
         """The epoch of `metrics`; None where no epoch was valid."""
-        found = selection.best_of(self.record, self._sweep.journal.objectives)
+        found = selection.best_epoch(self.record, self._sweep.journal.objectives)
         return found.epoch if found is not None else None
 
     @property
@@ -438,11 +444,11 @@ class Replay:
         return f"<Replay of {plural(self.summary['curves'], 'curve')}: {self.summary['killed']} killed>"
 
     def _repr_html_(self) -> str:
-        from buttress.analysis.replay import sentences
+        from buttress.analysis.replay import summary_lines
 
         rows = "".join(
             f"<tr><th style='text-align:left'>{escape(what)}</th><td>{escape(figure)}</td></tr>"
-            for what, figure in sentences(self.summary)
+            for what, figure in summary_lines(self.summary)
         )
         notes = "".join(f"<p>Note: {escape(note)}.</p>" for note in self.notes)
         html: str = self.table().head(MAX_ROWS_SHOWN).to_html(index=False, na_rep="", border=0)

@@ -1,8 +1,6 @@
-"""Which epochs of a trial are valid, which of them is its best, and which trial of a sweep is best.
+"""Selects the best epoch of a trial, and the best trials of a sweep.
 
-In goes a `Journal`; out come reports, trials and the Pareto front. The one rule that everything obeys: only a trial
-whose outcome is `completed` can be best or on the front, and only a valid epoch speaks for it. The driver uses
-`best_epoch` for what it tells the sampler, so that sampler, table and export cannot disagree.
+Only a trial whose outcome is `completed` can be best or on the Pareto front, and only a valid epoch represents it.
 """
 
 from __future__ import annotations
@@ -15,13 +13,12 @@ from buttress.journal import Best, Journal, Objective, Report, TrialRecord
 
 
 def valid_epochs(reports: Iterable[Report], objective: Objective) -> list[Report]:
-    """The reports that end a valid epoch: marked valid, and with a finite value of the objective (health reports and
-    a closing check of monitors only have none)."""
+    """The reports that are marked valid and hold a finite value of the objective (health reports hold none)."""
     return [report for report in reports if report.valid and _finite(report.metrics.get(objective.metric)) is not None]
 
 
-def best_epoch(reports: Iterable[Report], objective: Objective) -> Report | None:
-    """The valid epoch with the best value; of equal ones the earliest. None where no epoch was valid."""
+def best_report(reports: Iterable[Report], objective: Objective) -> Report | None:
+    """The report of the valid epoch with the best value, the earliest of equals; None where no epoch was valid."""
     best: Report | None = None
     for report in valid_epochs(reports, objective):
         if best is None or objective.better(_value(report.metrics, objective), _value(best.metrics, objective)):
@@ -29,50 +26,57 @@ def best_epoch(reports: Iterable[Report], objective: Objective) -> Report | None
     return best
 
 
-def best_of(record: TrialRecord, objectives: Sequence[Objective]) -> Best | None:
-    """A trial's best valid epoch by the first objective: what its outcome line says, else what its reports come to.
+def best_epoch(record: TrialRecord, objectives: Sequence[Objective]) -> Best | None:
+    """A trial's best valid epoch by the first objective, as its outcome line says, else computed from its reports.
 
-    It exists for trials of every state that had a valid epoch; whether the trial may be *chosen* is for `healthy`.
+    Trials of every state have one once an epoch was valid; which trials may be chosen is decided by `healthy_trials`.
+
+    Args:
+        record: The trial.
+        objectives: Those of the sweep; the first one counts.
+
+    Returns:
+        None where no epoch was valid.
     """
     if record.outcome is not None and record.outcome.best is not None:
         return record.outcome.best
-    report = best_epoch(record.reports, objectives[0])
+    report = best_report(record.reports, objectives[0])
     return Best.of(report) if report else None
 
 
-def value_of(record: TrialRecord, objectives: Sequence[Objective], which: int = 0) -> float | None:
-    """The value of an objective at the trial's best valid epoch; None where there is none."""
-    found = best_of(record, objectives)
+def objective_value(record: TrialRecord, objectives: Sequence[Objective], which: int = 0) -> float | None:
+    """The value of objective number `which` at the trial's best valid epoch; None where there is none."""
+    found = best_epoch(record, objectives)
     return None if found is None else _finite(found.metrics.get(objectives[which].metric))
 
 
-def healthy(journal: Journal) -> list[TrialRecord]:
-    """The completed trials with a valid best value, best first; equal values in the order of their ids."""
+def healthy_trials(journal: Journal) -> list[TrialRecord]:
+    """The completed trials with a valid value of the first objective, best first, equal ones by id."""
     first = journal.objectives[0]
     sign = 1.0 if first.direction == "min" else -1.0
     ranked = []
     for record in journal.trials.values():
-        value = value_of(record, journal.objectives) if record.state == "completed" else None
+        value = objective_value(record, journal.objectives) if record.state == "completed" else None
         if value is not None:
             ranked.append((sign * value, record.id, record))
     return [record for _, _, record in sorted(ranked, key=lambda entry: entry[:2])]
 
 
-def best(journal: Journal) -> TrialRecord | None:
-    """The best trial of the sweep by its first objective; None when no trial is healthy."""
-    ranked = healthy(journal)
+def best_trial(journal: Journal) -> TrialRecord | None:
+    """The best trial by the first objective; None when no trial is healthy."""
+    ranked = healthy_trials(journal)
     return ranked[0] if ranked else None
 
 
-def pareto(journal: Journal) -> list[TrialRecord]:
+def pareto_front(journal: Journal) -> list[TrialRecord]:
     """The healthy trials that no other healthy trial beats in every objective, best by the first one first.
 
-    A trial that lacks a value of some objective is not on the front. With one objective: the best trial, and those
-    that tie with it.
+    A trial without a value of every objective is not on the front. With one objective: the best trial, and those with
+    the same value.
     """
     points = []
-    for record in healthy(journal):
-        values = [value_of(record, journal.objectives, which) for which in range(len(journal.objectives))]
+    for record in healthy_trials(journal):
+        values = [objective_value(record, journal.objectives, which) for which in range(len(journal.objectives))]
         if all(value is not None for value in values):
             signs = [1.0 if objective.direction == "min" else -1.0 for objective in journal.objectives]
             points.append((record, tuple(sign * (value or 0.0) for sign, value in zip(signs, values, strict=True))))
@@ -81,11 +85,11 @@ def pareto(journal: Journal) -> list[TrialRecord]:
 
 def best_json(journal: Journal) -> dict[str, Any] | None:
     """`{"trial", "objective": {name: value}}` of the best trial, as `run --json` prints it; None without one."""
-    record = best(journal)
+    record = best_trial(journal)
     if record is None:
         return None
     values = {
-        objective.metric: value_of(record, journal.objectives, which)
+        objective.metric: objective_value(record, journal.objectives, which)
         for which, objective in enumerate(journal.objectives)
     }
     return {"trial": record.id, "objective": values}

@@ -1,12 +1,4 @@
-"""The trial table as data: one flat row per trial, the same keys in every row.
-
-In goes a `Journal`, out come JSON rows (`rows`), the same rows filtered (`where`) and sorted (`sort`), or a pandas
-`frame`. Keys: `trial, outcome, kind, margin, warnings, epoch, step, epochs_saved, seconds, seed`, where trials were
-audited also `audited`, then `config.<path>` (the searched paths, or all of them), `metric.<name>` (at the best valid
-epoch) and `last.<name>`. What is missing is None, never NaN. `epoch` and `step` are those the trial had run when it
-ended (or by now); `epochs_saved` is what was left of its budget, known once it has ended; `audited` trials were
-condemned and ran on to their real end. Drawing is in `buttress.analysis.render`.
-"""
+"""Builds the trial table as data: one flat row per trial, the same keys in every row."""
 
 from __future__ import annotations
 
@@ -17,7 +9,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from buttress.analysis.selection import best_of, healthy
+from buttress.analysis.selection import best_epoch, healthy_trials
 from buttress.errors import BadInput
 from buttress.journal import Journal, TrialRecord
 
@@ -25,19 +17,30 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Row = dict[str, Any]
-FIXED = ("trial", "outcome", "kind", "margin", "warnings", "epoch", "step", "epochs_saved", "seconds", "seed")
+FIXED_COLUMNS = ("trial", "outcome", "kind", "margin", "warnings", "epoch", "step", "epochs_saved", "seconds", "seed")
 #: The order of outcomes in a table: what can be used first, what needs a look last.
 ORDER = ("completed", "running", "suspended", "pruned", "collapsed", "diverged", "failed")
 
 
 def rows(journal: Journal, *, all: bool = False) -> list[Row]:
-    """One row per trial in the order of the ids. `all`: every leaf of the config, not only the searched paths."""
+    """The trial table as JSON-able rows.
+
+    Args:
+        journal: The sweep.
+        all: Include every value of the config, not only the searched ones.
+
+    Returns:
+        One row per trial in the order of the ids. Keys: `trial`, `outcome`, `kind`, `margin`, `warnings`, `epoch` and
+        `step` (completed so far), `epochs_saved` (budgeted and not run; known once the trial has ended), `seconds`,
+        `seed`; in a sweep with audited trials `audited` (condemned, and ran on to its end); then `config.<path>`,
+        `metric.<name>` (at the best valid epoch) and `last.<name>`. What is missing is None, never NaN.
+    """
     records = sorted(journal.trials.values(), key=lambda record: record.id)
-    configs = [flat(record.config) if all else {} for record in records]
-    bests = [best_of(record, journal.objectives) for record in records]
+    configs = [flatten(record.config) if all else {} for record in records]
+    bests = [best_epoch(record, journal.objectives) for record in records]
     lasts = [last_values(record) for record in records]
     audited = any(record.audit for record in records)
-    paths = _union([searched(journal), *configs])
+    paths = _union([searched_paths(journal), *configs])
     first = [objective.metric for objective in journal.objectives]
     metrics = _union([first, sorted(_union(found.metrics for found in bests if found))])
     last = _union([[name for name in first if any(name in each for each in lasts)], sorted(_union(lasts))])
@@ -51,16 +54,20 @@ def rows(journal: Journal, *, all: bool = False) -> list[Row]:
     return table
 
 
-def frame(journal: Journal, *, all: bool = False) -> pd.DataFrame:
-    """`rows` as a DataFrame; columns of numbers are float64 with NaN where a value is missing."""
+def data_frame(table: Sequence[Row], columns: Sequence[str] = FIXED_COLUMNS) -> pd.DataFrame:
+    """Rows as a DataFrame; columns of numbers are float64 with NaN for missing values.
+
+    Args:
+        table: Rows with the same keys.
+        columns: The columns of a table without rows.
+    """
     import pandas as pd
 
-    table = rows(journal, all=all)
-    return pd.DataFrame(table, columns=list(table[0]) if table else list(FIXED))
+    return pd.DataFrame(table, columns=list(table[0] if table else columns))
 
 
-def searched(journal: Journal) -> list[str]:
-    """The searched paths, in the order of the spec; those that only trials mention come last."""
+def searched_paths(journal: Journal) -> list[str]:
+    """The searched config paths, in the order of the spec; those that only trials have come last."""
     declared = journal.header.spec.get("search") or {}
     return _union([declared, *(record.params for record in journal.trials.values())])
 
@@ -73,21 +80,22 @@ def epochs_run(record: TrialRecord) -> tuple[int | None, int | None]:
     return (record.reports[-1].epoch, record.reports[-1].step) if record.reports else (None, None)
 
 
-def budget_of(record: TrialRecord) -> int | None:
+def epoch_budget(record: TrialRecord) -> int | None:
+    """Epochs that the trial may run; None where the journal does not say."""
     budget = record.outcome.epochs_budget if record.outcome else None
     return record.budget_epochs if budget is None else budget
 
 
 def epochs_saved(record: TrialRecord) -> int | None:
     """Budgeted epochs that were not run; None while the trial is unfinished."""
-    budget = budget_of(record)
+    budget = epoch_budget(record)
     if record.outcome is None or budget is None:
         return None
     return max(0, budget - record.outcome.epochs)
 
 
 def last_values(record: TrialRecord) -> dict[str, float | None]:
-    """The newest value of every metric: the outcome line's, else the latest report that has it."""
+    """The newest value of every metric, from the outcome line, else from the latest report that has it."""
     if record.outcome is not None and record.outcome.last:
         return record.outcome.last
     values: dict[str, float | None] = {}
@@ -96,16 +104,14 @@ def last_values(record: TrialRecord) -> dict[str, float | None]:
     return values
 
 
-def flat(config: Mapping[str, Any], under: str = "") -> dict[str, Any]:
+def flatten(config: Mapping[str, Any], under: str = "") -> dict[str, Any]:
     """A nested config as `{key path: value}`; lists and empty groups are leaves."""
     leaves: dict[str, Any] = {}
     for key, value in config.items():
         path = f"{under}.{key}" if under else str(key)
-        leaves |= flat(value, path) if isinstance(value, Mapping) and value else {path: value}
+        leaves |= flatten(value, path) if isinstance(value, Mapping) and value else {path: value}
     return leaves
 
-
-# ------------------------------------------------------------------------------------------------- filters and order
 
 _COMPARE = {
     "=": operator.eq, "==": operator.eq, "!=": operator.ne,
@@ -113,20 +119,24 @@ _COMPARE = {
 }
 
 
-def where(table: Sequence[Row], conditions: Iterable[str]) -> list[Row]:
-    """The rows that meet every condition, such as `outcome=collapsed`, `outcome=pruned,failed`, `margin>1`.
+def filter_rows(table: Sequence[Row], conditions: Iterable[str]) -> list[Row]:
+    """The rows that meet every condition.
 
-    A column may be named without its prefix (`loss.beta<0.1`, `ari>=0.4`) or by its last part. Texts are compared as
-    texts, numbers as numbers; a missing value meets `=null` and nothing else. Raises BadInput for a condition that is
-    none and for a column that is not there.
+    Args:
+        table: Rows with the same keys.
+        conditions: Such as `outcome=collapsed`, `outcome=pruned,failed`, `margin>1`. A column may be named without its
+            prefix (`loss.beta<0.1`) or by its last part (`ari>=0.4`). Texts are compared as texts, numbers as numbers;
+            a missing value meets `=null` and nothing else.
+
+    Raises:
+        BadInput: A condition that cannot be parsed, or a column that does not exist.
     """
     chosen = list(table)
     for condition in conditions:
         match = re.fullmatch(r"\s*(.+?)\s*(==|!=|<=|>=|=|<|>)\s*(.*?)\s*", condition)
         if match is None:
-            raise BadInput(
-                "this is no condition", where="--where", value=condition, accepted="COLUMN=VALUE, or with != < <= > >="
-            )
+            accepted = "COLUMN=VALUE, or with != < <= > >="
+            raise BadInput("is not a valid condition", where="--where", value=condition, accepted=accepted)
         name, sign, wanted = match.groups()
         key = column(table, name, where="--where")
         if key == "outcome" and (unknown := {each.strip() for each in wanted.split(",")} - {*ORDER, "null"}):
@@ -136,14 +146,20 @@ def where(table: Sequence[Row], conditions: Iterable[str]) -> list[Row]:
     return chosen
 
 
-def sort(table: Sequence[Row], by: str | None = None, journal: Journal | None = None) -> list[Row]:
-    """The rows in order of a column (`-column`: descending), missing values last.
+def sort_rows(table: Sequence[Row], by: str | None = None, journal: Journal | None = None) -> list[Row]:
+    """The rows in the order of a column, missing values last.
 
-    Without `by`: by outcome (completed first), completed ones best first, stopped ones by margin, the clearest first;
-    this needs the `journal`.
+    Args:
+        table: Rows with the same keys.
+        by: The column (`-column`: descending). By default rows are sorted by outcome, completed trials best first,
+            stopped ones by margin, largest first.
+        journal: The sweep, for the default order.
+
+    Raises:
+        BadInput: The column does not exist.
     """
     if by is None:
-        ranks = {record.id: rank for rank, record in enumerate(healthy(journal))} if journal is not None else {}
+        ranks = {record.id: rank for rank, record in enumerate(healthy_trials(journal))} if journal is not None else {}
         return sorted(table, key=lambda row: _natural(row, ranks))
     key = column(table, by.removeprefix("-"), where="--sort")
     present = [row for row in table if row[key] is not None]
@@ -153,8 +169,17 @@ def sort(table: Sequence[Row], by: str | None = None, journal: Journal | None = 
 
 
 def column(table: Sequence[Row], name: str, *, where: str) -> str:
-    """The full key of the column called `name`; raises BadInput naming similar columns."""
-    keys = list(table[0]) if table else list(FIXED)
+    """The full key of a column.
+
+    Args:
+        table: Rows with the same keys.
+        name: The key, with or without its prefix, or its last part where that is unambiguous.
+        where: The option that named it, for error messages.
+
+    Raises:
+        BadInput: The column does not exist; names similar ones.
+    """
+    keys = list(table[0]) if table else list(FIXED_COLUMNS)
     for candidate in (name, f"config.{name}", f"metric.{name}", f"last.{name}"):
         if candidate in keys:
             return candidate
@@ -218,7 +243,7 @@ def _fixed(record: TrialRecord) -> Row:
         record.id, record.state, done.kind if done else None, done.margin if done else None, list(record.warnings),
         epoch, step, epochs_saved(record), seconds, record.seed,
     )
-    return {key: _json(value) for key, value in zip(FIXED, values, strict=True)}
+    return {key: _json(value) for key, value in zip(FIXED_COLUMNS, values, strict=True)}
 
 
 def _json(value: Any) -> Any:

@@ -24,7 +24,7 @@ from typing import Any
 from benchmarks.collapsebench.judge import HERE, curves_of, families, once
 from buttress.analysis.curves import Curve
 from buttress.analysis.intervals import Share
-from buttress.analysis.replay import TOP, replay
+from buttress.analysis.replay import WINNER_SHARE, replay
 from buttress.errors import BadInput
 from buttress.execution.setup import family_rules
 from buttress.rules import RuleSet
@@ -76,7 +76,7 @@ def second_chances(family: str) -> dict[str, dict[str, int]]:
     healthy = [curve for curve in single if curve.truth and curve.truth.is_ == "healthy"]
     sign = 1.0 if direction == "max" else -1.0
     values = sorted(sign * curve.truth.value for curve in healthy if curve.truth and curve.truth.value is not None)
-    winner = values[-math.ceil(TOP * len(values))]
+    winner = values[-math.ceil(WINNER_SHARE * len(values))]
     peers: dict[int, list[float]] = {}
     for curve in healthy:
         judged = Judged(RuleSet(rules={}), [objective], direction, curve.budget_epochs)

@@ -23,7 +23,7 @@ from matplotlib.axes import Axes  # noqa: E402
 
 from benchmarks.collapsebench.judge import HERE, curves_of, once  # noqa: E402
 from buttress.analysis.curves import Curve  # noqa: E402
-from buttress.analysis.replay import Replayed, replay  # noqa: E402
+from buttress.analysis.replay import CurveReplay, replay  # noqa: E402
 from buttress.execution.setup import family_rules  # noqa: E402
 
 LOOKS = {"healthy": ("#2a7f4f", 0.35), "collapsed": ("#b3261e", 0.55), "diverged": ("#7b3fa0", 0.8),
@@ -65,7 +65,7 @@ def draw(family: str, target: Path) -> None:
     figure.savefig(target, dpi=90)
 
 
-def _health(axes: Axes, view: View, judged: list[tuple[Curve, Replayed]]) -> None:
+def _health(axes: Axes, view: View, judged: list[tuple[Curve, CurveReplay]]) -> None:
     named: set[str] = set()
     for curve, found in judged:
         assert curve.truth is not None
@@ -85,7 +85,7 @@ def _health(axes: Axes, view: View, judged: list[tuple[Curve, Replayed]]) -> Non
         line.set(alpha=1, lw=2)
 
 
-def _delays(axes: Axes, judged: list[tuple[Curve, Replayed]]) -> None:
+def _delays(axes: Axes, judged: list[tuple[Curve, CurveReplay]]) -> None:
     dead = [(curve, found) for curve, found in judged if curve.truth is not None and curve.truth.dead]
     rows = sorted(((_onset(curve), found) for curve, found in dead), key=lambda row: (row[0], row[1].spent))
     for height, (onset, found) in enumerate(rows):
@@ -103,7 +103,7 @@ def _onset(curve: Curve) -> float:
     return 0.0 if curve.truth.onset is None else curve.spent(curve.truth.onset)
 
 
-def _objective(axes: Axes, view: View, judged: list[tuple[Curve, Replayed]], objective: str) -> None:
+def _objective(axes: Axes, view: View, judged: list[tuple[Curve, CurveReplay]], objective: str) -> None:
     wrongly = 0
     for curve, found in judged:
         truth = curve.truth

@@ -13,7 +13,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from buttress.analysis.selection import best
+from buttress.analysis.selection import best_trial
 from buttress.journal import find, read
 
 COLOURS = {
@@ -27,7 +27,7 @@ COLOURS = {
 
 def draw(sweep: str, target: Path) -> None:
     journal = read(find(sweep).path)
-    winner = best(journal)
+    winner = best_trial(journal)
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), width_ratios=[3, 2], layout="constrained")
     labelled: set[str] = set()
     for record in journal.trials.values():

@@ -19,10 +19,12 @@ import contextlib
 import json
 import math
 import os
+import pickle
 import random
 import tempfile
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -31,7 +33,9 @@ from unittest.mock import patch
 import psutil
 
 from buttress.execution import driver
+from buttress.execution.messages import Assignment, AttemptResult, Ending, NoAssignment, WorkerInfo
 from buttress.spec.spec import SweepSpec
+from buttress.training.trainable import Reported
 
 EPOCHS, PER_EPOCH = 20, 4
 PARAMETERS = 8
@@ -62,8 +66,8 @@ def spec(trials: int) -> SweepSpec:
     )  # fmt: skip
 
 
-def reports(config: dict[str, Any]) -> list[dict[str, Any]]:
-    """All that a trial of this config reports, as fields of `Reported`."""
+def reports(config: Mapping[str, Any]) -> list[bytes]:
+    """All that a trial of this config reports, as it is sent."""
     beta, dims = config["loss"]["beta"], config["model"]["latent_dim"]
     rng = random.Random(f"{beta:.6f}")
     alive = beta < 6.0
@@ -81,14 +85,12 @@ def reports(config: dict[str, Any]) -> list[dict[str, Any]]:
         if ends:
             score = (0.6 - 0.05 * abs(math.log(beta / 0.4))) * (1 - 0.5**epoch) if alive else 0.1
             metrics |= {"val/ari": score, "val/recon": 1.4, "val/kl": kl, "val/elbo_1": 1.4 + kl, "val/r2_mean": 0.7}
-        made.append(
-            {
-                "epoch": epoch, "step": 100 * number, "full_beta_epochs": epoch, "full_beta_steps": 100 * number,
-                "phase": 0, "metrics": metrics, "vectors": {"latent/kl": per_dim}, "nonfinite": (),
-                "closing": number == EPOCHS * PER_EPOCH, "checkpoint": None, "media": {}, "seconds": float(number),
-                "mem_mb": 400.0, "note": "",
-            }
+        reported = Reported(
+            epoch=epoch, step=100 * number, full_beta_epochs=epoch, full_beta_steps=100 * number, phase=0,
+            metrics=metrics, vectors={"latent/kl": per_dim}, closing=number == EPOCHS * PER_EPOCH,
+            seconds=float(number), mem_mb=400.0,
         )  # fmt: skip
+        made.append(pickle.dumps(reported))
     return made
 
 
@@ -100,35 +102,34 @@ class Players:
 
     async def _slot(self, mailbox: Any, slot: str, every: float) -> None:
         await asyncio.sleep(random.random() * every)
-        await mailbox.hello.remote(slot, "life", 0, 1, {"pid": 0, "host": "played", "node": "", "actor": None})
+        await mailbox.register.remote(slot, "life", 0, 1, WorkerInfo(0, "played", ""))
         seen = 0
         while True:
-            work = await mailbox.take.remote(slot, "life", seen)
-            if work is None:
+            assignment = await mailbox.next_assignment.remote(slot, "life", seen)
+            if assignment is None:
                 continue
-            if work.get("closed"):
+            if isinstance(assignment, NoAssignment):
                 return
             seen += 1
-            trial, attempt = work["trial"], work["attempt"]
+            trial, attempt = assignment.trial, assignment.attempt
             stop = asyncio.ensure_future(self._stop(mailbox, trial, attempt))
-            how = "finished"
-            for reported in reports(work["config"]):
+            ending = Ending.FINISHED
+            for reported in reports(assignment.config):
                 await asyncio.wait([stop], timeout=every)
                 if stop.done():
-                    how = "stopped"
+                    ending = Ending.STOPPED
                     break
-                await mailbox.post.remote(trial, attempt, reported)
+                await mailbox.report.remote(trial, attempt, reported)
             stop.cancel()
-            await mailbox.end.remote(slot, "life", trial, attempt, how, {"train_seconds": 1.0})
+            await mailbox.end_attempt.remote(slot, "life", trial, attempt, AttemptResult(ending))
 
-    async def _stop(self, mailbox: Any, trial: str, attempt: int) -> str:
-        while (why := await mailbox.stopped.remote(trial, attempt)) is None:
+    async def _stop(self, mailbox: Any, trial: str, attempt: int) -> None:
+        while await mailbox.wait_for_signal.remote(trial, attempt) is None:
             pass
-        return str(why)
 
 
 class PlayedPool:
-    """In place of `SlotPool`: slots without workers of their own."""
+    """In place of `WorkerPool`: slots without workers of their own."""
 
     slots, every = 100, 1.0
 
@@ -141,24 +142,24 @@ class PlayedPool:
     def start(self) -> None:
         self._players.play.remote(self._mailbox, self.slots, self.every)
 
-    def working(self) -> int:
+    def count_usable(self) -> int:
         return self.slots
 
-    def close(self, deadline_s: float = 10.0) -> list[str]:
+    def close(self, timeout_s: float = 10.0) -> list[str]:
         import ray
 
         ray.get(self._mailbox.close.remote())
         return []
 
-    def said_hello(self, *_: Any) -> None: ...
+    def mark_ready(self, *_: Any) -> None: ...
 
-    def patience_over(self) -> list[str]:
+    def pop_long_waiting(self) -> list[str]:
         return []
 
-    def on(self, nodes: Any) -> list[str]:
+    def slots_on(self, nodes: Any) -> list[str]:
         return []
 
-    def waiting(self) -> int:
+    def count_waiting(self) -> int:
         return 0
 
 
@@ -175,13 +176,13 @@ class Scaled(driver.Driver):
         drawn = 0
         while True:
             for trial in [trial for trial in self._with_tune if trial in self.state.outcomes]:
-                self._let_go(trial, False)
+                self._release(trial, False)
             began = time.thread_time()
-            found = self._draw()
+            found = self._next_trial()
             if isinstance(found, dict):
                 self.draws.append(time.thread_time() - began)
                 drawn += 1
-                ray.get(self.mailbox.submit.remote(json.loads(found["work"])))
+                ray.get(self.mailbox.submit.remote(Assignment.from_json(found["assignment"])))
             elif found is None:
                 time.sleep(0.05)
             elif not self.state.live:
@@ -218,7 +219,7 @@ class Scaled(driver.Driver):
 
 def measure(slots: int, trials: int, every: float) -> dict[str, Any]:
     PlayedPool.slots, PlayedPool.every = slots, every
-    with tempfile.TemporaryDirectory() as folder, patch("buttress.execution.worker_pool.SlotPool", PlayedPool):
+    with tempfile.TemporaryDirectory() as folder, patch("buttress.execution.worker_pool.WorkerPool", PlayedPool):
         sweep = Scaled(spec(trials), Path(folder) / "scale-000000", sweep="scale-000000")
         finish = sweep.run()
         stages = [between(a, b) for a, b in zip(sweep.read, sweep.read[1:], strict=False)]

@@ -1,8 +1,8 @@
 """A sweep without training: sampler, rungs and rules played over recorded curves, with a clock of simulated seconds.
 
-`Simulator` stands where `execution.driver.Driver` does: a spec goes in, `run()` returns a `Finish`, callbacks see every
-journal line, and with a folder it leaves a journal that `table` and `why` read. Nothing is written twice: the state of
-the sweep is `SweepState`, and so study, rungs and rules are the real ones; only the workers are replaced, by a
+`Simulator` stands where `execution.driver.Driver` does: a spec goes in, `run()` returns a `SweepResult`, callbacks see
+every journal line, and with a folder it leaves a journal that `table` and `why` read. Nothing is written twice: the
+state of the sweep is `SweepState`, and so study, rungs and rules are the real ones; only the workers are replaced, by a
 `Surrogate` that gives each configuration a recorded curve. No Ray is imported.
 
 `play` is the clock alone: slots, each with a trial whose reports come when its curve's core-seconds say so, and a
@@ -22,11 +22,11 @@ from benchmarks.surrogate import Surrogate
 from buttress import journal
 from buttress.analysis.curves import Curve
 from buttress.callbacks.base import Callback
-from buttress.execution.finish import TRIPPED, Finish
 from buttress.execution.setup import header, load, new_id, resolve_rules
 from buttress.rules import RuleSet
 from buttress.search.warm_start import gathered
 from buttress.spec.spec import SweepSpec
+from buttress.sweep.result import CIRCUIT_BREAKER, SweepResult
 from buttress.sweep.state import Line, SweepState
 from buttress.training.trainable import Reported
 
@@ -194,7 +194,7 @@ class Simulator:
         self._writer: journal.JournalWriter | None = None
         self.state = SweepState(self.spec, self.trainable, self.rules, self._write, self._line)
 
-    def run(self) -> Finish:
+    def run(self) -> SweepResult:
         if self.folder is None:
             return self._run(Path())
         with journal.JournalWriter(self.folder / journal.FILE, fsync=()) as self._writer:
@@ -203,7 +203,7 @@ class Simulator:
             self._write(journal.end(reason=finish.reason, counts=finish.counts, seconds=finish.seconds))
         return finish
 
-    def _run(self, folder: Path) -> Finish:
+    def _run(self, folder: Path) -> SweepResult:
         limit = self.spec.budget.hours * 3600 if self.spec.budget.hours else math.inf
         policy = StatePolicy(self.state)
         if self.spec.warm_start:
@@ -214,8 +214,8 @@ class Simulator:
         if self.state.live:
             counts["suspended"] = len(self.state.live)
         reason = "time budget spent" if played.unfinished else "space exhausted" if self.state.spent else "budget spent"
-        reason = TRIPPED if self.state.tripped else reason
-        return Finish(self.sweep, folder, str(folder), counts, played.seconds, reason)
+        reason = CIRCUIT_BREAKER if self.state.tripped else reason
+        return SweepResult(self.sweep, folder, str(folder), counts, played.seconds, reason)
 
     def _write(self, line: Line) -> None:
         if self._writer is not None:

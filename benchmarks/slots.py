@@ -161,7 +161,7 @@ def part_churn(trials: int) -> dict[str, Any]:
     import ray
 
     from buttress.compat.ray import tune_actor_manager
-    from buttress.execution import slot_trial
+    from buttress.execution import tune_adapter
 
     asked: list[float] = []
     manager = tune_actor_manager()
@@ -179,15 +179,15 @@ def part_churn(trials: int) -> dict[str, Any]:
             notes = Path(folder) / "actors"
             notes.mkdir()
 
-            class Noted(slot_trial.SlotTrial):
+            class Noted(tune_adapter.SlotTrial):
                 """Leaves a file named after its process, one byte longer for every trial."""
 
-                def _begin(self, config: dict[str, Any]) -> None:
+                def _submit(self, config: dict[str, Any]) -> None:
                     with (notes / str(os.getpid())).open("a") as file:
                         file.write("x")
-                    super()._begin(config)
+                    super()._submit(config)
 
-            slot_trial.SlotTrial = Noted  # type: ignore[misc]
+            tune_adapter.SlotTrial = Noted  # type: ignore[misc]
             spec = sweep_spec("instant", 1, trials, resources={"workers": 1, "concurrency": 2})
             began = time.monotonic()
             where, counts = run_sweep(spec, Path(folder))

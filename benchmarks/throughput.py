@@ -2,6 +2,7 @@
 
     python -m benchmarks.throughput [--json] [--pairs 9] [--size small]       # epochs, paired and interleaved
     python -m benchmarks.throughput --slot [--pairs 3]                        # two DDP workers: slot against torchrun
+    python -m benchmarks.throughput --adam [--pairs 15] --size small          # SmallAdam against torch's fused Adam
     python -m benchmarks.throughput --hundred                                 # 100 epochs of the full table, once
 
 Both sides of a pair train the same network on the same rows, batch 256, Adam, one thread, one after the other in one
@@ -32,8 +33,10 @@ from torch.utils.data import DataLoader, TensorDataset
 from buttress.trainables.lithology import train as family
 from buttress.trainables.lithology.config import Config
 from buttress.trainables.lithology.model import Vae
+from buttress.training.adam import SmallAdam
 from buttress.training.local_run import train
 from buttress.training.losses import gaussian_kl
+from buttress.training.optimization import fused_adam
 from buttress.training.reporting import Reporter
 from buttress.training.trainable import Reported
 from buttress.training.world import World, prepare
@@ -139,6 +142,26 @@ def interleaved(size: str, pairs: int) -> dict[str, Any]:
     return found
 
 
+def small_adam_against_torch(size: str, pairs: int, epochs: int = 3) -> dict[str, Any]:
+    """Median ratio of processor time per epoch, torch's fused Adam / SmallAdam, in pairs of alternating order."""
+    kinds = {"small": SmallAdam, "torch": fused_adam}
+    found: dict[str, Any] = {"pairs": pairs, "epochs": epochs}
+    for name, options in (("watched", {}), ("bare", {"monitors": False, "report_every": 0})):
+        seconds: dict[str, list[float]] = {"small": [], "torch": []}
+        for turn in range(pairs + 1):  # the first one warms up
+            for kind in ("small", "torch") if turn % 2 else ("torch", "small"):
+                with (
+                    patch.object(family, "SmallAdam", kinds[kind]),
+                    patch.object(time, "perf_counter", time.process_time),
+                ):
+                    seconds[kind].append(statistics.median(epochs_of_ours(config(size, epochs=epochs, **options))))
+        ratios = [torch_s / small_s for torch_s, small_s in zip(seconds["torch"], seconds["small"], strict=True)][1:]
+        quartiles = statistics.quantiles(ratios, n=4)
+        found[f"adam_ratio_{name}"] = round(statistics.median(ratios), 3)
+        found[f"adam_ratio_{name}_quartiles"] = [round(quartiles[0], 3), round(quartiles[2], 3)]
+    return found
+
+
 def slot_against_torchrun(pairs: int, epochs: int = 6) -> dict[str, Any]:
     """Epochs of two DDP workers in a warm slot and under torchrun, in turns; ratio = torchrun's median / the slot's."""
     slot, bare = [], []
@@ -213,11 +236,14 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=9)
     parser.add_argument("--size", default="full", choices=["full", "small"])
     parser.add_argument("--slot", action="store_true")
+    parser.add_argument("--adam", action="store_true")
     parser.add_argument("--hundred", action="store_true")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
     if given.slot:
         found = slot_against_torchrun(given.pairs)
+    elif given.adam:
+        found = small_adam_against_torch(given.size, given.pairs)
     elif given.hundred:
         found = hundred()
     else:

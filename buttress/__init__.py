@@ -76,7 +76,7 @@ _MODULES = {
     "buttress.execution.local_training": ("Collapsed",),
     "buttress.execution.plan": ("Plan",),
     "buttress.monitors": ("AblationMonitor", "LatentMonitor"),
-    "buttress.rules.schema": ("RuleSet",),
+    "buttress.rules": ("RuleSet",),
     "buttress.spec.spec": ("SweepSpec",),
     "buttress.training.checkpoints": ("load_checkpoint",),
     "buttress.training.trainable": (
@@ -89,12 +89,14 @@ _MODULES = {
 _WHERE = {name: module for module, names in _MODULES.items() for name in names}
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _WHERE:
-        raise AttributeError(f"module 'buttress' has no attribute {name!r}")
-    value = getattr(import_module(_WHERE[name]), name)
-    globals()[name] = value
-    return value
+if not TYPE_CHECKING:  # a type checker sees the imports above, and what is misspelt is an error to it
+
+    def __getattr__(name: str) -> Any:
+        if name not in _WHERE:
+            raise AttributeError(f"module 'buttress' has no attribute {name!r}")
+        value = getattr(import_module(_WHERE[name]), name)
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:

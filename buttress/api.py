@@ -26,7 +26,7 @@ from buttress.errors import BadInput
 if TYPE_CHECKING:
     import pandas as pd
 
-    from buttress.analysis.calibrate import Calibrated
+    from buttress.analysis.calibration import Calibration
     from buttress.analysis.curves import Curves
     from buttress.analysis.results import Replay
     from buttress.callbacks.base import Callback
@@ -170,9 +170,10 @@ def plan(
         >>> buttress.plan("lithology", profile="quick", timing=False).trials               # doctest: +SKIP
         24
     """
-    from buttress.execution.plan import make
+    from buttress.execution.plan import make_plan
 
-    return make(resolve_spec(spec, profile=profile, set=set, warm_start=warm_start), address=address, timing=timing)
+    resolved = resolve_spec(spec, profile=profile, set=set, warm_start=warm_start)
+    return make_plan(resolved, address=address, timing=timing)
 
 
 def replay(
@@ -200,13 +201,13 @@ def replay(
         >>> buttress.replay("curves.csv", "lithology").summary["killed"]                   # doctest: +SKIP
         7
     """
-    from buttress.analysis.replay import result
+    from buttress.analysis.replay import replay_result
     from buttress.analysis.results import Replay
 
     found = _curves(curves, steps_per_epoch)
     family = rules if isinstance(rules, str) else ""
     with _about(curves):
-        return Replay(result(found, resolve_rules(rules), family=family))
+        return Replay(replay_result(found, resolve_rules(rules), family=family))
 
 
 def calibrate(
@@ -216,8 +217,8 @@ def calibrate(
     false_kill: float = 0.02,
     delay: float = 0.05,
     steps_per_epoch: int | None = None,
-    tell: Callable[[str], None] = print,
-) -> Calibrated:
+    on_round: Callable[[str], None] = print,
+) -> Calibration:
     """Proposes thresholds, grace and patience for rules from curves whose end is known.
 
     Args:
@@ -226,7 +227,7 @@ def calibrate(
         false_kill: At most this share of the healthy curves may be killed, 0 to 1.
         delay: A mean delay of this share of the budget is soon enough, 0 to 1.
         steps_per_epoch: As in `replay`.
-        tell: Called with a line about every round of the search.
+        on_round: Called with a line about every round of the search.
 
     Returns:
         `rules` (a `RuleSet`), `score`, `before` and what was `changed`.
@@ -238,13 +239,14 @@ def calibrate(
         >>> proposed = buttress.calibrate("curves.parquet", "lithology")                   # doctest: +SKIP
         >>> proposed.score.false_kill                                                      # doctest: +SKIP
     """
-    from buttress.analysis.calibrate import calibrate as search
+    from buttress.analysis.calibration import calibrate as search
 
     found = _curves(curves, steps_per_epoch)
     direction = str(found.about.get("direction", "max"))
     with _about(curves):
         return search(
-            resolve_rules(rules), found.curves, false_kill=false_kill, delay=delay, direction=direction, tell=tell
+            resolve_rules(rules), found.curves, false_kill=false_kill, delay=delay, direction=direction,
+            on_round=on_round,
         )
 
 
@@ -363,12 +365,12 @@ def resolve_spec(
         if isinstance(tree.get("trainable"), type):
             tree["trainable"] = _trainable_name(tree["trainable"])
         if isinstance(tree.get("trainable"), str):
+            _refuse_main(tree["trainable"])
             tree.setdefault("name", tree["trainable"].partition(":")[0].rpartition(".")[2])
         found = SweepSpec.from_dict(tree, profile, _overrides(set))
     else:
         found = SweepSpec.load(find_spec(spec), profile=profile, overrides=_overrides(set))
-    if found.trainable.partition(":")[0] == "__main__":
-        raise _not_importable(found.trainable.partition(":")[2])
+    _refuse_main(found.trainable)
     earlier = (warm_start,) if isinstance(warm_start, str | os.PathLike | Sweep) else warm_start
     if earlier:
         told = (*found.warm_start, *(_sweep_text(sweep) for sweep in earlier))
@@ -380,21 +382,22 @@ def _trainable_name(cls: type) -> str:
     """The name by which workers import a class."""
     from buttress.training.registry import FAMILIES
 
-    if cls.__module__ == "__main__":
-        raise _not_importable(cls.__qualname__)
     name = f"{cls.__module__}:{cls.__qualname__}"
+    _refuse_main(name)
     if "<locals>" in name:
         problem = f"the class {cls.__name__} is defined inside a function, and workers cannot import it from there"
         raise BadInput(problem, key="trainable", accepted="a class at the top level of a module file")
     return next((family for family, target in FAMILIES.items() if target == name), name)
 
 
-def _not_importable(name: str) -> BadInput:
-    return BadInput(
-        f"the class {name} is defined in a notebook or in the script that is run: workers cannot import it from there",
-        key="trainable",
-        accepted=f"a class in a module file: put it into my_trainer.py beside this one, and name it my_trainer:{name}",
-    )
+def _refuse_main(trainable: str) -> None:
+    module, _, name = trainable.partition(":")
+    if module == "__main__":
+        raise BadInput(
+            f"the class {name} is defined in a notebook or in the script itself: workers cannot import it from there",
+            key="trainable",
+            accepted=f"a class in a module file: put it into my_trainer.py beside it, and name it my_trainer:{name}",
+        )
 
 
 def resolve_rules(rules: RulesSource) -> RuleSet:

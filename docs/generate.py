@@ -321,8 +321,8 @@ def trainer_page() -> str:
     from buttress.training import reporting, trainable
     from buttress.training.world import World
 
-    held = sorted(set(reporting.MOMENT) - {"epoch", "step", "closing", "draining"})
-    source = "".join(path.read_text() for path in (ROOT / "buttress").glob("[etacs]*/*.py"))
+    held = sorted(set(reporting.COUNTERS) - {"epoch", "step", "closing", "draining"})
+    source = "".join(path.read_text() for path in (ROOT / "buttress").glob("*/*.py"))
     assert all(f'"{name}"' in source or f".{name}" in source for name in OPTIONAL)
     required = [("`name`", "the trainable's name"), ("`Config`", "a `Section`: the typed config"),
                 ("`metrics`", "name of a metric to [Metric](#metric)")]

@@ -66,7 +66,7 @@ def line(kind: str) -> Callable[..., bool]:
 def arm(moment: str) -> None:
     """Sets the process up to die at `moment`."""
     from buttress.callbacks import wandb as runs
-    from buttress.execution import worker_pool as slots
+    from buttress.execution import worker_pool
     from buttress.journal import JournalWriter
     from buttress.search.optuna_study import Study
 
@@ -83,7 +83,7 @@ def arm(moment: str) -> None:
     elif moment == "in W&B's finish":
         when(runs.WandbRuns, "_outcome", count=2)
     elif moment == "during slot build":
-        when(slots.SlotPool, "start", after=True)
+        when(worker_pool.WorkerPool, "start", after=True)
     elif moment == "in the last trial":
         when(JournalWriter, "write", count=5, after=True, only=lambda _, line: line["line"] == "trial")
     elif moment == "in a checkpoint write":

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from toy import Config, Constant, Toy
 
-from buttress.training.randomness import seed_generators
+from buttress.training.randomness import seed_rng
 
 
 def fingerprint(state):
@@ -69,7 +69,7 @@ def spoil():
     torch.backends.cudnn.benchmark = True
     torch.backends.cudnn.deterministic = False
     torch.backends.cudnn.allow_tf32 = True
-    seed_generators(1)
+    seed_rng(1)
     os.chdir("/")
 
 
@@ -88,7 +88,7 @@ class Leaky(Toy):
         elif role == "has another size and seed":
             changes = {"train": train.model_copy(update={"double": True, "batch_size": 8, "epochs": 2, "amp": True})}
             world = dataclasses.replace(world, seed=99)
-            seed_generators(99)
+            seed_rng(99)
         elif role == "spoils its process":
             spoil()
             torch.set_grad_enabled(True)

@@ -29,10 +29,9 @@ def arm(error: str) -> None:
     from buttress.execution.ray_session import prepare_environment
 
     prepare_environment()  # before Ray is imported
-    from buttress.execution import worker_pool as slots
+    from buttress.execution import tune_adapter, worker_pool
     from buttress.search import optuna_study as study
     from buttress.sweep import state
-    from buttress.tune import stopper
 
     match error:
         case "in ask":
@@ -40,9 +39,9 @@ def arm(error: str) -> None:
         case "in the drain thread":
             at_call(state.SweepState, "reported", 10)
         case "in Tune's loop":
-            at_call(stopper.SweepStopper, "__call__", 3)
+            at_call(tune_adapter.SweepStopper, "__call__", 3)
         case "in a slot's start":
-            at_call(slots.SlotPool, "start", 1)
+            at_call(worker_pool.WorkerPool, "start", 1)
         case _:
             raise SystemExit(f"no such error: {error}")
 

@@ -57,6 +57,11 @@ class Ranks:
             process = context.Process(target=_serve, args=(rank, self.size, theirs, str(self.folder)), daemon=True)
             process.start()
             self.members.append((process, ours))
+        for _, pipe in self.members:  # a function's timeout does not count what the imports take
+            if not pipe.poll(300.0):
+                self.end()
+                raise TimeoutError("the ranks do not start")
+            pipe.recv()
 
     def end(self) -> None:
         for process, _ in self.members:
@@ -68,6 +73,7 @@ class Ranks:
 def _serve(rank: int, size: int, pipe: Any, folder: str) -> None:
     from buttress.training.world import World
 
+    pipe.send("ready")
     while True:
         function, args, meeting, seed = pipe.recv()
         world = World.join(

@@ -1,4 +1,4 @@
-"""A rule set at work on made-up reports: the short forms that the tests of rules share."""
+"""Short forms that the tests of rules share: one rule, a report, a stream of reports."""
 
 from __future__ import annotations
 

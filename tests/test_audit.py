@@ -15,12 +15,12 @@ from rich.console import Console
 from sweeps import RULES, Toy, World, drive, spec, state
 from test_state import essence, report
 
-from buttress.analysis.audits import audits
-from buttress.analysis.explain import explain
+from buttress.analysis.audits import audit_summary
+from buttress.analysis.explanation import explain
 from buttress.analysis.intervals import Share
-from buttress.analysis.render import overview, summary
-from buttress.analysis.selection import best
-from buttress.analysis.table import rows, where
+from buttress.analysis.render import render_summary, render_sweep
+from buttress.analysis.selection import best_trial
+from buttress.analysis.table import filter_rows, rows
 from buttress.callbacks.progress import Heading, Progress
 from buttress.callbacks.wandb import WandbRuns
 from buttress.errors import BadInput
@@ -118,7 +118,7 @@ def test_one_that_recovers_completes_is_told_so_and_can_win() -> None:
         assert first.number == journal.trials[trial].ask and first.params == last.params
         assert first.state == TrialState.PRUNED and first.constraints["collapse"] > 0  # told when it was condemned
         assert last.state == TrialState.COMPLETE and last.value == pytest.approx(10.0)  # and what became of it
-    winner = best(journal)
+    winner = best_trial(journal)
     assert winner is not None and winner.id in saved
 
 
@@ -160,7 +160,7 @@ def test_one_cut_off_by_its_time_limit_keeps_its_collapse_and_counts_for_nothing
     sweep.reported(live.id, 1, report(epoch=2, kl=0.1, score=9.0))
     outcome = sweep.out_of_time(live.id, 1.0)
     assert outcome is not None and (outcome["outcome"], outcome["audited"]) == ("collapsed", False)
-    found = audits(journal_of(made, lines))
+    found = audit_summary(journal_of(made, lines))
     assert found is not None and (found.false_kills, found.unfinished) == (Share(0, 0), 1)
 
 
@@ -207,28 +207,29 @@ def test_the_sweep_reports_its_own_false_kill_rate_with_an_interval() -> None:
     _, _, journal = played(made, Recovering())
     ended = [record for record in journal.trials.values() if record.audit]
     wrong = [record.id for record in ended if record.state == "completed"]
-    found = audits(journal)
+    found = audit_summary(journal)
     assert found is not None and found.false_kills == Share(len(wrong), len(ended)) and found.unfinished == 0
     assert 0 < len(wrong) < len(ended)
     assert found.epochs == sum(8 - record.audit.epochs for record in ended if record.audit)
     low, high = Share(len(wrong), len(ended)).interval
     sentence = f"audit: {len(wrong)} of {len(ended)} condemned trials that ran on ended healthy: false kills"
-    assert sentence in summary(journal).plain and f"({100 * low:.0f} to {100 * high:.0f} %)" in summary(journal).plain
+    summary = render_summary(journal).plain
+    assert sentence in summary and f"({100 * low:.0f} to {100 * high:.0f} %)" in summary
     assert found.to_dict()["false_kills"]["interval"] == [low, high]
 
 
 def test_without_an_audit_nothing_is_said_and_with_nobody_drawn_that_is_said() -> None:
-    assert audits(played(audited(0.0))[2]) is None
+    assert audit_summary(played(audited(0.0))[2]) is None
     few, _, journal = played(audited(1e-6))
     collapsed = sum(line["outcome"] == "collapsed" for line in few.outcomes.values())
-    assert f"none of {collapsed} condemned trials was drawn" in summary(journal).plain
+    assert f"none of {collapsed} condemned trials was drawn" in render_summary(journal).plain
 
 
 def test_table_and_why_tell_the_audited_trials() -> None:
     _, _, journal = played(audited(scheduler={"kind": "fifo"}), Recovering())
-    chosen = {row["trial"] for row in where(rows(journal), ["audited=true"])}
+    chosen = {row["trial"] for row in filter_rows(rows(journal), ["audited=true"])}
     assert chosen == {record.id for record in journal.trials.values() if record.audit}
-    shown = text(overview(journal))
+    shown = text(render_sweep(journal))
     assert "collapsed: posterior †" in shown and "completed †" in shown and "†: condemned, and ran on" in shown
     wrong = next(record for record in journal.trials.values() if record.audit and record.state == "completed")
     told = str(explain(journal, wrong.id))

@@ -12,13 +12,14 @@ from typing import Any
 
 import pytest
 import typer.main
+from pydantic import BaseModel
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = sorted({
     *ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("benchmarks/**/*.md"), *ROOT.glob("trainables/**/*.md"),
     *ROOT.glob("search_spaces/*.md"), *ROOT.glob("examples/**/*.md"),
 })
-PAGES = ("spec.md", "trainer.md", "command_line.md")
+PAGES = ("spec.md", "rules.md", "trainer.md", "command_line.md")
 
 
 def name(path: Path) -> str:
@@ -42,9 +43,29 @@ def blocks(path: Path, language: str = "") -> list[str]:
 # Generated pages
 
 
+def test_every_generated_page_is_tested(generate: ModuleType) -> None:
+    assert set(generate.PAGES) == set(PAGES)
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_a_generated_page_is_current(page: str, generate: ModuleType) -> None:
     assert (ROOT / "docs" / "reference" / page).read_text() == generate.page(page), "make reference writes it again"
+
+
+def models(generate: ModuleType) -> list[type[BaseModel]]:
+    from buttress.rules.schema import RuleSet
+    from buttress.spec.spec import SweepSpec
+    from buttress.training.trainable import Buttress
+
+    return [one for top in (SweepSpec, RuleSet, Buttress) for one in (top, *generate.nested(top))]
+
+
+def test_every_key_says_what_it_means(generate: ModuleType) -> None:
+    own = {"Parameter", "Probation"}  # the first has a table of its own, the second goes
+    silent = [f"{model.__name__}.{key}" for model in models(generate) if model.__name__ not in own
+              for key, field in model.model_fields.items()
+              if not field.description and key not in ("profile", "probation")]
+    assert not silent
 
 
 def test_every_metric_of_the_latent_monitor_is_on_the_trainers_page() -> None:

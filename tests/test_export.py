@@ -10,7 +10,7 @@ import pytest
 import yaml
 from journals import SyntheticSweep, mixed_sweep
 
-from buttress.analysis.export import MARK, NothingHealthy, checkpoint_of, export, export_weights, write
+from buttress.analysis.export import MARK, NothingHealthy, checkpoint_of, export, export_weights, write_export
 from buttress.errors import BadInput
 from buttress.journal import Journal, read
 
@@ -117,23 +117,23 @@ def test_a_sweep_without_a_healthy_trial_exports_nothing_and_force_alone_does_no
 
 def test_an_earlier_export_is_written_over_and_any_other_file_is_not(mixed: Journal, tmp_path: Path) -> None:
     target = tmp_path / "new" / "best.yaml"
-    write(export(mixed), target)
-    write(export(mixed, "0"), target)
+    write_export(export(mixed), target)
+    write_export(export(mixed, "0"), target)
     assert yaml.safe_load(target.read_text())["loss"]["beta"] == 0.001
     target.write_text("precious: 1\n")
-    with pytest.raises(BadInput, match=r"exists and is no earlier export.*--force"):
-        write(export(mixed), target)
+    with pytest.raises(BadInput, match=r"exists and is not an earlier export.*--force"):
+        write_export(export(mixed), target)
     assert target.read_text() == "precious: 1\n"
-    write(export(mixed), target, force=True)
+    write_export(export(mixed), target, force=True)
     assert target.read_text().startswith(MARK)
 
 
 def test_an_unwritable_target_is_bad_input(mixed: Journal, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(BadInput, match="cannot be written"):
-        write(export(mixed), tmp_path / "file" / "best.yaml")
+        write_export(export(mixed), tmp_path / "file" / "best.yaml")
     with pytest.raises(BadInput, match="this is a folder"):
-        write(export(mixed), tmp_path)
+        write_export(export(mixed), tmp_path)
 
 
 # --- weights ----------------------------------------------------------------------------------------------------------

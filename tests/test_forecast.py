@@ -16,7 +16,7 @@ from buttress.trainables.lithology.config import Loss
 from buttress.trainables.lithology.forecast import moments
 from buttress.trainables.occupancy.config import Loss as OccupancyLoss
 from buttress.trainables.occupancy.forecast import blind_constant
-from buttress.training.forecast import gains, of_code
+from buttress.training.forecast import code_forecast, gains
 
 CURVES = Path(__file__).parents[1] / "benchmarks" / "collapsebench" / "curves"
 
@@ -32,7 +32,7 @@ def test_without_masks_the_gains_are_the_eigenvalues_and_the_code_is_that_of_pro
     spectrum = np.linalg.eigvalsh(sigma)[::-1]
     np.testing.assert_allclose(found, spectrum, rtol=1e-9)
     beta = 2 * float(spectrum[1:3].mean())  # two directions pay
-    forecast = of_code(found, beta, latent_dim=4)
+    forecast = code_forecast(found, beta, latent_dim=4)
     assert not forecast.collapses
     assert forecast.numbers["active"] == 2
     # Tipping and Bishop: the code holds 1/2 ln(l / sigma^2) nats per direction, with sigma^2 = beta / 2
@@ -41,9 +41,9 @@ def test_without_masks_the_gains_are_the_eigenvalues_and_the_code_is_that_of_pro
 
 
 def test_the_critical_beta_is_twice_the_largest_gain() -> None:
-    assert of_code([3.0, 1.0], 6.001, 2).collapses
-    assert not of_code([3.0, 1.0], 5.999, 2).collapses
-    assert of_code([3.0, 1.0], 0.01, 1).numbers["active"] == 1  # no more directions than latents
+    assert code_forecast([3.0, 1.0], 6.001, 2).collapses
+    assert not code_forecast([3.0, 1.0], 5.999, 2).collapses
+    assert code_forecast([3.0, 1.0], 0.01, 1).numbers["active"] == 1  # no more directions than latents
 
 
 @pytest.mark.parametrize(

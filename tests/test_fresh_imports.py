@@ -27,6 +27,7 @@ def modules(package: str) -> list[str]:
 #: What is imported, and what must not have come with it.
 FRESH: dict[str, tuple[list[str], tuple[str, ...]]] = {
     "buttress": (["buttress"], (*HEAVY, "pandas", "pydantic", "typer", "rich", "numpy")),
+    "Python API": (["buttress.api", "buttress.analysis.results"], (*HEAVY, "pandas", "matplotlib", "sklearn", "scipy")),
     "spec": (modules("spec"), (*HEAVY, "pandas", "sklearn", "matplotlib")),
     "rules": (modules("rules"), (*HEAVY, "pandas")),
     "journal": (modules("journal"), (*HEAVY, "pandas")),
@@ -36,6 +37,8 @@ FRESH: dict[str, tuple[list[str], tuple[str, ...]]] = {
     "the trainer's contract": (["buttress.training.trainable"], (*HEAVY, "pandas")),
     **{f"family {name}": ([f"buttress.trainables.{name}"], HEAVY) for name in FAMILIES},
     "command line": (["buttress.cli.main"], (*HEAVY, "pandas", "pyarrow", "sklearn", "scipy", "matplotlib", "numpy")),
+    "mailbox": (["buttress.execution.mailbox"], (*HEAVY, "pydantic", "numpy", "pandas")),  # a process per sweep
+    "Tune's trial actor": (["buttress.execution.tune_adapter"], ("torch", "optuna", "wandb")),  # a process per slot
     "callbacks": (["buttress.callbacks.wandb", "buttress.callbacks.progress"], (*HEAVY, "pandas")),
 }
 

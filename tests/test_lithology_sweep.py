@@ -13,7 +13,7 @@ import torch
 from optuna.trial import TrialState
 
 import buttress
-from buttress.analysis.selection import best
+from buttress.analysis.selection import best_trial
 from buttress.execution import driver
 from buttress.journal import read
 from buttress.journal.records import Journal
@@ -50,7 +50,7 @@ def test_collapsed_trials_are_neither_best_nor_complete(swept: tuple[Journal, dr
     complete = {trial.number for trial in running.state.study.trials() if trial.state == TrialState.COMPLETE}
     assert len(collapsed) >= 2 and complete
     assert not {journal.trials[trial].ask for trial in collapsed} & complete
-    winner = best(journal)
+    winner = best_trial(journal)
     assert winner is not None and winner.id not in collapsed
 
 
@@ -63,7 +63,7 @@ def test_export_then_train_reproduces_the_best_epoch_bit_for_bit(
     command = [sys.executable, "-m", "buttress", "train", str(config), "--out", str(tmp_path / "again"), "--json"]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
     result = json.loads(done.stdout.splitlines()[-1])
-    winner = best(journal)
+    winner = best_trial(journal)
     assert winner is not None and winner.outcome is not None and winner.outcome.best is not None
     assert result["epoch"] == winner.outcome.best.epoch
     assert result["metrics"] == winner.outcome.best.metrics  # every one of them, to the last bit

@@ -18,8 +18,18 @@ from toy import ROWS, Collected, Config, GanTask, Toy, ToyTask, Train, Vae
 
 from buttress.errors import BadInput
 from buttress.training.checkpoints import load_checkpoint
-from buttress.training.loop import EarlyStopping, Pass, StepState, Stopper, Task, agreed, fused_adam, moment, run
-from buttress.training.optimization import Descent, Meters, Sums, global_norm
+from buttress.training.loop import (
+    EarlyStopping,
+    EarlyStoppingState,
+    Pass,
+    StepState,
+    Task,
+    fused_adam,
+    metric_over_ranks,
+    progress_counters,
+    run,
+)
+from buttress.training.optimization import Meters, PassRunner, Sums, global_norm
 from buttress.training.reporting import Reporter
 from buttress.training.schedules import Constant, Linear, WarmUp
 from buttress.training.trainable import Buttress, Reported, Schedule, TrialStopped
@@ -190,7 +200,7 @@ def test_run_resumed_after_its_early_stop_only_closes(tmp_path: Path) -> None:
 
 
 def test_stopper_takes_nan_for_no_improvement_and_the_first_full_epoch_for_the_best() -> None:
-    stopper = Stopper(EarlyStopping("x", patience=2, direction="max"))
+    stopper = EarlyStoppingState(EarlyStopping("x", patience=2, direction="max"))
     for epoch, value in enumerate([9.0, math.nan, 1.0, 2.0, 2.0], start=1):
         stopper.update(value, {"epoch": epoch, "full_beta_epochs": epoch - 1})
     assert (stopper.best, stopper.best_epoch, stopper.waited, stopper.stopped) == (2.0, 4, 1, False)
@@ -199,8 +209,8 @@ def test_stopper_takes_nan_for_no_improvement_and_the_first_full_epoch_for_the_b
 def test_full_beta_counts_from_when_epochs_and_steps_are_both_done() -> None:
     by_epoch, by_step, never = Schedule(9, 2.5, 0), Schedule(9, 0.0, 7), Schedule(9, math.inf)
     state = StepState(epoch=4, step=17)
-    assert [moment(state, one, 4)["full_beta_epochs"] for one in (by_epoch, by_step, never)] == [1, 2, 0]
-    assert [moment(state, one, 4)["full_beta_steps"] for one in (by_epoch, by_step, never)] == [7, 10, 0]
+    assert [progress_counters(state, one, 4)["full_beta_epochs"] for one in (by_epoch, by_step, never)] == [1, 2, 0]
+    assert [progress_counters(state, one, 4)["full_beta_steps"] for one in (by_epoch, by_step, never)] == [7, 10, 0]
 
 
 def test_accumulated_batches_give_the_gradient_of_the_whole_batch(tmp_path: Path) -> None:
@@ -395,14 +405,14 @@ def test_rate_is_right_in_the_first_step_after_a_resume(tmp_path: Path) -> None:
     module = _Plain(nn.Linear(1, 1))
     module.net.weight = weight
 
-    def descent() -> Descent:
+    def runner() -> PassRunner:
         one = Pass("p", module, torch.optim.SGD([weight], lr=0.5), lr=WarmUp(2))
-        return Descent(one, Meters(torch.device("cpu")), lambda *_: None, main=True)
+        return PassRunner(one, Meters(torch.device("cpu")), lambda *_: None, main=True)
 
-    before = descent()
+    before = runner()
     before.step([torch.ones(1, 1)], StepState(epoch=1))
     assert before.rate == 0.25
-    after = descent()
+    after = runner()
     after.optimizer.load_state_dict(before.optimizer.state_dict())
     after.step([torch.ones(1, 1)], StepState(epoch=2))
     assert after.rate == 0.5
@@ -472,7 +482,7 @@ def test_too_few_batches_are_an_error_that_says_where(tmp_path: Path) -> None:
 
 def test_unknown_metric_to_stop_by_names_those_there_are() -> None:
     with pytest.raises(BadInput, match=r"val/elbo.*accepted: val/mae"):
-        agreed("val/elbo", {"val/mae": 1.0}, World())
+        metric_over_ranks("val/elbo", {"val/mae": 1.0}, World())
 
 
 def test_checkpoint_of_another_config_is_refused(tmp_path: Path) -> None:

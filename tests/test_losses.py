@@ -9,7 +9,7 @@ import torch
 from ranks import Ranks, pair  # noqa: F401
 from torch.distributions import Normal, kl_divergence
 
-from buttress.training.losses import free_bits, gaussian_kl, ratio, reduce, sample, total
+from buttress.training.losses import free_bits, gaussian_kl, ratio_over_ranks, reduce, reparameterize, sum_over_ranks
 from buttress.training.world import World
 
 
@@ -55,9 +55,9 @@ def test_free_bits_take_the_gradient_off_what_is_below_the_floor() -> None:
 
 def test_sample_is_mean_plus_scaled_noise() -> None:
     mu, logvar, noise = normal(4, 2), normal(4, 2, seed=1), normal(4, 2, seed=2)
-    torch.testing.assert_close(sample(mu, logvar, noise), mu + (logvar / 2).exp() * noise)
+    torch.testing.assert_close(reparameterize(mu, logvar, noise), mu + (logvar / 2).exp() * noise)
     torch.manual_seed(0)
-    drawn = sample(torch.zeros(20_000, 1), torch.full((20_000, 1), 2.0))
+    drawn = reparameterize(torch.zeros(20_000, 1), torch.full((20_000, 1), 2.0))
     assert float(drawn.std()) == pytest.approx(2.718, rel=0.02)
 
 
@@ -71,22 +71,22 @@ def uneven(world: World) -> Any:
     """Rank 0 holds three selected elements, rank 1 one; then rank 1 alone holds any; then nobody does."""
     held = [[1.0, 2.0, 3.0], [10.0]][world.rank]
     weight = torch.ones((), requires_grad=True)
-    first = ratio(weight * sum(held), torch.tensor(float(len(held))), world)
+    first = ratio_over_ranks(weight * sum(held), torch.tensor(float(len(held))), world)
     first.backward()
     gradient = world.sum(weight.grad.clone()) / world.size  # what DDP does
-    second = ratio(torch.tensor(5.0 * world.rank), torch.tensor(1.0 * world.rank), world)
-    nobody = ratio(torch.tensor(0.0), torch.tensor(0.0), world)
+    second = ratio_over_ranks(torch.tensor(5.0 * world.rank), torch.tensor(1.0 * world.rank), world)
+    nobody = ratio_over_ranks(torch.tensor(0.0), torch.tensor(0.0), world)
     return float(gradient), [world.mean(value.detach()) for value in (first, second, nobody)]
 
 
 def test_ratio_is_the_mean_over_all_ranks_whatever_each_holds(pair: Ranks) -> None:  # noqa: F811
     for gradient, (first, second, nobody) in pair.run(uneven):
         assert (gradient, first, second, nobody) == (4.0, 4.0, 5.0, 0.0)
-    assert float(ratio(torch.tensor(6.0), torch.tensor(4.0), World())) == 1.5
+    assert float(ratio_over_ranks(torch.tensor(6.0), torch.tensor(4.0), World())) == 1.5
 
 
 def dice_like(values: torch.Tensor, world: World) -> torch.Tensor:
-    sums = total(torch.stack([values.square().sum(), values.sum()]), world)
+    sums = sum_over_ranks(torch.stack([values.square().sum(), values.sum()]), world)
     return sums[0] / (1 + sums[1])
 
 

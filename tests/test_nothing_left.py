@@ -274,13 +274,13 @@ def test_nothing_is_left_on_another_kind_of_cluster(tmp_path: Path, kind: str) -
 
 
 class Hesitant:
-    """A draw that has nothing to suggest after the first four trials, until all slots were idle for three seconds.
+    """Has nothing to suggest after the first four trials, until all slots were idle for three seconds.
 
     It ends the sweep once two slots have taken a trial since, or a hundred trials later.
     """
 
     def __init__(self, sweep: driver.Driver) -> None:
-        self.sweep, self.draw = sweep, sweep._draw
+        self.sweep, self.next_trial = sweep, sweep._next_trial
         self.nothing = 0
         self.idle_since: float | None = None
 
@@ -293,7 +293,7 @@ class Hesitant:
                 self.nothing += 1
                 return None
         later = {slot for trial, slot in self.sweep.events.slot_of.items() if trial > "0003"}
-        return "FINISHED" if len(later) == 2 or drawn == 104 else self.draw()
+        return "FINISHED" if len(later) == 2 or drawn == 104 else self.next_trial()
 
 
 def test_two_slots_idle_at_once_take_trials_again(
@@ -305,7 +305,7 @@ def test_two_slots_idle_at_once_take_trials_again(
     spec = {**SPEC, "search": {"beta": {"loguniform": [0.05, 5.0]}}, "fixed": {"pause": 0.1}, "budget": {"trials": 999}}
     sweep = driver.start(SweepSpec.from_dict(spec), tmp_path / "runs")
     hesitant = Hesitant(sweep)
-    monkeypatch.setattr(sweep, "_draw", hesitant)
+    monkeypatch.setattr(sweep, "_next_trial", hesitant)
     trials = list(read(sweep.run().folder).trials.values())
     assert hesitant.nothing > 3 and {trial.state for trial in trials} == {"completed"} and len(trials) < 104
     first, later = ({(t.attempts[0].slot, t.attempts[0].pid) for t in some} for some in (trials[:4], trials[4:]))

@@ -13,7 +13,7 @@ import torch
 import yaml
 
 import buttress
-from buttress.analysis.selection import best
+from buttress.analysis.selection import best_trial
 from buttress.execution import driver
 from buttress.journal import read
 from buttress.spec.spec import SweepSpec
@@ -43,7 +43,7 @@ def test_export_then_train_reproduces_the_best_epoch_bit_for_bit(
     monkeypatch.chdir(tmp_path)
     spec = SweepSpec.load(root / "search_spaces" / "occupancy.yaml", profile="quick", overrides=CHANGES)
     journal = read(driver.start(spec, tmp_path / "runs").run().folder)
-    winner = best(journal)
+    winner = best_trial(journal)
     assert winner is not None and winner.outcome is not None and winner.outcome.best is not None
     found = winner.outcome.best.metrics
     config, weights = buttress.load(journal.folder).export(tmp_path / "best.yaml", weights=True)

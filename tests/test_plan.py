@@ -1,4 +1,4 @@
-"""What `plan` foretells: seconds read from the first reports of a training, and epochs from the real rungs."""
+"""What `plan` estimates: seconds from the first reports of a training, and epochs from the real rungs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from sweeps import Toy, spec
 
 from buttress.errors import BadInput
 from buttress.execution import step_timing as timing
-from buttress.execution.plan import described, epochs_of_sweep, typical
+from buttress.execution.plan import describe_parameter, epochs_of_sweep, sample_configs
 from buttress.spec.parameters import Parameter
 from buttress.spec.spec import SweepSpec
 from buttress.training import registry
@@ -31,7 +31,7 @@ def test_epochs_with_the_objective_are_told_from_those_without() -> None:
     reports.append(reported(5, 500, 3 + 1.2 * 5 + 8.0, val__score=0.5))  # with an import of 6 s
     reports += [reported(epoch, 100 * epoch, 3 + 1.2 * epoch + 8.0) for epoch in range(6, 9)]
     reports.append(reported(9, 900, 3 + 1.2 * 9 + 8.0 + 2.0, val__score=0.6))
-    found = timing.read(reports, ["val/score"])
+    found = timing.timing_of(reports, ["val/score"])
     assert found.step_s == pytest.approx(0.01)
     assert found.data_s == pytest.approx(3.0)
     assert found.steps_per_epoch == 100
@@ -43,7 +43,8 @@ def test_epochs_with_the_objective_are_told_from_those_without() -> None:
 
 
 def test_an_objective_in_every_epoch_is_part_of_the_epoch() -> None:
-    found = timing.read([reported(epoch, 100 * epoch, 2.0 * epoch, val__score=0.5) for epoch in (1, 2)], ["val/score"])
+    reports = [reported(epoch, 100 * epoch, 2.0 * epoch, val__score=0.5) for epoch in (1, 2)]
+    found = timing.timing_of(reports, ["val/score"])
     assert (found.epoch_s, found.objective_s, found.objective_every) == (pytest.approx(2.0), 0.0, 1)
     assert found.trial(10, 9) == pytest.approx(20.0)
 
@@ -54,30 +55,30 @@ def test_reports_inside_later_epochs_end_none() -> None:
     for epoch in range(1, 4):
         reports.append(reported(epoch, 100 * epoch, 3 + 1.2 * epoch, **({"val__score": 0.5} if epoch == 3 else {})))
         reports.append(reported(epoch, 100 * epoch + 50, 3 + 1.2 * epoch + 0.6))
-    found = timing.read(reports, ["val/score"])
+    found = timing.timing_of(reports, ["val/score"])
     assert found.steps_per_epoch == 100
     assert (found.data_s, found.epoch_s, found.objective_every) == (pytest.approx(3.0), pytest.approx(1.2), 2)
 
 
 def test_reading_the_data_is_no_part_of_an_epoch_that_has_no_reports_inside() -> None:
-    found = timing.read([reported(epoch, 100 * epoch, 7.0 + 0.5 * epoch) for epoch in (1, 2, 3)], ["val/score"])
+    found = timing.timing_of([reported(epoch, 100 * epoch, 7.0 + 0.5 * epoch) for epoch in (1, 2, 3)], ["val/score"])
     assert (found.data_s, found.epoch_s) == (pytest.approx(7.0), pytest.approx(0.5))
 
 
 def test_the_length_of_an_epoch_that_did_not_end_comes_from_its_progress() -> None:
     reports = [reported(0, step, 5 + 4.0 * step, train__progress=step / 40) for step in (1, 2, 3, 4)]
-    found = timing.read(reports, ["val/score"])
+    found = timing.timing_of(reports, ["val/score"])
     assert found.steps_per_epoch == 40
-    assert found.epoch_s == pytest.approx(40 * 4.0 * (1 + timing.VALIDATION))
+    assert found.epoch_s == pytest.approx(40 * 4.0 * (1 + timing.VALIDATION_SHARE))
     with pytest.raises(BadInput, match="no epoch ended"):
-        timing.read([reported(0, 1, 5.0)], ["val/score"])
+        timing.timing_of([reported(0, 1, 5.0)], ["val/score"])
 
 
 def test_a_range_is_told_with_its_step_and_its_condition() -> None:
     parameter = Parameter.model_validate({"choice": [0.0, True, None, "a"], "when": "config.x > 1"})
-    assert described(parameter) == "choice of 0, true, null, a, when config.x > 1"
+    assert describe_parameter(parameter) == "choice of 0, true, null, a, when config.x > 1"
     parameter = Parameter.model_validate({"int": [0, 60], "step": 5})
-    assert described(parameter) == "int 0 to 60 in steps of 5"
+    assert describe_parameter(parameter) == "int 0 to 60 in steps of 5"
 
 
 def test_rungs_shorten_the_sweep_as_halving_does() -> None:
@@ -109,7 +110,7 @@ def test_a_family_whose_epochs_stand_elsewhere_is_planned_as_it_would_be_swept()
         {"name": "flat", "trainable": "toy", "search": {"beta": {"uniform": [0.1, 1.0]}}, "objectives": ["val/score"],
          "scheduler": {"kind": "fifo"}, "budget": {"trials": 3, "full_beta_epochs": 6}}
     )  # fmt: skip
-    configs, refused = typical(flat, Flat())
+    configs, refused = sample_configs(flat, Flat())
     assert refused == 0 and {config.epochs for config in configs} == {8}
 
 
@@ -118,7 +119,7 @@ def test_trials_are_timed_together_until_their_objective_is_known() -> None:
         ROOT / "search_spaces" / "lithology.yaml", profile="quick",
         overrides=["config.data.size=tiny", "config.loss.anneal=constant"],
     )  # fmt: skip
-    configs, _ = typical(small, registry.load(small.trainable))
+    configs, _ = sample_configs(small, registry.load(small.trainable))
     found = timing.measure(small, configs, slots=2)
     assert found.at_once == min(2, timing.os.cpu_count() or 1)
     assert found.objective_every == configs[0].buttress.ari_every

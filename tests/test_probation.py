@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import pickle
 import shutil
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,15 +20,15 @@ from optuna.trial import TrialState
 from rich.console import Console
 from sweeps import RULES, Toy, World, drive, spec, state
 from test_audit import Recovering
-from test_mailbox import events, with_slot, work
 from test_state import essence, report
 
-from buttress.analysis.audits import audits
-from buttress.analysis.explain import explain, reason
-from buttress.analysis.selection import best
+from buttress.analysis.audits import audit_summary
+from buttress.analysis.explanation import explain, stop_reason
+from buttress.analysis.selection import best_trial
 from buttress.callbacks.progress import Heading, Progress
 from buttress.errors import BadInput
 from buttress.execution.mailbox import Mailbox
+from buttress.execution.messages import Assignment, AttemptResult, Ending, WorkerInfo
 from buttress.execution.setup import header
 from buttress.journal import JournalWriter, lines, read
 from buttress.journal.records import Journal, fold
@@ -119,7 +120,7 @@ def test_the_reader_calls_it_suspended_and_says_why() -> None:
     record = fold([header(made, Toy(), RULES, "toy-000000"), *lines], alive=True).trials[live.id]
     assert record.state == "suspended" and record.probation is not None and record.probation.epochs == 2
     journal = journal_of(made, lines)
-    assert reason(journal, record).startswith("Set aside at epoch 2 of 8: total KL was 0.1")
+    assert stop_reason(journal, record).startswith("Set aside at epoch 2 of 8: total KL was 0.1")
     assert "it waits for its turn" in str(explain(journal, live.id))
 
 
@@ -178,7 +179,7 @@ def test_what_ranks_comes_back_from_its_checkpoint_recovers_and_can_win() -> Non
         assert [t.state for t in entries] == [TrialState.PRUNED, TrialState.COMPLETE]
         assert entries[0].params == entries[1].params
     journal = journal_of(made, lines)
-    winner = best(journal)
+    winner = best_trial(journal)
     assert winner is not None and winner.id in saved
     assert "came back as attempt 2" in str(explain(journal, saved[0]))
     ends = [line["trial"] for line in of(lines, "outcome")]
@@ -273,47 +274,6 @@ def test_a_simulated_sweep_sets_aside_and_brings_back(tmp_path: Path) -> None:
         assert steps == sorted(set(steps))
 
 
-# --- the mailbox ----------------------------------------------------------------------------------------------------
-
-
-def test_the_mailbox_lets_a_trial_come_back_with_a_later_attempt_and_no_other() -> None:
-    async def play() -> None:
-        mailbox = await with_slot()
-        await mailbox.submit(work("0000"))
-        await mailbox.stop("0000", "set aside")
-        assert await mailbox.stopped("0000", 1) == "set aside"
-        await mailbox.end("slot-0", "life", "0000", 1, "stopped", {})
-        await mailbox.drop("0000", 1)
-        await mailbox.submit(work("0001"))
-        await mailbox.end("slot-0", "life", "0001", 1, "finished", {})
-        await mailbox.submit(work("0000"))  # a Tune actor of the first attempt, late
-        assert (await events(mailbox)).count("started") == 2
-        await mailbox.submit(work("0000", 2))
-        assert await events(mailbox) == ["started"]
-        await mailbox.drop("0000", 1)  # what was said of the first attempt, late
-        await mailbox.end("slot-0", "life", "0000", 2, "finished", {})
-        await mailbox.release("0000", {"done": True})
-        assert await mailbox.next_result("0000", 0) == {"done": True}
-
-    asyncio.run(play())
-
-
-def test_a_trial_comes_back_even_if_its_first_attempts_drop_is_late() -> None:
-    async def play() -> None:
-        mailbox = await with_slot()
-        await mailbox.submit(work("0000"))
-        await mailbox.release("0000", {"outcome": "suspended", "done": True})
-        await mailbox.end("slot-0", "life", "0000", 1, "stopped", {})
-        await mailbox.submit(work("0000", 2))
-        assert (await events(mailbox))[-1] == "started"
-        assert (await mailbox.take("slot-0", "life", 1) or {})["attempt"] == 2
-        await mailbox.drop("0000", 1)
-        await mailbox.release("0000", {"score": 1.0})
-        assert await mailbox.next_result("0000", 0) == {"score": 1.0}
-
-    asyncio.run(play())
-
-
 # --- the driver, without Ray ----------------------------------------------------------------------------------------
 
 
@@ -338,7 +298,7 @@ class Played:
 
         self.world, self.late, self.folder = world, late, folder
         self.driver = made_by = Driver(made, folder, sweep="toy-000000", rules=RULES, earlier=earlier)
-        made_by.mailbox, made_by._name, made_by._began = Handle(), "mailbox", 0.0
+        made_by.mailbox, made_by._mailbox_name, made_by._began = Handle(), "mailbox", 0.0
         self.mailbox: Mailbox = made_by.mailbox.mailbox
         self.held: dict[str, int] = {}
         self.worker: Iterator[Any] = iter(())
@@ -350,22 +310,22 @@ class Played:
             driver._open()
             driver._began = time.monotonic()
             driver._open_journal()
-            driver._attach(SimpleNamespace(working=lambda: 1, said_hello=lambda *_: None))  # type: ignore[arg-type]
-            asyncio.run(self.mailbox.hello("slot-0", "life", 0, 1, {"pid": 1, "host": "here", "node": "n"}))
+            driver._attach(SimpleNamespace(count_usable=lambda: 1, mark_ready=lambda *_: None))  # type: ignore[arg-type]
+            asyncio.run(self.mailbox.register("slot-0", "life", 0, 1, WorkerInfo(1, "here", "n")))
             taken, made = 0, 0
             while self.tune():
-                if next(self.worker, None) is None and self.mailbox._slots["slot-0"].given > taken:
+                if next(self.worker, None) is None and self.mailbox._slots["slot-0"].assigned > taken:
                     taken += 1
-                    self.worker = self.work(dict(self.mailbox._slots["slot-0"].work))
+                    self.worker = self.work(self.mailbox._slots["slot-0"].assignment)
                 made += 1
                 self.pump()
                 if made >= most:
                     return
 
     def tune(self) -> bool:
-        drawn = self.driver._draw()
+        drawn = self.driver._next_trial()
         if isinstance(drawn, dict):
-            asyncio.run(self.mailbox.submit(json.loads(drawn["work"])))
+            asyncio.run(self.mailbox.submit(Assignment.from_json(drawn["assignment"])))
             self.held[drawn["trial"]] = 0
         for trial, seen in list(self.held.items()):
             held = self.mailbox._trials.get(trial)
@@ -373,30 +333,30 @@ class Played:
                 self.held[trial] += 1
                 if result.get("done") or result.get("decision") == "stop" or "kind" in result:  # a verdict
                     del self.held[trial]
-                    self.driver._let_go(trial, False)
+                    self.driver._release(trial, False)
                     break
         return drawn is None or isinstance(drawn, dict) or bool(self.held)
 
-    def work(self, got: dict[str, Any]) -> Iterator[bool]:
-        trial, attempt, late = got["trial"], got["attempt"], self.late
-        done = int(Path(got["resume"]).stem) if got["resume"] else 0
-        for reported in self.world.reports(got["config"], from_epoch=done):
+    def work(self, got: Any) -> Iterator[bool]:
+        trial, attempt, late = got.trial, got.attempt, self.late
+        done = int(Path(got.resume).stem) if got.resume else 0
+        for reported in self.world.reports(got.config, from_epoch=done):
             if reported.checkpoint:
-                path = Path(got["folder"]) / reported.checkpoint
+                path = Path(got.folder) / reported.checkpoint
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.touch()
-            asyncio.run(self.mailbox.post(trial, attempt, asdict(reported)))
+            asyncio.run(self.mailbox.report(trial, attempt, pickle.dumps(reported)))
             yield True
-            late -= self.mailbox._trials[trial].stop is not None
+            late -= self.mailbox._trials[trial].stop_reason is not None
             if late < 0:
-                asyncio.run(self.mailbox.end("slot-0", "life", trial, attempt, "stopped", {}))
+                asyncio.run(self.mailbox.end_attempt("slot-0", "life", trial, attempt, AttemptResult(Ending.STOPPED)))
                 return
-        asyncio.run(self.mailbox.end("slot-0", "life", trial, attempt, "finished", {}))
+        asyncio.run(self.mailbox.end_attempt("slot-0", "life", trial, attempt, AttemptResult(Ending.FINISHED)))
 
     def pump(self) -> None:
-        answers, self.driver._answers = self.driver._answers, []
-        for event in asyncio.run(self.mailbox.exchange(answers, 0.0)):
-            self.driver._answers += self.driver.events.take(event)
+        commands, self.driver._commands = self.driver._commands, []
+        for event in asyncio.run(self.mailbox.exchange(commands, 0.0)):
+            self.driver._commands += self.driver.events.handle(event)
 
 
 def with_everything(**changes: Any) -> SweepSpec:
@@ -476,7 +436,7 @@ def test_a_real_sweep_audits_sets_aside_and_brings_back(swept: Journal) -> None:
     for trial in audited:
         assert trial.outcome is not None and trial.outcome.audited and trial.outcome.epochs == 6
         assert trial.state == ("completed" if trial.config["wakes"] else "collapsed") and len(trial.attempts) == 1
-    found = audits(swept)
+    found = audit_summary(swept)
     assert found is not None and found.false_kills.of == len(audited)
     assert found.false_kills.count == sum(trial.config["wakes"] for trial in audited)
     back = [trial for trial in aside if len(trial.attempts) == 2]

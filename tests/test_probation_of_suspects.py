@@ -14,8 +14,8 @@ from test_audit import audited
 from test_probation import Played, Promising, Stubborn, journal_of, of, with_everything
 from test_state import essence, report
 
-from buttress.analysis.explain import explain
-from buttress.analysis.selection import best
+from buttress.analysis.explanation import explain
+from buttress.analysis.selection import best_trial
 from buttress.errors import BadInput
 from buttress.journal import lines
 from buttress.spec.spec import SweepSpec
@@ -123,7 +123,7 @@ def test_what_ranks_comes_back_recovers_and_can_win_and_nobody_gets_a_third_chan
     back = {line["trial"] for line in of(written, "start") if line["attempt"] == 2}
     saved = [trial for trial in back if sweep.outcomes[trial]["outcome"] == "completed"]
     assert back <= aside.keys() and saved and len(of(written, "suspended")) == len(aside)
-    winner = best(journal_of(made, written))
+    winner = best_trial(journal_of(made, written))
     assert winner is not None and winner.id in saved
     ends = [line["trial"] for line in of(written, "outcome")]
     assert len(ends) == len(set(ends)) == 24

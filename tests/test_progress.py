@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from buttress.analysis.explain import evidence_sentence
+from buttress.analysis.explanation import evidence_sentence
 from buttress.callbacks.progress import Heading, Progress, ending, observation, signs
 
 HEADING = Heading("toy-k3j9x2", "ari", "max", trials=24)

@@ -9,7 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from buttress.errors import BadInput
-from buttress.execution.plan import typical
+from buttress.execution.plan import sample_configs
 from buttress.execution.setup import resolve_rules
 from buttress.search.building import build
 from buttress.spec import validation
@@ -106,7 +106,7 @@ def test_the_search_space_fits_the_family(profile: str | None, root: Path) -> No
     spec, family = SweepSpec.load(root / "search_spaces/radio.yaml", profile=profile), load("radio")
     validation.check(spec, family)
     assert [one.metric for one in spec.objectives] == ["val/l1"]
-    configs, refused = typical(spec, family)
+    configs, refused = sample_configs(spec, family)
     assert refused < 0.05 and all(config.adversarial for config in configs)
     assert any(config.model.lossconfig.kl_weight > 1 for config in configs)  # the sweep can find out what collapses
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from buttress.trainables.rainfall.config import Train
-from buttress.trainables.rainfall.sampler import Sampler, share_of
+from buttress.trainables.rainfall.sampler import Sampler
+from buttress.training.world import World
 
 DAYS = np.arange(100, 700)
 HEAVY = np.sort(np.random.default_rng(0).choice(DAYS, 30, replace=False))
@@ -53,11 +54,11 @@ def test_an_epochs_days_hang_on_seed_and_epoch_alone(fraction: float) -> None:
 @pytest.mark.parametrize("size", [2, 3, 5])
 def test_ranks_share_every_batch_without_gap_or_overlap(size: int) -> None:
     for batch in sampler().epoch(1, 0):
-        shares = [batch[share_of(len(batch), rank, size)] for rank in range(size)]
+        shares = [batch[World(rank, size).share(len(batch))] for rank in range(size)]
         assert np.array_equal(np.concatenate(shares), batch)
         assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
 
 def test_heavy_days_are_spread_over_the_ranks() -> None:
-    counts = [np.isin(batch[share_of(len(batch), 0, 2)], HEAVY).sum() for batch in sampler().epoch(1, 0)]
+    counts = [np.isin(batch[World(0, 2).share(len(batch))], HEAVY).sum() for batch in sampler().epoch(1, 0)]
     assert 4 < np.mean(counts) < 8 and len(set(counts)) > 2  # 12 a batch, shuffled before they are shared

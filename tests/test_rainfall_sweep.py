@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 import buttress
-from buttress.analysis.selection import best
+from buttress.analysis.selection import best_trial
 from buttress.execution import driver
 from buttress.journal import read
 from buttress.spec.spec import SweepSpec
@@ -29,7 +29,7 @@ def test_the_quick_sweep_finds_a_healthy_best_among_collapsed_trials(
     assert len(states) >= 16 and finish.seconds < 600 and "failed" not in states
     collapsed = [trial for trial in journal.trials.values() if trial.state == "collapsed"]
     assert len(collapsed) >= 2 and all(trial.outcome is not None and trial.outcome.kind for trial in collapsed)
-    winner = best(journal)
+    winner = best_trial(journal)
     assert winner is not None and winner.state == "completed" and winner.outcome is not None
     assert winner.outcome.best is not None and winner.outcome.best.metrics["ablation/relative"] > 0.05
     (config,) = buttress.load(finish.folder).export(tmp_path / "best.yaml")

@@ -19,11 +19,12 @@ import torch
 from object_store import ObjectStore
 
 import buttress
-from buttress.analysis.selection import best
+from buttress.analysis.selection import best_trial
 from buttress.execution import driver
 from buttress.journal import Journal, find, read
 from buttress.spec.spec import SweepSpec
 from buttress.storage import Storage, leased, segments
+from buttress.sweep.result import SweepResult
 
 HERE = Path(__file__).parent
 SPEC: dict[str, Any] = {
@@ -55,7 +56,7 @@ def essence(journal: Journal) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def swept(ray_cluster: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[driver.Finish, Storage, Path]]:
+def swept(ray_cluster: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[SweepResult, Storage, Path]]:
     """A sweep on a folder that is only known by its URL."""
     folder = prepare(tmp_path_factory.mktemp("here"))
     url = f"file://{tmp_path_factory.mktemp('there')}/sweeps"
@@ -67,7 +68,7 @@ def swept(ray_cluster: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
 
 def test_a_sweep_is_on_its_storage_and_only_the_best_checkpoints_with_it(
-    swept: tuple[driver.Finish, Storage, Path],
+    swept: tuple[SweepResult, Storage, Path],
 ) -> None:
     finish, store, folder = swept
     assert finish.where.startswith("file://") and store.name == finish.sweep
@@ -86,7 +87,7 @@ def test_a_sweep_is_on_its_storage_and_only_the_best_checkpoints_with_it(
 
 
 def test_it_is_exported_with_its_weights_from_anywhere(
-    swept: tuple[driver.Finish, Storage, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    swept: tuple[SweepResult, Storage, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     finish, _, folder = swept
     monkeypatch.chdir(prepare(tmp_path / "elsewhere"))
@@ -94,7 +95,7 @@ def test_it_is_exported_with_its_weights_from_anywhere(
     monkeypatch.syspath_prepend(str(folder))
     written = buttress.load(finish.where).export(tmp_path / "best.yaml", weights=True)
     assert torch.load(written[1], weights_only=True)["weight"].shape == (1, 1)
-    assert best(read(find(finish.where).path)) is not None
+    assert best_trial(read(find(finish.where).path)) is not None
 
 
 # ---- S3, drivers of their own

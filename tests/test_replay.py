@@ -14,7 +14,7 @@ from journals import mixed_sweep
 
 from buttress.analysis.curves import Curve, Truth, read
 from buttress.analysis.intervals import Share
-from buttress.analysis.replay import Replayed, replay, result, score
+from buttress.analysis.replay import CurveReplay, replay, replay_result, score
 from buttress.errors import BadInput
 from buttress.execution.setup import rules_of
 from buttress.rules import RuleSet
@@ -87,7 +87,7 @@ def test_parquet_and_csv_of_the_same_curves_are_judged_the_same(tmp_path: Path) 
     ]
     pd.DataFrame(rows).to_parquet(tmp_path / "curves.parquet")
     files = tmp_path / "curves.parquet", table(tmp_path / "curves.csv", rows)
-    found = [result(read(file), DEAD_BELOW_HALF, family="x") for file in files]
+    found = [replay_result(read(file), DEAD_BELOW_HALF, family="x") for file in files]
     assert found[0] == found[1]
     assert [curve["killed_at"] for curve in found[0]["curves"]] == [None, 300]
     assert found[0]["curves"][1]["spent"] == pytest.approx(0.75)
@@ -109,12 +109,12 @@ def test_a_sweep_is_replayed_from_its_journal(tmp_path: Path) -> None:
     [
         ([{"loss": 1.0}], "no column says when"),
         ([{"step": "x", "loss": 1.0}], "does not say when"),
-        ([{"step": 1, "truth": "dead"}], "no ground truth"),
+        ([{"step": 1, "truth": "dead"}], "not a valid ground truth"),
         ([{"step": -1, "loss": 1.0}], "does not say when"),
         ([{"step": 200, "loss": 1.0}, {"step": 100, "loss": 1.0}], "go back from step 200 to 100"),
-        ([{"step": 1, "phase": "vae", "loss": 1.0}], "phase: is no number"),
-        ([{"step": 1, "closing": "no", "loss": 1.0}], "closing: is no number"),
-        ([{"step": 1, "full_beta_epochs": "x", "full_beta_steps": 1}], "full_beta_epochs: is no number"),
+        ([{"step": 1, "phase": "vae", "loss": 1.0}], "phase: is not a number"),
+        ([{"step": 1, "closing": "no", "loss": 1.0}], "closing: is not a number"),
+        ([{"step": 1, "full_beta_epochs": "x", "full_beta_steps": 1}], "full_beta_epochs: is not a number"),
     ],
 )
 def test_a_table_that_is_no_curve_is_refused_by_name(tmp_path: Path, rows: list[Row], sentence: str) -> None:
@@ -168,12 +168,12 @@ def test_curves_without_epochs_count_them_when_told_how_long_they_are(tmp_path: 
     """A grace in epochs never ends where none is counted, and the replay says so."""
     path = table(tmp_path / "run.csv", [{"step": step, "kl": 0.1} for step in range(100, 600, 100)])
     waiting = DEAD_BELOW_HALF.override({"posterior_collapse": {"grace": {"epochs": 2}}})
-    silent = result(read(path), waiting, family="x")
+    silent = replay_result(read(path), waiting, family="x")
     assert silent["summary"]["killed"] == 0
     assert silent["notes"] == [
-        "the curves tell no epochs, and a grace in epochs keeps silent: posterior_collapse; see --steps-per-epoch"
+        "the curves have no epochs, so these rules wait for their grace: posterior_collapse; see --steps-per-epoch"
     ]
-    told = result(read(path, steps_per_epoch=100), waiting, family="x")
+    told = replay_result(read(path, steps_per_epoch=100), waiting, family="x")
     assert told["curves"][0]["killed_at"] == 300 and told["notes"] == []
 
 
@@ -182,12 +182,12 @@ def test_rules_that_the_curves_say_nothing_to_are_named(tmp_path: Path) -> None:
     other = {"action": "warn", "signs": [{"metric": "ablation/relative", "below": 0.1}]}
     two = {"action": "warn", "signs": [{"metric": "loss", "below": 0.1}, {"metric": "x", "below": 0.1}], "votes": 2}
     gone = {"action": "warn", "signs": [{"metric": "y", "transform": "absent"}]}
-    found = result(read(path), DEAD_BELOW_HALF.override({"other": other, "two": two, "gone": gone}), family="x")
+    found = replay_result(read(path), DEAD_BELOW_HALF.override({"other": other, "two": two, "gone": gone}), family="x")
     assert found["notes"] == ["the curves do not hold what these rules look at: other, two"]
     one = {"action": "warn", "signs": [{"metric": "a", "below": 1}]}
     blind = RuleSet.from_dict({"aliases": {"a": ["b"]}, "rules": {"one": one}})
     with pytest.raises(BadInput, match=r"nothing that a rule looks at .*kl.*accepted: a, b, or aliases"):
-        result(read(path), blind, family="x")
+        replay_result(read(path), blind, family="x")
 
 
 # --- scores ---------------------------------------------------------------------------------------------------------
@@ -246,7 +246,7 @@ def radio_rows(recorded: Path) -> list[Row]:
         return list(csv.DictReader(handle))
 
 
-def radio(path: Path, rows: Sequence[Row]) -> Replayed:
+def radio(path: Path, rows: Sequence[Row]) -> CurveReplay:
     (curve,) = read(table(path, rows)).curves
     return replay(curve, rules_of("radio"))
 

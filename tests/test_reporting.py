@@ -376,5 +376,5 @@ def test_rank_that_fails_alone_does_not_leave_its_peer_waiting(pair: Ranks) -> N
 
 
 def test_reporter_is_a_report() -> None:
-    assert reporting.MOMENT[:2] == ("epoch", "step")
+    assert reporting.COUNTERS[:2] == ("epoch", "step")
     assert callable(Reporter.__call__)

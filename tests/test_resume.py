@@ -15,7 +15,7 @@ import pytest
 import torch
 import yaml
 
-from buttress.analysis.selection import best
+from buttress.analysis.selection import best_trial
 from buttress.callbacks.base import Callback
 from buttress.errors import BadInput
 from buttress.execution import driver
@@ -139,7 +139,7 @@ def test_an_export_that_is_killed_leaves_no_half_file(whole: Journal, tmp_path: 
     assert run(folder, f"during export of the {part}").returncode == -9, "the moment never came"
     assert (folder / "best.yaml").exists() == (part == "weights") and not (folder / "best.pt").exists()
     assert run(folder, "export again").returncode == 0
-    winner = best(whole)
+    winner = best_trial(whole)
     assert winner is not None
     assert yaml.safe_load((folder / "best.yaml").read_text())["beta"] == winner.params["beta"]
     assert torch.load(folder / "best.pt", weights_only=True)["weight"].shape == (1, 1)

@@ -1,4 +1,4 @@
-"""The rules of collapse on whole streams of reports: other families, random ones, real curves."""
+"""Rules on whole streams of reports: of other families, random ones, recorded curves."""
 
 from __future__ import annotations
 

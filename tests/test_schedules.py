@@ -21,7 +21,7 @@ from buttress.training.schedules import (
     PolynomialLR,
     StepLR,
     WarmUp,
-    settled,
+    latest_full_at,
 )
 
 SCHEDULES = [
@@ -74,11 +74,11 @@ def test_config_names_the_kind_and_refuses_what_belongs_to_another() -> None:
 
 def test_several_schedules_have_settled_when_the_last_has() -> None:
     beta, alpha = Linear(length=2.5), Linear(length=4)
-    assert settled([beta, alpha], "epochs", 10) == (4, 40)
-    assert settled([beta], "epochs", 10) == (2.5, 25)
-    assert settled([Linear(length=45)], "steps", 10) == (4.5, 45)
-    assert settled([beta, Cyclical(cycles=None)], "epochs", 10) == (math.inf, 0)
-    assert settled([], "epochs", 10) == (0.0, 0)
+    assert latest_full_at([beta, alpha], "epochs", 10) == (4, 40)
+    assert latest_full_at([beta], "epochs", 10) == (2.5, 25)
+    assert latest_full_at([Linear(length=45)], "steps", 10) == (4.5, 45)
+    assert latest_full_at([beta, Cyclical(cycles=None)], "epochs", 10) == (math.inf, 0)
+    assert latest_full_at([], "epochs", 10) == (0.0, 0)
 
 
 def torch_rates(make: object, epochs: int) -> list[float]:

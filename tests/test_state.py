@@ -10,7 +10,7 @@ import pytest
 from optuna.trial import TrialState
 from sweeps import RULES, Toy, World, drive, spec, state
 
-from buttress.analysis.selection import best
+from buttress.analysis.selection import best_trial
 from buttress.errors import BadInput
 from buttress.execution.setup import header
 from buttress.journal.records import fold
@@ -55,7 +55,7 @@ def test_a_collapsed_trial_is_never_best_exported_or_complete() -> None:
     complete = {sweep.asks[t.number] for t in sweep.study.trials() if t.state == TrialState.COMPLETE}
     assert collapsed and complete and not collapsed & complete
     journal = fold([header(made, Toy(), RULES, "toy-000000"), *lines])
-    winner = best(journal)
+    winner = best_trial(journal)
     assert winner is not None and winner.id not in collapsed
     assert all(sweep.outcomes[trial]["margin"] > 0 for trial in collapsed)
     margins = [line["margin"] for line in sweep.outcomes.values() if line["outcome"] == "collapsed"]

@@ -9,13 +9,10 @@ from typing import Any
 
 import pytest
 
-from buttress.analysis.selection import best
-from buttress.errors import BadInput
+from buttress.analysis.selection import best_trial
 from buttress.execution import driver
-from buttress.execution.worker_pool import concurrency
 from buttress.journal import read
 from buttress.journal.records import Journal
-from buttress.spec.sections import Resources
 from buttress.spec.spec import SweepSpec
 
 
@@ -58,7 +55,7 @@ def test_its_collapsed_trials_are_killed_early_and_never_best(own: Journal) -> N
         assert outcome is not None and outcome.kind and outcome.margin is not None and outcome.margin > 0
         assert outcome.evidence and outcome.epochs < (outcome.epochs_budget or 0)
     assert len({trial.outcome.margin for trial in collapsed if trial.outcome}) == len(collapsed)
-    winner = best(own)
+    winner = best_trial(own)
     assert winner is not None and winner.state == "completed"
 
 
@@ -86,31 +83,3 @@ def test_nothing_is_left_on_the_cluster(own: Journal, ray_cluster: Any) -> None:
         time.sleep(0.2)
     assert left() == []
     assert not (own.folder / ".ray").exists()
-
-
-@pytest.mark.parametrize(
-    ("resources", "free", "expected"),
-    [
-        ({}, {"CPU": 2.0}, 2),
-        ({"workers": 2}, {"CPU": 2.0}, 1),
-        ({"workers": 2, "cpus_per_worker": 4.0, "gpus_per_worker": 1.0}, {"CPU": 64.0, "GPU": 7.0}, 3),
-        ({"gpus_per_worker": 0.25}, {"CPU": 64.0, "GPU": 1.0}, 4),
-        ({"concurrency": 1}, {"CPU": 8.0}, 1),
-    ],
-)
-def test_concurrency_is_what_fits(resources: dict[str, Any], free: dict[str, float], expected: int) -> None:
-    assert concurrency(Resources(**resources), [free]) == expected
-
-
-@pytest.mark.parametrize(
-    ("resources", "sentence"),
-    [
-        ({"workers": 3}, "resources.workers: a trial of 3 workers does not fit the cluster: it needs 3 CPUs and"),
-        ({"gpus_per_worker": 1.0}, "gpus_per_worker: a trial of 1 worker does not fit the cluster: it needs 1 GPU and"),
-        ({"concurrency": 5}, "resources.concurrency: only 2 trials of this size fit"),
-    ],
-)
-def test_a_trial_that_does_not_fit_is_refused_before_the_start(resources: dict[str, Any], sentence: str) -> None:
-    with pytest.raises(BadInput) as told:
-        concurrency(Resources(**resources), [{"CPU": 2.0}])
-    assert sentence in str(told.value)

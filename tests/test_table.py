@@ -14,10 +14,10 @@ from journals import SyntheticSweep, mixed_sweep
 from rich.console import Console
 
 from buttress import journal as journals
-from buttress.analysis.explain import explain, reason
-from buttress.analysis.render import explanation, overview, status_of
-from buttress.analysis.selection import best, best_epoch, best_json, best_of, healthy, pareto
-from buttress.analysis.table import FIXED, frame, rows, sort, where
+from buttress.analysis.explanation import explain, stop_reason
+from buttress.analysis.render import render_explanation, render_status, render_sweep
+from buttress.analysis.selection import best_epoch, best_json, best_report, best_trial, healthy_trials, pareto_front
+from buttress.analysis.table import FIXED_COLUMNS, data_frame, filter_rows, rows, sort_rows
 from buttress.errors import BadInput
 from buttress.journal import Best, Journal, fold
 from buttress.wording import duration, number, sparkline, times
@@ -43,14 +43,14 @@ def row(journal: Journal, trial: str) -> dict[str, Any]:
 
 def test_a_misspelt_outcome_is_refused_and_not_an_empty_table() -> None:
     table = [{"trial": "0000", "outcome": "collapsed"}]
-    assert where(table, ["outcome=collapsed,pruned"]) == table and where(table, ["outcome=null"]) == []
+    assert filter_rows(table, ["outcome=collapsed,pruned"]) == table and filter_rows(table, ["outcome=null"]) == []
     with pytest.raises(BadInput, match=r"no such outcome \(got 'colapsed'\); accepted: completed, running"):
-        where(table, ["outcome=colapsed"])
+        filter_rows(table, ["outcome=colapsed"])
 
 
 def test_a_collapsed_trial_is_never_best(mixed: Journal) -> None:
     """Trial 0002 reached 0.9 in a valid epoch before it collapsed, and 0.95 after; 0006 is at 0.99 but unfinished."""
-    assert [record.id for record in healthy(mixed)] == ["0001", "0000"]
+    assert [record.id for record in healthy_trials(mixed)] == ["0001", "0000"]
     assert best_json(mixed) == {"trial": "0001", "objective": {"ari": 0.52}}
 
 
@@ -59,8 +59,8 @@ def test_no_outcome_but_completed_is_chosen_however_good_its_line_looks(outcome:
     book = SyntheticSweep()
     book.trial("0000")
     book.outcome("0000", outcome, epochs=3, best=Best(2, 100, {"ari": 1.0}))
-    assert best(book.journal()) is None
-    assert pareto(book.journal()) == []
+    assert best_trial(book.journal()) is None
+    assert pareto_front(book.journal()) == []
     book.completed("0001", ari=[0.01])
     assert best_json(book.journal()) == {"trial": "0001", "objective": {"ari": 0.01}}
 
@@ -70,7 +70,7 @@ def test_a_completed_trial_without_a_valid_epoch_is_not_chosen() -> None:
     book.trial("0000")
     book.epoch("0000", 1, {"ari": 0.9}, valid=False)
     book.outcome("0000", "completed", epochs=1)
-    assert best(book.journal()) is None
+    assert best_trial(book.journal()) is None
 
 
 def test_the_best_epoch_is_the_best_valid_one_and_the_earliest_of_equals() -> None:
@@ -83,7 +83,7 @@ def test_the_best_epoch_is_the_best_valid_one_and_the_earliest_of_equals() -> No
     book.epoch("0000", 5, {"ari": float("nan")})
     book.epoch("0000", 6, {"ari": 0.5})
     journal = book.journal()
-    report = best_epoch(journal.trials["0000"].reports, journal.objectives[0])
+    report = best_report(journal.trials["0000"].reports, journal.objectives[0])
     assert report is not None and report.epoch == 4
 
 
@@ -92,7 +92,7 @@ def test_the_last_epochs_report_may_be_the_closing_one_and_best() -> None:
     book.trial("0000")
     book.epoch("0000", 1, {"ari": 0.4})
     book.epoch("0000", 2, {"ari": 0.5}, closing=True)
-    found = best_of(book.journal().trials["0000"], book.journal().objectives)
+    found = best_epoch(book.journal().trials["0000"], book.journal().objectives)
     assert found is not None and found.epoch == 2
 
 
@@ -108,7 +108,7 @@ def test_equal_trials_are_chosen_by_their_id() -> None:
     book = SyntheticSweep()
     for id in ("0003", "0001", "0002"):
         book.completed(id, ari=[0.5])
-    assert [record.id for record in healthy(book.journal())] == ["0001", "0002", "0003"]
+    assert [record.id for record in healthy_trials(book.journal())] == ["0001", "0002", "0003"]
 
 
 def test_the_pareto_front_is_what_nothing_healthy_beats_in_every_objective() -> None:
@@ -117,8 +117,8 @@ def test_the_pareto_front_is_what_nothing_healthy_beats_in_every_objective() -> 
     for id, (ari, elbo) in points.items():
         book.completed(id, ari=[ari], elbo_1=[elbo])
     book.collapsed("0005", kl=[3.0, 0.01], ari=[0.9, 0.9], elbo_1=[0.1, 0.1])
-    assert [record.id for record in pareto(book.journal())] == ["0001", "0000", "0004"]
-    assert "◆ on the Pareto front" in text_of(overview(book.journal()))
+    assert [record.id for record in pareto_front(book.journal())] == ["0001", "0000", "0004"]
+    assert "◆ on the Pareto front" in text_of(render_sweep(book.journal()))
 
 
 # --- rows -------------------------------------------------------------------------------------------------------------
@@ -129,7 +129,7 @@ def test_every_row_has_the_same_keys_in_the_order_of_the_design(mixed: Journal) 
     assert [entry["trial"] for entry in table] == [f"000{index}" for index in range(7)]
     keys = list(table[0])
     assert all(list(entry) == keys for entry in table)
-    assert tuple(keys[:10]) == FIXED
+    assert tuple(keys[:10]) == FIXED_COLUMNS
     assert keys[10:13] == ["config.loss.beta", "config.train.lr", "metric.ari"]
     assert [key.split(".")[0] for key in keys[10:]] == sorted(key.split(".")[0] for key in keys[10:-5]) + ["last"] * 5
 
@@ -179,12 +179,12 @@ def test_all_brings_every_leaf_of_the_config(mixed: Journal) -> None:
 def test_a_sweep_without_trials_has_an_empty_table() -> None:
     journal = SyntheticSweep().journal()
     assert rows(journal) == []
-    assert list(frame(journal).columns) == list(FIXED)
-    assert "no healthy trial" in text_of(overview(journal))
+    assert list(data_frame(rows(journal)).columns) == list(FIXED_COLUMNS)
+    assert "no healthy trial" in text_of(render_sweep(journal))
 
 
 def test_the_frame_holds_the_rows_with_numbers_as_numbers(mixed: Journal) -> None:
-    table = frame(mixed)
+    table = data_frame(rows(mixed))
     assert table.shape == (7, len(rows(mixed)[0]))
     assert table["metric.ari"].dtype == "float64"
     assert table.loc[table.outcome == "completed", "metric.ari"].tolist() == [0.41, 0.52]
@@ -215,27 +215,27 @@ def test_the_frame_holds_the_rows_with_numbers_as_numbers(mixed: Journal) -> Non
     ],
 )
 def test_rows_are_filtered_by_conditions(mixed: Journal, conditions: list[str], trials: str) -> None:
-    assert [entry["trial"] for entry in where(rows(mixed), conditions)] == [f"000{each}" for each in trials]
+    assert [entry["trial"] for entry in filter_rows(rows(mixed), conditions)] == [f"000{each}" for each in trials]
 
 
 @pytest.mark.parametrize(
     ("condition", "sentence"),
     [
-        ("outcome", r"no condition \(got 'outcome'\)"),
+        ("outcome", r"not a valid condition \(got 'outcome'\)"),
         ("outcom=collapsed", "no such column.*outcome"),
         ("margin>big", "number is compared with a text"),
     ],
 )
 def test_a_condition_that_makes_no_sense_is_bad_input(mixed: Journal, condition: str, sentence: str) -> None:
     with pytest.raises(BadInput, match=sentence):
-        where(rows(mixed), [condition])
+        filter_rows(rows(mixed), [condition])
 
 
 def test_the_table_is_sorted_by_outcome_then_objective_then_margin() -> None:
     book = mixed_sweep()
     book.collapsed("0007", margin=2.5)
     journal = book.journal()
-    order = "".join(entry["trial"][-1] for entry in sort(rows(journal), journal=journal))
+    order = "".join(entry["trial"][-1] for entry in sort_rows(rows(journal), journal=journal))
     assert order == "10637245"
 
 
@@ -243,14 +243,14 @@ def test_the_table_is_sorted_by_outcome_then_objective_then_margin() -> None:
     ("by", "order"), [("ari", "3012645"), ("-ari", "6210345"), ("-margin", "4201356"), ("outcome", "2014536")]
 )
 def test_rows_are_sorted_by_a_column_with_missing_values_last(mixed: Journal, by: str, order: str) -> None:
-    assert "".join(entry["trial"][-1] for entry in sort(rows(mixed), by)) == order
+    assert "".join(entry["trial"][-1] for entry in sort_rows(rows(mixed), by)) == order
 
 
 # --- on a terminal ----------------------------------------------------------------------------------------------------
 
 
 def test_the_printed_table_marks_the_best_and_gives_the_reason_of_every_kill(mixed: Journal) -> None:
-    text = text_of(overview(mixed))
+    text = text_of(render_sweep(mixed))
     assert re.search(r"^0001 ★ +completed", text, re.M)
     assert text.count("★") == 2  # its row and the legend
     for trial in ("0002", "0003", "0004", "0005"):
@@ -269,7 +269,7 @@ def test_the_printed_table_fits_its_terminal_and_says_what_it_left_out(width: in
     book = SyntheticSweep(search=paths)
     book.completed("0000", ari=[0.1234567])
     book.collapsed("0001")
-    text = text_of(overview(book.journal()), width=width)
+    text = text_of(render_sweep(book.journal()), width=width)
     assert max(map(len, text.splitlines())) <= width
     header = text.split("0000")[0]
     shown = header.count("weight")
@@ -281,16 +281,16 @@ def test_the_printed_table_fits_its_terminal_and_says_what_it_left_out(width: in
 def test_a_deep_parameter_is_headed_by_its_group_and_a_warned_trial_is_marked() -> None:
     book = SyntheticSweep(search=["loss.beta.end"])
     book.completed("0000", ari=[0.5], warnings=["weak_code"])
-    text = text_of(overview(book.journal()))
+    text = text_of(render_sweep(book.journal()))
     assert re.search(r"beta\. *\n.* end ", text)
-    assert "completed !" in text and "!: warned of" in text
+    assert "completed !" in text and "!: has warnings" in text
 
 
 def test_status_tells_who_runs_the_sweep_and_what_is_running(mixed: Journal, tmp_path: Any) -> None:
-    assert "its driver is gone" in text_of(status_of(mixed))
+    assert "its driver is gone" in text_of(render_status(mixed))
     path = mixed_sweep().write(tmp_path)
     with journals.JournalWriter(path):
-        text = text_of(status_of(journals.read(path)))
+        text = text_of(render_status(journals.read(path)))
     assert re.search(r"run by a driver now \(host .*, pid \d+", text)
     assert "0006" in text and "running" in text and "0003" not in text
 
@@ -318,7 +318,7 @@ def test_why_tells_the_other_outcomes_too(mixed: Journal) -> None:
     assert "At rung 4 ari 0.231 was worse than the cut-off 0.254 of 9 trials" in str(explain(mixed, "3"))
     assert "12 plus the share of the budget" in str(explain(mixed, "4"))
     assert 'File "train.py", line 3, in train' in str(explain(mixed, "5"))
-    assert reason(mixed, mixed.trials["0005"]) == "RuntimeError: out of memory"
+    assert stop_reason(mixed, mixed.trials["0005"]) == "RuntimeError: out of memory"
     assert explain(mixed, "6").headline == "Trial 0006 of toy-ab12cd is suspended: 1 of 10 epochs (step 50)."
 
 
@@ -383,7 +383,7 @@ def test_what_is_shown_of_a_kill_is_an_observation_that_held() -> None:
     book.outcome("0000", "collapsed", kind="dead", rule="dead", margin=0.001, evidence=[graded, sign])
     journal = book.journal()
     said = "the share of the loss that the latent code removes was 0.03 at epoch 9 (step 90): below 0.06"
-    assert reason(journal, journal.trial("0")) == said[:1].upper() + said[1:]
+    assert stop_reason(journal, journal.trial("0")) == said[:1].upper() + said[1:]
     lines = dict(explain(journal, "0").sections)["why"]
     assert said in lines
     told = "total KL was 0.09 nats at epoch 9 (step 90): not below 0.05 nats (only the margin is computed from it)"
@@ -395,8 +395,8 @@ def test_why_prints_text_with_brackets_as_it_stands() -> None:
     """Errors hold text such as `[Errno 28]`, which rich would take for markup."""
     book = SyntheticSweep()
     book.failed("0000", error="OSError: [Errno 28] No space left on device: [/tmp/x]")
-    assert "[Errno 28] No space left on device: [/tmp/x]" in text_of(explanation(explain(book.journal(), "0")))
-    assert "[Errno 28] No space left on device: [/tmp/x]" in " ".join(text_of(overview(book.journal())).split())
+    assert "[Errno 28] No space left on device: [/tmp/x]" in text_of(render_explanation(explain(book.journal(), "0")))
+    assert "[Errno 28] No space left on device: [/tmp/x]" in " ".join(text_of(render_sweep(book.journal())).split())
 
 
 # --- words ------------------------------------------------------------------------------------------------------------

@@ -165,6 +165,6 @@ def test_the_plan_says_what_earlier_sweeps_would_teach(tmp_path: Path, monkeypat
     record(tmp_path)
     lines: list[Line] = []
     warmed(tmp_path, lines)
-    told = plan.make(spec(warm_start=[str(tmp_path / "toy-aaaaaa")]), timing=False).warm_start
+    told = plan.make_plan(spec(warm_start=[str(tmp_path / "toy-aaaaaa")]), timing=False).warm_start
     assert told == sentence(lines[0]) and told.startswith("16 of 16 trials of earlier sweeps are told to the sampler, ")
-    assert plan.make(spec(), timing=False).warm_start is None
+    assert plan.make_plan(spec(), timing=False).warm_start is None

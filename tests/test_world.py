@@ -18,7 +18,7 @@ from scipy import stats
 
 from buttress.cache_folder import cache_folder
 from buttress.errors import BadInput
-from buttress.training.randomness import generators, keyed_normal, part_ranks, prepare, restore_generators, steady
+from buttress.training.randomness import forked_rng, keyed_normal, prepare, restore_rng_state, rng_state, seed_rank
 from buttress.training.world import World
 
 CPU = torch.device("cpu")
@@ -51,11 +51,11 @@ def test_generators_go_on_from_where_they_were_saved() -> None:
     draws()
     random.gauss(0, 1)  # leaves a second number for later, in Python and in numpy
     np.random.randn()
-    state = generators(CPU)
+    state = rng_state(CPU)
     expected = [draws() for _ in range(3)]
     assert state.dtype == torch.uint8
     prepare(8)
-    restore_generators(state, CPU)
+    restore_rng_state(state, CPU)
     assert [draws() for _ in range(3)] == expected
 
 
@@ -63,12 +63,12 @@ def test_steady_draws_are_the_same_every_time_and_touch_nothing() -> None:
     prepare(7)
     expected = draws()
     prepare(7)
-    with steady(1, CPU):
+    with forked_rng(1, CPU):
         first = draws()
     assert draws() == expected
-    with steady(1, CPU):
+    with forked_rng(1, CPU):
         assert draws() == first
-    with steady(2, CPU):
+    with forked_rng(2, CPU):
         assert draws() != first
 
 
@@ -76,11 +76,11 @@ def test_ranks_part_and_rank_0_goes_on() -> None:
     prepare(7)
     expected = draws()
     prepare(7)
-    part_ranks(7, 0)
+    seed_rank(7, 0)
     assert draws() == expected
-    part_ranks(7, 1)
+    seed_rank(7, 1)
     first = draws()
-    part_ranks(7, 2)
+    seed_rank(7, 2)
     assert draws() != first != expected
 
 

@@ -11,8 +11,8 @@ from pydantic import Field
 from torch import nn
 
 from buttress.monitors import LatentMonitor, Mean
-from buttress.training.loop import Borrowed, EarlyStopping, Pass, StepState, Task, fused_adam, run
-from buttress.training.losses import gaussian_kl, sample
+from buttress.training.loop import EarlyStopping, ModuleReference, Pass, StepState, Task, fused_adam, run
+from buttress.training.losses import gaussian_kl, reparameterize
 from buttress.training.schedules import BetaSchedule, Constant, CosineLR, LearningRate, Linear, Plateau
 from buttress.training.trainable import Buttress, Metric, Report, Schedule, Section
 from buttress.training.world import World
@@ -67,7 +67,7 @@ class Vae(nn.Module):
         noise = self.world.noise(batch["index"], LATENT, state.step, x.dtype) if config.train.keyed_noise else None
         with state.autocast():
             mu, logvar = self.encoder(x).chunk(2, dim=1)
-            decoded = self.decoder(sample(mu, logvar, noise))
+            decoded = self.decoder(reparameterize(mu, logvar, noise))
         recon = (decoded.to(x.dtype) - x).pow(2).sum(1).mean()
         kl = gaussian_kl(mu, logvar).sum(1).mean()
         loss = recon + state.beta * kl
@@ -123,7 +123,7 @@ class ToyTask(Task):
             index = torch.arange(ROWS, device=x.device)[self.world.rank :: self.world.size]
             noise = self.world.noise(index, LATENT, 1, x.dtype) if self.config.train.keyed_noise else None
             values["val/recon"] = Mean.of((self.model.decoder(mu) - x).pow(2).sum(1))
-            values["val/sampled"] = Mean.of((self.model.decoder(sample(mu, logvar, noise)) - x).pow(2).sum(1))
+            values["val/sampled"] = Mean.of((self.model.decoder(reparameterize(mu, logvar, noise)) - x).pow(2).sum(1))
         return values
 
 
@@ -157,7 +157,7 @@ class Generator(nn.Module):
 
     def __init__(self, net: nn.Module, critic: nn.Module) -> None:
         super().__init__()
-        self.net, self.critic = net, Borrowed(critic)
+        self.net, self.critic = net, ModuleReference(critic)
 
     def forward(self, batch: torch.Tensor, state: StepState) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         made = self.net(batch)
@@ -171,7 +171,7 @@ class Generator(nn.Module):
 class Discriminator(nn.Module):
     def __init__(self, critic: nn.Module, net: nn.Module) -> None:
         super().__init__()
-        self.critic, self.net = critic, Borrowed(net)
+        self.critic, self.net = critic, ModuleReference(net)
 
     def forward(self, batch: torch.Tensor, state: StepState) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         with torch.no_grad():

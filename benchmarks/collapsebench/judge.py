@@ -24,9 +24,9 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.collapsebench.family import load  # noqa: E402
-from buttress.analysis.calibrate import calibrate  # noqa: E402
+from buttress.analysis.calibration import calibrate  # noqa: E402
 from buttress.analysis.curves import Curve, Curves, read  # noqa: E402
-from buttress.analysis.replay import Replayed, Score, replay, score, sentences  # noqa: E402
+from buttress.analysis.replay import CurveReplay, Score, replay, score, summary_lines  # noqa: E402
 from buttress.errors import BadInput  # noqa: E402
 from buttress.execution.setup import family_rules, resolve_rules  # noqa: E402
 from buttress.rules import RuleSet  # noqa: E402
@@ -119,7 +119,7 @@ def judge(family: str, folder: Path, tell: Callable[[str], None], rules: RuleSet
     first, second = halves(once(bench.curves))
     start = rules or untuned(family)
     results: dict[str, Any] = {}
-    crossed: list[tuple[Curve, Replayed]] = []
+    crossed: list[tuple[Curve, CurveReplay]] = []
     for name, tuning, judging in (("halves", first, second), ("swapped", second, first)):
         tuned = calibrate(start, tuning, false_kill=FALSE_KILL, delay=DELAY, direction=direction)
         crossed += [(curve, replay(curve, tuned.rules)) for curve in judging]
@@ -156,7 +156,7 @@ def halves(curves: Sequence[Curve]) -> tuple[list[Curve], list[Curve]]:
 def _tell(tell: Callable[[str], None], title: str, found: Score, curves: int) -> None:
     tell(f"\n{title}")
     killed = found.caught.count + found.false_kill.count
-    for what, figure in sentences({"curves": curves, "killed": killed, "warned": 0} | found.to_dict())[1:]:
+    for what, figure in summary_lines({"curves": curves, "killed": killed, "warned": 0} | found.to_dict())[1:]:
         tell(f"  {what:32s}{figure}")
 
 

@@ -19,7 +19,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from buttress.analysis.explain import evidence_sentence, telling
+from buttress.analysis.explanation import evidence_sentence, telling
 from buttress.callbacks.base import Callback
 from buttress.callbacks.notebook import NotebookView
 from buttress.rules import Evidence

@@ -25,23 +25,23 @@ def table(
     json_: Json = False,
 ) -> None:
     """The trial table: every trial, its parameters, its outcome, and why it was stopped."""
-    from buttress.analysis.render import overview
+    from buttress.analysis.render import render_sweep
 
     found = load(sweep)
     rows = found.rows(where=where or (), sort=sort, all=all_)
     if json_:
         print_json(rows)
     else:
-        console().print(overview(found.journal, rows))
+        console().print(render_sweep(found.journal, rows))
 
 
 def why(
     sweep: Sweep, trial: Annotated[str, typer.Argument(metavar="TRIAL", help="A trial, such as 7 or 0007.")]
 ) -> None:
     """Explain one trial: its outcome, the rule, values and thresholds behind it, and what was saved."""
-    from buttress.analysis.render import explanation
+    from buttress.analysis.render import render_explanation
 
-    console().print(explanation(load(sweep).explain(trial)))
+    console().print(render_explanation(load(sweep).explain(trial)))
 
 
 def export(

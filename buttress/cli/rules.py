@@ -24,10 +24,10 @@ def replay(
 ) -> None:
     """Show what rules would have done to recorded curves: kills, warnings, and where the truth is known, how right."""
     from buttress import api
-    from buttress.analysis.render import replayed
+    from buttress.analysis.render import render_replay
 
     found = {**api.replay(curves, rules or family, steps_per_epoch=steps_per_epoch).result, "family": family}
-    console().print(replayed(found))
+    console().print(render_replay(found))
     if json_:
         print_json(found)
 
@@ -50,12 +50,12 @@ def calibrate(
 ) -> None:
     """Propose thresholds, grace and patience for a family's rules from curves whose end is known."""
     from buttress import api
-    from buttress.analysis.calibrate import write
+    from buttress.analysis.calibration import write_rules
 
     limits = {"false_kill": false_kill, "delay": delay}
-    made = api.calibrate(curves, rules or family, **limits, steps_per_epoch=steps_per_epoch, tell=typer.echo)
+    made = api.calibrate(curves, rules or family, **limits, steps_per_epoch=steps_per_epoch, on_round=typer.echo)
     given = {"family": family, "rules": rules, "steps-per-epoch": steps_per_epoch, **limits}
     options = [f"--{name.replace('_', '-')}={value}" for name, value in given.items() if value is not None]
-    typer.echo(write(made, output, command=shlex.join(["buttress", "calibrate", curves, *options])))
+    typer.echo(write_rules(made, output, command=shlex.join(["buttress", "calibrate", curves, *options])))
     if json_:
         print_json({"rules": str(output), **made.to_dict()})

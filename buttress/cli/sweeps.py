@@ -76,12 +76,12 @@ def resume(
 
 def status(sweep: Sweep, json_: Json = False) -> None:
     """How far a sweep is, who runs it, and what is best so far; works while it runs."""
-    from buttress.analysis.render import status_of
+    from buttress.analysis.render import render_status
     from buttress.analysis.selection import best_json
     from buttress.cli.results import load
 
     journal = load(sweep).journal
-    console().print(status_of(journal))
+    console().print(render_status(journal))
     if json_:
         print_json({"sweep": journal.header.sweep, "counts": journal.counts(), "best": best_json(journal)})
 
@@ -93,18 +93,18 @@ def _stop_on_sigterm() -> None:
 
 def _report(sweep: results.Sweep, json_: bool) -> None:
     """Prints how a sweep ended and exits with the code that says so."""
-    from buttress.analysis.advice import breaker_sentence
-    from buttress.analysis.audits import audits
-    from buttress.analysis.render import overview
+    from buttress.analysis.audits import audit_summary
+    from buttress.analysis.collapse_regions import breaker_sentence
+    from buttress.analysis.render import render_sweep
     from buttress.analysis.selection import best_json
 
     journal = sweep.journal
     best = best_json(journal)
-    console().print(overview(journal))
+    console().print(render_sweep(journal))
     if json_:
         seconds = journal.ended.seconds if journal.ended is not None else None
         found = {"sweep": sweep.name, "counts": journal.counts(), "best": best, "seconds": seconds}
-        if (audited := audits(journal)) is not None:
+        if (audited := audit_summary(journal)) is not None:
             found["audit"] = audited.to_dict()
         print_json(found)
     if sweep.interrupted:

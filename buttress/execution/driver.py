@@ -9,7 +9,6 @@ closed and nothing is left on the cluster.
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
 import secrets
@@ -24,28 +23,27 @@ from buttress import journal
 from buttress.callbacks.base import Callback, CallbackList
 from buttress.callbacks.checkpoint_retention import Checkpoints, Files, LocalFiles
 from buttress.errors import BadInput
-from buttress.execution.attempts import Attempts
-from buttress.execution.elasticity import Following
-from buttress.execution.event_handler import Answer, Events
-from buttress.execution.finish import TRIPPED, Finish
-from buttress.execution.nodes import Nodes, free
-from buttress.execution.ray_session import NAMESPACE, connected, settled_resources
+from buttress.execution.elasticity import ClusterMembership, PoolReconciler, free_resources_of_staying_nodes
+from buttress.execution.event_handler import AssignmentFactory, EventHandler
+from buttress.execution.messages import Command, DropTrial, StopTrial
+from buttress.execution.ray_session import NAMESPACE, connected, wait_for_released_resources
 from buttress.execution.setup import header, load, new_id, resolve_rules, versions
 from buttress.journal import DURABLE, JournalWriter
 from buttress.rules import RuleSet
 from buttress.search.warm_start import gathered, resolved, sentence
 from buttress.spec.spec import SweepSpec
 from buttress.storage import Storage, is_url, origin
+from buttress.sweep.result import CIRCUIT_BREAKER, SweepResult
 from buttress.sweep.state import Line, SweepState
 
 if TYPE_CHECKING:
-    from buttress.execution.worker_pool import SlotPool
+    from buttress.execution.worker_pool import WorkerPool
 
 log = logging.getLogger("buttress")
 
 #: An exchange with the mailbox costs the driver a millisecond, whatever it brings, and a verdict waits for it. So with
-#: few slots the driver comes for whatever happens at once; each further one lets things gather for `GATHER_S` more.
-PROMPT_SLOTS, GATHER_S, GATHER_AT_MOST_S = 8, 0.002, 0.2
+#: up to `PROMPT_SLOTS` slots events are fetched at once; each further slot lets them gather for `GATHER_S` more.
+PROMPT_SLOTS, GATHER_S, MAX_GATHER_S = 8, 0.002, 0.2
 
 
 class Driver:
@@ -74,14 +72,14 @@ class Driver:
         self.earlier: list[Line] = earlier or []
         self._upload: Any = None
         self._failure: BaseException | None = None
-        self._over = threading.Event()  # Tune is done
-        self._left = threading.Event()  # the workers are, too: nothing more will happen
+        self._tune_done = threading.Event()
+        self._pool_closed = threading.Event()  # nothing more will happen
         self._with_tune: set[str] = set()  # trials that Tune holds
-        self._answers: list[Answer] = []  # for the mailbox, at the drain thread's next exchange
+        self._commands: list[Command] = []  # for the mailbox, at the drain thread's next exchange
 
     # --- the whole of it -----------------------------------------------------------------------------------------
 
-    def run(self) -> Finish:
+    def run(self) -> SweepResult:
         began = time.monotonic()
         self.folder.mkdir(parents=True, exist_ok=True)
         reason, interrupted = "error", False
@@ -90,7 +88,7 @@ class Driver:
             self._open_journal()
             try:
                 if self.state.tripped:  # the last line of an earlier driver was the one too many
-                    reason = TRIPPED
+                    reason = CIRCUIT_BREAKER
                 else:
                     with connected(self.address) as ray:
                         self._began = time.monotonic()
@@ -106,7 +104,7 @@ class Driver:
                     self._write(journal.end(reason=reason, counts=counts, seconds=seconds))
                 shutil.rmtree(self.folder / ".ray", ignore_errors=True)
         self._verify()
-        return Finish(self.sweep, self.folder, self.where, counts, seconds, reason, interrupted)
+        return SweepResult(self.sweep, self.folder, self.where, counts, seconds, reason, interrupted)
 
     def _open(self) -> None:
         """What the sweep is run with, before its first line."""
@@ -117,7 +115,9 @@ class Driver:
 
             files = RemoteFiles(self.store)
         self.checkpoints = Checkpoints(files, self.state.objectives[0], self.state.directions[0])
-        self.attempts = Attempts(self.state, self.folder, files, self.store, self.callbacks.on_message)
+        self.assignments = AssignmentFactory(
+            self.state, self.folder, files, self.store, self.callbacks.on_message
+        )
 
     def _state(self) -> SweepState:
         """What decides in this sweep, before its first line."""
@@ -163,16 +163,15 @@ class Driver:
             self.callbacks.on_message(f"warm start: {sentence(line)}")
 
     def _execute(self, ray: Any) -> str:
-        from buttress.execution import mailbox
-        from buttress.execution import worker_pool as slots
+        from buttress.execution import mailbox, worker_pool
 
-        settled_resources(ray)
-        nodes = Nodes()
-        count = slots.concurrency(self.spec.resources, free())
-        self._name = f"mailbox-{self.sweep}-{secrets.token_hex(3)}"
-        self.mailbox = mailbox.start(self._name, NAMESPACE)
-        self._attach(slots.SlotPool(self.mailbox, count, self.spec.resources, self.folder / ".ray", self._fail))
-        self.following = Following(nodes, self.pool, self.spec.resources, self.callbacks.on_message)
+        wait_for_released_resources(ray)
+        membership, resources = ClusterMembership(), self.spec.resources
+        count = worker_pool.resolve_concurrency(resources, free_resources_of_staying_nodes())
+        self._mailbox_name = f"mailbox-{self.sweep}-{secrets.token_hex(3)}"
+        self.mailbox = mailbox.start(self._mailbox_name, NAMESPACE)
+        self._attach(worker_pool.WorkerPool(self.mailbox, count, resources, self.folder / ".ray", self._fail))
+        self.reconciler = PoolReconciler(membership, self.pool, resources, self.callbacks.on_message)
         drain = threading.Thread(target=self._drain, name="drain", daemon=True)
         try:
             self.pool.start()
@@ -181,9 +180,9 @@ class Driver:
         except Exception as error:  # may be what another thread's failure led to: the first reason counts
             self._fail(error)
         finally:
-            self._over.set()
+            self._tune_done.set()
             late = self.pool.close()
-            self._left.set()
+            self._pool_closed.set()
             if drain.is_alive():
                 drain.join(5.0)
             with contextlib.suppress(Exception):
@@ -194,16 +193,22 @@ class Driver:
             raise self._failure
         return self._reason()
 
-    def _attach(self, pool: SlotPool) -> None:
+    def _attach(self, pool: WorkerPool) -> None:
         """The sweep's slots, now that its state is what an earlier driver left: their events can be handled."""
         self.pool = pool
-        note, fail = self.callbacks.on_message, self._fail
-        self.events = Events(self.state, pool, self.attempts, self.checkpoints, note=note, fail=fail)
+        self.events = EventHandler(
+            self.state,
+            pool,
+            self.assignments,
+            self.checkpoints,
+            on_message=self.callbacks.on_message,
+            fail=self._fail,
+        )
 
     def _reason(self) -> str:
         """Why the sweep ended that nothing kept from its end."""
         if self.state.tripped:
-            return TRIPPED
+            return CIRCUIT_BREAKER
         if self.state.live:
             return "time budget spent"
         if self.state.spent:
@@ -213,17 +218,23 @@ class Driver:
         return "enough healthy trials" if healthy and self.state.counts["completed"] >= healthy else "budget spent"
 
     def _tune(self) -> None:
-        from buttress.execution.tune_adapter import tune
+        from buttress.execution.tune_adapter import run_tune
 
-        first = self.state.objectives[0], self.state.directions[0]
-        tune(*first, self.folder / ".ray", draw=self._draw, let_go=self._let_go, over=self._is_over)
+        run_tune(
+            self.state.objectives[0],
+            self.state.directions[0],
+            self.folder / ".ray",
+            next_trial=self._next_trial,
+            release=self._release,
+            is_over=self._is_over,
+        )
 
     def _is_over(self) -> bool:
         return self._failure is not None or self.state.tripped is not None
 
-    # --- Tune asks -----------------------------------------------------------------------------------------------
+    # --- called by Tune -----------------------------------------------------------------------------------------------
 
-    def _draw(self) -> dict[str, Any] | str | None:
+    def _next_trial(self) -> dict[str, Any] | str | None:
         from ray.tune.search import Searcher
 
         try:
@@ -232,7 +243,7 @@ class Driver:
                 self._upload.barrier(lambda: self._failure is not None)
             if self._failure is not None or (hours and time.monotonic() - self._began > hours * 3600):
                 return Searcher.FINISHED
-            if len(self._with_tune) >= self.pool.working():
+            if len(self._with_tune) >= self.pool.count_usable():
                 return None
             live = self.state.next_trial(leaving=self._with_tune | self.events.leaving)
             self.events.close_files()
@@ -244,11 +255,15 @@ class Driver:
             return None if waits else Searcher.FINISHED
         self._with_tune.add(live.id)
         self.events.drawn(live.id)
-        # as one string: of every number in a trial's config and results Tune keeps statistics for good
-        work = json.dumps(self.attempts.work(live))
-        return {"trial": live.id, "work": work, "mailbox": self._name, "namespace": NAMESPACE}
+        assignment = self.assignments.next_attempt(live).to_json()
+        return {
+            "trial": live.id,
+            "assignment": assignment,
+            "mailbox": self._mailbox_name,
+            "namespace": NAMESPACE,
+        }
 
-    def _let_go(self, trial: str, error: bool) -> None:
+    def _release(self, trial: str, error: bool) -> None:
         """Tune has let go of a trial. An error means that its actor died again and again: the trial is lost.
 
         Not so when the whole sweep has failed: then its trials wait for the sweep to be resumed.
@@ -256,37 +271,38 @@ class Driver:
         self._with_tune.discard(trial)
         if error and self._failure is None and trial in self.state.live:
             outcome = self.state.raised(trial, self.state.live[trial].attempt, "its Tune actor died", "infrastructure")
-            self.mailbox.stop.remote(trial, str(outcome))
+            self.mailbox.send.remote(StopTrial(trial, str(outcome)))
         live = self.state.live.get(trial)
         aside = live is not None and live.suspended is not None
-        self.mailbox.drop.remote(trial, live.attempt if live is not None and aside else None)
+        self.mailbox.send.remote(DropTrial(trial, live.attempt if live is not None and aside else None))
 
-    # --- the mailbox tells ---------------------------------------------------------------------------------------
+    # --- the drain thread ---------------------------------------------------------------------------------------
 
     def _drain(self) -> None:
         import ray
 
         try:
-            while not (self._over.is_set() and self._failure):
-                answers, self._answers = self._answers, []
-                events = ray.get(self.mailbox.exchange.remote(answers, 0.0 if self._over.is_set() else 1.0))
+            while not (self._tune_done.is_set() and self._failure):
+                commands, self._commands = self._commands, []
+                wait_s = 0.0 if self._tune_done.is_set() else 1.0
+                events = ray.get(self.mailbox.exchange.remote(commands, wait_s))
                 for event in events:
-                    self._answers += self.events.take(event)
-                if self._left.is_set() and not events:
+                    self._commands += self.events.handle(event)
+                if self._pool_closed.is_set() and not events:
                     return
-                if self._over.is_set() or self.state.tripped:  # the mailbox is closed and does not wait
+                if self._tune_done.is_set() or self.state.tripped:  # the mailbox is closed and does not wait
                     time.sleep(0.02)
                 else:
-                    self._answers += [*self.following.look(), *self.events.overdue()]
-                    further = max(0, self.pool.working() - PROMPT_SLOTS)
-                    time.sleep(min(GATHER_S * further, GATHER_AT_MOST_S))
+                    self._commands += [*self.reconciler.reconcile(), *self.events.check_limits()]
+                    further = max(0, self.pool.count_usable() - PROMPT_SLOTS)
+                    time.sleep(min(GATHER_S * further, MAX_GATHER_S))
         except ray.exceptions.RayError as error:
-            if not self._over.is_set():
+            if not self._tune_done.is_set():
                 self._fail(error)
         except BaseException as error:
             self._fail(error)
 
-    # --- around it -----------------------------------------------------------------------------------------------
+    # --- events and errors -------------------------------------------------------------------------------------------
 
     def _line(self, line: Line) -> None:
         if line["line"] == "breaker":

@@ -1,60 +1,125 @@
-"""Slots follow the nodes: those on lost nodes are given up at once, those on drained ones in good order.
+"""Reconciles the worker pool with cluster membership.
 
-In comes what has changed in the cluster (nodes.py); the pool's slots are given up or added, people are told, and
-out go the answers that the mailbox has to hear of it.
+Machines are taken away with or without notice, an autoscaler brings new ones. `ClusterMembership` polls Ray for what
+has changed; `PoolReconciler` gives up slots on lost nodes at once, drains those on draining nodes, adds slots where
+nodes have joined, and returns the commands that the mailbox needs for it.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from buttress.execution.event_handler import Answer
-from buttress.execution.nodes import Nodes, free
+from buttress.compat.ray import draining_nodes, free_resources_per_node
+from buttress.execution.messages import Command, DrainSlot, LoseSlot
 from buttress.spec.sections import Resources
 from buttress.wording import plural
 
 if TYPE_CHECKING:
-    from buttress.execution.worker_pool import SlotPool
+    from buttress.execution.worker_pool import WorkerPool
+
+#: Seconds between two polls of the cluster.
+POLL_INTERVAL_S = 2.0
 
 
-class Following:
-    """The slots of one sweep on the nodes of its cluster."""
+@dataclass(frozen=True)
+class MembershipChange:
+    """Ids (hex) of the nodes that are new, gone, or newly draining (still alive)."""
 
-    def __init__(self, nodes: Nodes, pool: SlotPool, resources: Resources, note: Callable[[str], None]) -> None:
-        self._nodes, self._pool, self._resources, self._note = nodes, pool, resources, note
+    joined: frozenset[str] = frozenset()
+    lost: frozenset[str] = frozenset()
+    draining: frozenset[str] = frozenset()
 
-    def look(self) -> list[Answer]:
-        """Does what is to be done by now."""
-        self._tell_who_waits()
-        if not (change := self._nodes.look()):
+    def __bool__(self) -> bool:
+        return bool(self.joined or self.lost or self.draining)
+
+
+class ClusterMembership:
+    """The nodes of the cluster as seen at the last poll."""
+
+    def __init__(self) -> None:
+        self._alive = alive_nodes()
+        self._draining: frozenset[str] = frozenset()
+        self._polled = time.monotonic()
+
+    def poll(self) -> MembershipChange:
+        """What has changed since the last poll; asks the cluster at most every `POLL_INTERVAL_S`."""
+        if time.monotonic() - self._polled < POLL_INTERVAL_S:
+            return MembershipChange()
+        self._polled = time.monotonic()
+        alive, draining = alive_nodes(), draining_nodes()
+        change = MembershipChange(alive - self._alive, self._alive - alive, (draining & alive) - self._draining)
+        self._alive, self._draining = alive, draining
+        return change
+
+
+def alive_nodes() -> frozenset[str]:
+    """Ids (hex) of the nodes that are alive, draining ones included."""
+    import ray
+
+    return frozenset(node["NodeID"] for node in ray.nodes() if node["Alive"])
+
+
+def free_resources_of_staying_nodes() -> list[dict[str, float]]:
+    """Free resources of each node that is not being drained."""
+    draining = draining_nodes()
+    return [free for node, free in free_resources_per_node().items() if node not in draining]
+
+
+class PoolReconciler:
+    """Keeps the slots of one sweep in line with the nodes of its cluster.
+
+    Args:
+        membership: As it was when the pool was sized.
+        pool: The sweep's slots.
+        resources: What each slot needs.
+        on_message: Called with a sentence about each change.
+    """
+
+    def __init__(
+        self,
+        membership: ClusterMembership,
+        pool: WorkerPool,
+        resources: Resources,
+        on_message: Callable[[str], None],
+    ) -> None:
+        self._membership, self._pool, self._resources = membership, pool, resources
+        self._on_message = on_message
+
+    def reconcile(self) -> list[Command]:
+        """Applies what has changed since the last call to the pool; returns the commands for the mailbox."""
+        self._report_long_waits()
+        if not (change := self._membership.poll()):
             return []
-        answers: list[Answer] = []
-        for slot in self._pool.on(change.lost):
-            self._pool.gone(slot)
-            answers.append(("lose", slot, "its node was lost"))
-        answers += [("drain", slot) for slot in self._pool.on(change.draining)]
-        for names, what in ((change.joined, "joined"), (change.lost, "lost"), (change.draining, "being drained")):
-            if names:
-                self._note(f"{plural(len(names), 'node')} {what}")
+        commands: list[Command] = []
+        for slot in self._pool.slots_on(change.lost):
+            self._pool.mark_lost(slot)
+            commands.append(LoseSlot(slot, "its node was lost"))
+        commands += [DrainSlot(slot) for slot in self._pool.slots_on(change.draining)]
+        for nodes, what in ((change.joined, "joined"), (change.lost, "lost"), (change.draining, "being drained")):
+            if nodes:
+                self._on_message(f"{plural(len(nodes), 'node')} {what}")
         if change.joined and self._resources.concurrency == "auto":
             self._grow()
-        return answers
+        return commands
 
-    def _tell_who_waits(self) -> None:
-        for slot in self._pool.patience_over():
+    def _report_long_waits(self) -> None:
+        for slot in self._pool.pop_long_waiting():
             needs = self._resources
             each = " and ".join(
                 f"{need:g} {kind}"
                 for kind, need in (("CPU", needs.cpus_per_worker), ("GPU", needs.gpus_per_worker))
                 if need
             )
-            self._note(f"{slot} waits for {needs.workers} times {each}: the cluster has no room for it now")
+            self._on_message(f"{slot} waits for {needs.workers} times {each}: the cluster has no room for it now")
 
     def _grow(self) -> None:
-        from buttress.execution.worker_pool import fitting
+        from buttress.execution.worker_pool import count_fitting_slots
 
-        more = fitting(self._resources, free()) - self._pool.waiting()
+        fitting = count_fitting_slots(self._resources, free_resources_of_staying_nodes())
+        more = fitting - self._pool.count_waiting()
         if more > 0:
             self._pool.add(more)
-            self._note(f"room for {plural(more, 'more trial')} at once")
+            self._on_message(f"room for {plural(more, 'more trial')} at once")

@@ -1,20 +1,36 @@
-"""The driver's side of the mailbox: what happened goes to the sweep's state, and what was decided goes back as answers.
+"""Handles the mailbox's events: the sweep's state decides, and what it decided goes back as commands.
 
-In come the mailbox's events in order (a slot is there; a trial began, reported, ended, was lost) and, between them, the
-time that passes. Out go answers for the mailbox's next exchange: `stop` and `release` for an outcome, `again` with the
-work of a trial's next attempt, `lose` for a slot that is given up. All of it in one thread, the driver's drain thread.
+All of it runs in one thread, the driver's drain thread. Between events the same thread checks the limits of the budget.
 """
 
 from __future__ import annotations
 
+import pickle
 import re
 from collections.abc import Callable
-from dataclasses import fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from buttress.callbacks.checkpoint_retention import Checkpoints
+from buttress.callbacks.checkpoint_retention import Checkpoints, Files
 from buttress.errors import BadInput
-from buttress.execution.attempts import Attempts
+from buttress.execution.messages import (
+    Assignment,
+    AssignmentEnded,
+    AssignmentLost,
+    AssignmentStarted,
+    AttemptResult,
+    Command,
+    Ending,
+    LoseSlot,
+    MailboxEvent,
+    ReleaseResult,
+    ReportReceived,
+    RequeueTrial,
+    SlotIdle,
+    SlotReady,
+    StopTrial,
+)
+from buttress.storage import Storage
 from buttress.sweep.evaluation import Line
 from buttress.sweep.limits import Limits
 from buttress.sweep.probation import waiting
@@ -23,28 +39,77 @@ from buttress.sweep.trial import LiveTrial
 from buttress.training.trainable import Reported
 
 if TYPE_CHECKING:
-    from buttress.execution.worker_pool import SlotPool
-
-Event = dict[str, Any]
-#: One for the mailbox: a call's name and what it is given.
-Answer = tuple[Any, ...]
+    from buttress.execution.worker_pool import WorkerPool
 
 
-class Events:
-    """Of one sweep, from the moment at which its state is what an earlier driver left."""
+class AssignmentFactory:
+    """Builds the assignments of a sweep's trials.
+
+    Args:
+        state: The sweep's state.
+        folder: The sweep's folder; each trial has one below `trials`.
+        files: Where checkpoints are looked for.
+        store: The sweep's folder on remote storage, if it is there.
+        on_message: Called with a sentence about each checkpoint that is gone.
+    """
+
+    def __init__(
+        self, state: SweepState, folder: Path, files: Files, store: Storage | None, on_message: Callable[[str], None]
+    ) -> None:
+        self._state, self._files, self._store, self._on_message = state, files, store, on_message
+        self._folder = folder.absolute() / "trials"
+
+    def next_attempt(self, live: LiveTrial, problem: str = "") -> Assignment:
+        """The assignment of a trial's next attempt; makes the trial's folder and forgets checkpoints that are gone.
+
+        Args:
+            live: The trial.
+            problem: What is wrong with the checkpoint that it would have gone on from.
+        """
+        folder = self._folder / live.id
+        folder.mkdir(parents=True, exist_ok=True)
+        while (source := live.resume_point) and not self._files.exists(live.id, source["checkpoint"]):
+            problem = problem or f"checkpoint {source['checkpoint']} is missing"
+            self._state.forget_checkpoint(live.id, source["checkpoint"])
+        if problem:
+            now = f"goes on from {source['checkpoint']}" if source else "starts afresh"
+            self._on_message(f"trial {live.id}: {problem}, so the trial {now}")
+        return Assignment(
+            trial=live.id,
+            attempt=live.attempt + 1,
+            trainable=self._state.spec.trainable,
+            config=live.config,
+            seed=live.seed,
+            folder=str(folder),
+            resume=str(folder / source["checkpoint"]) if source else None,
+            store=self._store.folder(f"trials/{live.id}").url if self._store is not None else None,
+        )
+
+
+class EventHandler:
+    """Handles the events of one sweep, once its state is what an earlier driver left.
+
+    Args:
+        state: The sweep's state.
+        pool: The sweep's slots.
+        assignments: Builds the assignments of further attempts.
+        checkpoints: Deletes checkpoints that are no longer needed.
+        on_message: Called with a sentence that a person should read.
+        fail: Called with the error when the sweep cannot go on.
+    """
 
     def __init__(
         self,
         state: SweepState,
-        pool: SlotPool,
-        attempts: Attempts,
+        pool: WorkerPool,
+        assignments: AssignmentFactory,
         checkpoints: Checkpoints,
         *,
-        note: Callable[[str], None],
+        on_message: Callable[[str], None],
         fail: Callable[[BaseException], None],
     ) -> None:
-        self._state, self._pool, self._attempts, self._checkpoints = state, pool, attempts, checkpoints
-        self._note, self._fail = note, fail
+        self._state, self._pool, self._assignments, self._checkpoints = state, pool, assignments, checkpoints
+        self._on_message, self._fail = on_message, fail
         self._limits = Limits(state.spec.budget)
         self.reports = 0
         self.slot_of: dict[str, str] = {}  # trial -> the slot of its newest attempt
@@ -52,25 +117,37 @@ class Events:
         self._aside = {live.id for live in waiting(state.live.values())}  # set aside, and no outcome known here yet
         self._released: set[str] = set()  # trials whose last result Tune has been given
 
-    def take(self, event: Event) -> list[Answer]:
-        """Tells the state of one event."""
-        answers: list[Answer] = getattr(self, f"_on_{event['event']}")(event)
-        return answers
+    def handle(self, event: MailboxEvent) -> list[Command]:
+        """Handles one event; returns the commands for the mailbox."""
+        match event:
+            case ReportReceived():
+                return self._on_report(event.trial, event.attempt, pickle.loads(event.report))
+            case AssignmentStarted():
+                self._on_started(event)
+            case AssignmentEnded():
+                return self._on_ended(event)
+            case AssignmentLost():
+                return self._on_lost(event)
+            case SlotReady():
+                self._pool.mark_ready(event.slot, event.workers)
+            case SlotIdle():
+                self._pool.kill(event.slot)
+        return []
 
-    def overdue(self) -> list[Answer]:
+    def check_limits(self) -> list[Command]:
         """Ends trials over their time limit, and gives up the slots of silent ones."""
-        answers: list[Answer] = []
+        commands: list[Command] = []
+        budget = self._state.spec.budget
         for trial, limit in self._limits.exceeded():
             if limit == "time":
-                minutes = self._state.spec.budget.trial_minutes or 0.0
-                if (outcome := self._state.out_of_time(trial, minutes)) is not None:
-                    answers += self._conclude(trial, outcome, running=True)
+                if (outcome := self._state.out_of_time(trial, budget.trial_minutes or 0.0)) is not None:
+                    commands += self._conclude(trial, outcome, running=True)
             else:
                 slot = self.slot_of[trial]
                 self._limits.ended(trial)
                 self._pool.kill(slot)
-                answers.append(("lose", slot, f"no report for {self._state.spec.budget.stall_minutes:g} minutes"))
-        return answers
+                commands.append(LoseSlot(slot, f"no report for {budget.stall_minutes:g} minutes"))
+        return commands
 
     def drawn(self, trial: str) -> None:
         """The trial is to begin, or is back from probation."""
@@ -82,33 +159,19 @@ class Events:
             self._aside.discard(trial)
             self._checkpoints.ended(trial, self._state.outcomes[trial])
 
-    # --- slots -----------------------------------------------------------------------------------------------------
+    # --- events ----------------------------------------------------------------------------------------------------
 
-    def _on_slot(self, event: Event) -> list[Answer]:
-        self._pool.said_hello(event["slot"], event["ranks"])
-        return []
+    def _on_started(self, event: AssignmentStarted) -> None:
+        self._limits.began(event.trial)
+        self.slot_of[event.trial] = event.slot
+        self._state.started(event.trial, event.slot, event.worker.host, event.worker.pid)
 
-    def _on_idle(self, event: Event) -> list[Answer]:
-        """A slot without a trial, on a node that is drained."""
-        self._pool.kill(event["slot"])
-        return []
-
-    # --- trials ----------------------------------------------------------------------------------------------------
-
-    def _on_started(self, event: Event) -> list[Answer]:
-        trial = event["trial"]
-        self._limits.began(trial)
-        self.slot_of[trial] = event["slot"]
-        self._state.started(trial, event["slot"], event["info"]["host"], event["info"]["pid"])
-        return []
-
-    def _on_report(self, event: Event) -> list[Answer]:
-        trial, attempt, state = event["trial"], event["attempt"], self._state
+    def _on_report(self, trial: str, attempt: int, reported: Reported) -> list[Command]:
+        state = self._state
         self.reports += 1
         self._limits.heard(trial)
-        reported = _reported(event["reported"])
         if reported.note:
-            self._note(f"trial {trial}: {reported.note}")
+            self._on_message(f"trial {trial}: {reported.note}")
         decided = state.reported(trial, attempt, reported)
         if decided is not None and decided["line"] == "suspended":
             return self._set_aside(trial)
@@ -121,75 +184,76 @@ class Events:
             self._checkpoints.reported(trial, live.judged.reports, live.judged.best)
         if state.objectives[0] not in reported.metrics:
             return []
-        told = {name: reported.metrics[name] for name in state.objectives if name in reported.metrics}
-        result = {**told, "full_beta_epochs": reported.full_beta_epochs, "decision": "continue"}
-        return [("release", trial, result)]
+        values = {name: reported.metrics[name] for name in state.objectives if name in reported.metrics}
+        result = {**values, "full_beta_epochs": reported.full_beta_epochs, "decision": "continue"}
+        return [ReleaseResult(trial, result)]
 
-    def _on_end(self, event: Event) -> list[Answer]:
-        trial, how = event["trial"], event["how"]
+    def _on_ended(self, event: AssignmentEnded) -> list[Command]:
+        trial, ending = event.trial, event.result.ending
         self._limits.ended(trial)
         live = self._state.live.get(trial)
         if live is not None and live.suspended is not None:
             self._has_left(trial)
-            if event["drained"]:
-                self._pool.kill(event["slot"])
+            if event.drained:
+                self._pool.kill(event.slot)
             return []
-        if how == "unresumable":
-            return self._without_its_checkpoint(live, event["detail"]) if live is not None else []
-        if event["drained"]:
-            self._pool.kill(event["slot"])
+        if ending is Ending.UNRESUMABLE:
+            return self._without_its_checkpoint(live, event.result) if live is not None else []
+        if event.drained:
+            self._pool.kill(event.slot)
         outcome = self._state.outcomes.get(trial)
-        if event["drained"] and outcome is None and how == "stopped":
-            self._state.lost(trial, event["attempt"], "its node was drained", moved=True)
-            self._note(f"trial {trial}: its node is drained; it goes on from the checkpoint that it left")
-            return [("again", self._attempts.work(self._state.live[trial]))]
-        outcome = outcome or self._ended_by_itself(event)
+        if event.drained and outcome is None and ending is Ending.STOPPED:
+            self._state.lost(trial, event.attempt, "its node was drained", moved=True)
+            self._on_message(f"trial {trial}: its node is drained; it goes on from the checkpoint that it left")
+            return [RequeueTrial(self._assignments.next_attempt(self._state.live[trial]))]
+        outcome = outcome or self._outcome_of(event)
         if outcome is None:
             return []
-        answers = self._conclude(trial, outcome)
+        commands = self._conclude(trial, outcome)
         self._checkpoints.ended(trial, outcome)
-        return answers
+        return commands
 
-    def _without_its_checkpoint(self, live: LiveTrial, detail: dict[str, Any]) -> list[Answer]:
+    def _without_its_checkpoint(self, live: LiveTrial, result: AttemptResult) -> list[Command]:
         """The workers could not read the checkpoint that the trial was to go on from: it goes on from an older one."""
         if not (source := live.resume_point):
             return []
-        damaged = source["checkpoint"]
-        self._state.forget_checkpoint(live.id, damaged)
-        how = "missing" if detail.get("missing") else "damaged"
-        return [("again", self._attempts.work(live, f"checkpoint {damaged} is {how}"))]
+        checkpoint = source["checkpoint"]
+        self._state.forget_checkpoint(live.id, checkpoint)
+        how = "missing" if result.checkpoint_missing else "damaged"
+        return [RequeueTrial(self._assignments.next_attempt(live, f"checkpoint {checkpoint} is {how}"))]
 
-    def _ended_by_itself(self, event: Event) -> Line | None:
-        """The outcome of a trial whose trainer returned or raised; None where it only did as it was told."""
-        trial, attempt, detail = event["trial"], event["attempt"], event["detail"]
-        if event["how"] == "finished":
-            return self._state.finished(trial, attempt)
-        if event["how"] != "raised":
+    def _outcome_of(self, event: AssignmentEnded) -> Line | None:
+        """The outcome of a trial whose trainer returned or raised; None where it only stopped when it was told to."""
+        result = event.result
+        if result.ending is Ending.FINISHED:
+            return self._state.finished(event.trial, event.attempt)
+        if result.ending is not Ending.RAISED:
             return None
-        outcome = self._state.raised(trial, attempt, detail["error"], detail["kind"])
-        if detail["kind"] == "bad input" and not self.reports:  # no trial can do better: the data is at fault
-            self._fail(BadInput(re.sub(r"^rank \d+: ", "", detail["error"])))
+        error, kind = result.error or "", result.error_kind or "exception"
+        outcome = self._state.raised(event.trial, event.attempt, error, kind)
+        if kind == "bad input" and not self.reports:  # no trial can do better: the data is at fault
+            self._fail(BadInput(re.sub(r"^rank \d+: ", "", error)))
         return outcome
 
-    def _on_lost(self, event: Event) -> list[Answer]:
-        trial, attempt = event["trial"], event["attempt"]
+    def _on_lost(self, event: AssignmentLost) -> list[Command]:
+        trial = event.trial
         self._limits.ended(trial)
         live = self._state.live.get(trial)
         if live is not None and live.suspended is not None:
             self._has_left(trial)
             return []
         known = trial in self._state.outcomes
-        outcome = self._state.lost(trial, attempt, event["reason"])
+        outcome = self._state.lost(trial, event.attempt, event.reason)
         if outcome is None:
-            self._note(f"trial {trial}: {event['reason']}; it goes on from its last checkpoint")
-            return [("again", self._attempts.work(self._state.live[trial]))]
-        answers = [] if known else self._conclude(trial, outcome)
+            self._on_message(f"trial {trial}: {event.reason}; it goes on from its last checkpoint")
+            return [RequeueTrial(self._assignments.next_attempt(self._state.live[trial]))]
+        commands = [] if known else self._conclude(trial, outcome)
         self._checkpoints.ended(trial, outcome)
-        return answers
+        return commands
 
     # --- what was decided ------------------------------------------------------------------------------------------
 
-    def _conclude(self, trial: str, outcome: Line, running: bool = False) -> list[Answer]:
+    def _conclude(self, trial: str, outcome: Line, running: bool = False) -> list[Command]:
         """What workers (if they are `running`) and Tune have to hear of an outcome; nothing the second time."""
         if trial in self._released:
             return []
@@ -200,25 +264,17 @@ class Events:
             result["decision"] = "stop"
         elif outcome["outcome"] not in ("collapsed", "diverged"):
             result["done"] = True
-        stop = ("stop", trial, f"{outcome['outcome']} {outcome['kind'] or ''}".strip())
-        return [*([stop] if running else []), ("release", trial, result)]
+        stop = StopTrial(trial, f"{outcome['outcome']} {outcome['kind'] or ''}".strip())
+        return [*([stop] if running else []), ReleaseResult(trial, result)]
 
-    def _set_aside(self, trial: str) -> list[Answer]:
+    def _set_aside(self, trial: str) -> list[Command]:
         """A condemned trial leaves its slot, and may come back. Its workers stop as for a verdict; it goes on from its
         last checkpoint, so that what follows does not depend on when they heard of it."""
         self.leaving.add(trial)
         self._aside.add(trial)
-        return [("stop", trial, "set aside"), ("release", trial, {"outcome": "suspended", "done": True})]
+        return [StopTrial(trial, "set aside"), ReleaseResult(trial, {"outcome": "suspended", "done": True})]
 
     def _has_left(self, trial: str) -> None:
         """The workers of a trial that was set aside are out of it; if it comes back its time begins anew."""
         self._limits.afresh(trial)
         self.leaving.discard(trial)
-
-
-_KNOWN = frozenset(item.name for item in fields(Reported))
-
-
-def _reported(fields_: dict[str, Any]) -> Reported:
-    values = {key: value for key, value in fields_.items() if key in _KNOWN}
-    return Reported(**{**values, "nonfinite": tuple(values.get("nonfinite", ()))})

@@ -1,8 +1,8 @@
-"""What a sweep will do, before anything starts: trials, slots, rules, and how long it takes from two timed steps.
+"""Says what a sweep will run and what it needs, before anything starts, and estimates how long it takes.
 
-The estimate trains typical configs of the space for a moment (step_timing.py), and then plays the sweep's trials
-through the real rungs with random values: how long trials live under successive halving is arithmetic, only how many
-collapse is not known beforehand (they make it shorter).
+The estimate times typical configs of the space for a moment (`step_timing`), and then plays the sweep's trials through
+the real rungs with random values: how long trials live under successive halving is arithmetic. How many collapse is not
+known beforehand; each that does makes the sweep shorter.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from buttress.errors import BadInput
 from buttress.execution.ray_session import free_resources
-from buttress.execution.setup import load, resolve_rules, said_of
+from buttress.execution.setup import load, located_in, resolve_rules
 from buttress.execution.step_timing import Timing, measure
 from buttress.search.building import build
 from buttress.search.halving import Rungs
@@ -28,18 +28,23 @@ from buttress.training.cache import cached
 if TYPE_CHECKING:
     from rich.table import Table
 
-#: From the start of Ray to the first step of a trial, measured on two cores; paid once per sweep.
-START_S = 15.0
-#: Draws from which the typical config and the distribution of epochs are taken.
-DRAWS = 200
-#: How long a family's forecast may look at them, in seconds.
-FORECAST_S = 5.0
+#: Seconds from the start of Ray to the first step of a trial, measured on two cores; paid once per sweep.
+SWEEP_START_S = 15.0
+#: Random draws from which typical configs and the distribution of epochs are taken.
+SAMPLED_DRAWS = 200
+#: Seconds that a family's forecast may take for all of them.
+MAX_FORECAST_S = 5.0
 
 
 @dataclass(frozen=True)
-class Foreseen:
-    """Of random draws: the share expected to collapse (None: the family gives no verdict), and what was said of some,
-    at least of one that collapses and of one that does not."""
+class ForecastSummary:
+    """What a family's forecast says of random draws.
+
+    Attributes:
+        share: Share that is expected to collapse, 0 to 1; None where the family gives no verdict.
+        draws: Number of draws looked at.
+        examples: What was said of some, at least of one that collapses and of one that does not.
+    """
 
     share: float | None
     draws: int
@@ -48,47 +53,79 @@ class Foreseen:
 
 @dataclass(frozen=True)
 class Plan:
+    """What a sweep will run, what it needs, and how long it is expected to take.
+
+    Attributes:
+        name: The sweep's name.
+        trainable: Name of the trainable.
+        trials: Budget in trials; None where it is not in trials.
+        objectives: Metric and direction of each.
+        searched: Path of each searched parameter -> its range in words.
+        refused: Share of random draws that violate a requirement, 0 to 1.
+        forecast: What random draws are expected to end as; None where the family has no forecast.
+        warm_start: What earlier sweeps would teach the sampler, in words.
+        rules: Name of each rule -> its action.
+        epochs: Smallest and largest budget of a trial.
+        workers: Workers of a trial.
+        slots: Trials at once.
+        needs: Amounts of `CPU` and `GPU` that a trial needs.
+        free: Amounts of `CPU` and `GPU` that are free.
+        timing: Measured on this machine; None without timing.
+        seconds: Estimate for the whole sweep.
+        longest_seconds: The same if no trial were stopped early.
+    """
+
     name: str
     trainable: str
     trials: int | None
     objectives: tuple[tuple[str, str], ...]
     searched: dict[str, str]
-    refused: float  # share of draws that violate a requirement
-    forecast: Foreseen | None  # what draws are expected to end as; None where the family has no forecast
-    warm_start: str | None  # what earlier sweeps would teach this one
-    rules: dict[str, str]  # name -> action
-    epochs: tuple[int, int]  # smallest and largest budget of a trial
+    refused: float
+    forecast: ForecastSummary | None
+    warm_start: str | None
+    rules: dict[str, str]
+    epochs: tuple[int, int]
     workers: int
     slots: int
     needs: dict[str, float]
     free: dict[str, float]
     timing: Timing | None
-    seconds: float | None  # the whole sweep
-    longest_seconds: float | None  # if no trial were stopped early
+    seconds: float | None
+    longest_seconds: float | None
 
     def to_dict(self) -> dict[str, Any]:
+        """As plain values."""
         return asdict(self)
 
     def __rich__(self) -> Table:
-        return drawn(self)
+        return plan_table(self)
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
         """As a notebook shows it."""
-        return drawn(self)._repr_mimebundle_(include or (), exclude or ())
+        return plan_table(self)._repr_mimebundle_(include or (), exclude or ())
 
 
-def make(spec: SweepSpec, *, address: str | None = None, timing: bool = True) -> Plan:
-    """The plan of a spec; raises BadInput for everything that would keep the sweep from running."""
+def make_plan(spec: SweepSpec, *, address: str | None = None, timing: bool = True) -> Plan:
+    """The plan of a sweep.
+
+    Args:
+        spec: The sweep.
+        address: Of a running Ray cluster; None: the sweep would run on this machine.
+        timing: Whether to time typical trials.
+
+    Raises:
+        BadInput: Whatever would keep the sweep from running.
+    """
     spec, trainable = load(spec)
     rules = resolve_rules(spec)
-    taught = sentence(gathered(resolved(spec), trainable)) if spec.warm_start else None
-    configs, refused = typical(spec, trainable)
+    warm_start = sentence(gathered(resolved(spec), trainable)) if spec.warm_start else None
+    configs, refused = sample_configs(spec, trainable)
     schedules = [trainable.schedule(config) for config in configs]
     free = free_resources(address)
-    from buttress.execution.worker_pool import concurrency  # after `free_resources`: it imports Ray
+    from buttress.execution.worker_pool import resolve_concurrency  # after `free_resources`: it imports Ray
 
-    with said_of(spec):
-        slots = concurrency(spec.resources, [free])
+    with located_in(spec):
+        slots = resolve_concurrency(spec.resources, [free])
     timed = measure(spec, configs, slots) if timing else None
     trials = spec.budget.trials or spec.budget.healthy
     seconds = longest = None
@@ -96,11 +133,11 @@ def make(spec: SweepSpec, *, address: str | None = None, timing: bool = True) ->
         own = [schedules[number % len(schedules)] for number in range(trials)]
         at_once = max(1, min(slots, trials))
 
-        def took(epochs: Iterable[int]) -> float:
+        def duration_of(epochs: Iterable[int]) -> float:
             run = (timed.trial(n, each.full_beta_epochs(n)) for n, each in zip(epochs, own, strict=True))
-            return START_S + timed.data_s + sum(run) / at_once
+            return SWEEP_START_S + timed.data_s + sum(run) / at_once
 
-        seconds, longest = took(epochs_of_sweep(spec, own)), took(each.epochs for each in own)
+        seconds, longest = duration_of(epochs_of_sweep(spec, own)), duration_of(each.epochs for each in own)
         if spec.budget.hours:
             seconds, longest = min(seconds, spec.budget.hours * 3600), min(longest, spec.budget.hours * 3600)
     return Plan(
@@ -108,10 +145,10 @@ def make(spec: SweepSpec, *, address: str | None = None, timing: bool = True) ->
         trainable=spec.trainable,
         trials=spec.budget.trials,
         objectives=tuple((objective.metric, str(objective.direction)) for objective in spec.objectives),
-        searched={path: described(parameter) for path, parameter in spec.search.items()},
+        searched={path: describe_parameter(parameter) for path, parameter in spec.search.items()},
         refused=refused,
-        forecast=foreseen(trainable, configs),
-        warm_start=taught,
+        forecast=summarise_forecasts(trainable, configs),
+        warm_start=warm_start,
         rules={name: rule.get("action", "kill") for name, rule in rules.to_dict()["rules"].items()},
         epochs=(min(each.epochs for each in schedules), max(each.epochs for each in schedules)),
         workers=spec.resources.workers,
@@ -127,40 +164,39 @@ def make(spec: SweepSpec, *, address: str | None = None, timing: bool = True) ->
     )
 
 
-def typical(spec: SweepSpec, trainable: Any) -> tuple[list[Any], float]:
+def sample_configs(spec: SweepSpec, trainable: Any) -> tuple[list[Any], float]:
     """Configs of random draws that the sweep would run, and the share of draws that it would refuse."""
     rng = random.Random(spec.seed)
     configs, refused, reason = [], 0, ""
-    for _ in range(DRAWS):
+    for _ in range(SAMPLED_DRAWS):
         config, why = build(spec, trainable, trial_config.sample(spec, rng, trainable.Config), spec.seed_of(0))
         if config is None or why is not None:
             refused, reason = refused + 1, str(why)
         else:
             configs.append(config)
     if not configs:
-        raise BadInput(f"none of {DRAWS} draws can run: {reason}", where=spec.where, key="search")
-    return configs, refused / DRAWS
+        raise BadInput(f"none of {SAMPLED_DRAWS} draws can run: {reason}", where=spec.where, key="search")
+    return configs, refused / SAMPLED_DRAWS
 
 
-def foreseen(trainable: Any, configs: Sequence[Any]) -> Foreseen | None:
-    """What the family's `forecast` says of configs, as many as `FORECAST_S` allows; None without one."""
+def summarise_forecasts(trainable: Any, configs: Sequence[Any]) -> ForecastSummary | None:
+    """What the family's `forecast` says of configs, as many as `MAX_FORECAST_S` allows; None without one."""
     if not hasattr(trainable, "forecast"):
         return None
     forecasts, until = [], inf
     for config in configs:
         forecasts.append(trainable.forecast(config, cached))
-        until = min(until, time.monotonic() + FORECAST_S)  # from the second on: the first may have to read the data
+        until = min(until, time.monotonic() + MAX_FORECAST_S)  # from the second on: the first may have to read the data
         if time.monotonic() > until:
             break
     known = [each.collapses for each in forecasts if each.collapses is not None]
     by_verdict = {each.collapses: each.why for each in forecasts}
     examples = by_verdict.values() if known else (forecasts[0].why, forecasts[-1].why)
-    return Foreseen(sum(known) / len(known) if known else None, len(forecasts), tuple(examples))
+    return ForecastSummary(sum(known) / len(known) if known else None, len(forecasts), tuple(examples))
 
 
 def epochs_of_sweep(spec: SweepSpec, schedules: Sequence[Any]) -> list[int]:
-    """Epochs that trials of these schedules would run if values were random and nothing collapsed: the real rungs
-    decide."""
+    """Epochs that trials of these schedules would run, with random values in the real rungs and without collapses."""
     rng = random.Random(spec.seed)
     asha = spec.scheduler.kind == "asha"
     rungs = Rungs(spec.scheduler.first, spec.scheduler.factor, "max") if asha else None
@@ -177,7 +213,8 @@ def epochs_of_sweep(spec: SweepSpec, schedules: Sequence[Any]) -> list[int]:
     return run
 
 
-def described(parameter: Any) -> str:
+def describe_parameter(parameter: Any) -> str:
+    """A searched parameter's range in words."""
     from buttress.wording import number
 
     if parameter.kind == "choice":
@@ -188,8 +225,8 @@ def described(parameter: Any) -> str:
     return text + (f", when {parameter.when}" if parameter.when else "")
 
 
-def drawn(plan: Plan) -> Table:
-    """The plan as a person reads it."""
+def plan_table(plan: Plan) -> Table:
+    """The plan as a table for people."""
     from rich.table import Table
 
     from buttress.wording import duration, percent

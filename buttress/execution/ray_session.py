@@ -1,4 +1,4 @@
-"""The Ray that a sweep runs on: a cluster that is there, or one of its own that ends with it."""
+"""Connects a sweep to Ray: to a running cluster, or to one of its own that ends with the sweep."""
 
 from __future__ import annotations
 
@@ -25,17 +25,22 @@ def prepare_environment() -> None:
 
 @contextlib.contextmanager
 def connected(address: str | None = None) -> Iterator[Any]:
-    """`ray`, connected: to what this process uses already, to the cluster at `address`, or to a new one of its own."""
+    """Connects to Ray for the duration of the context and yields the module `ray`.
+
+    Args:
+        address: Address of a running cluster; None starts Ray on this machine. A process that is connected already
+            stays so, whatever the address.
+    """
     prepare_environment()
     import ray
 
     logging.getLogger("ray.tune").setLevel(logging.ERROR)  # it misses the result files that are switched off
     logging.getLogger("ray.tune.tune").setLevel(logging.CRITICAL)  # and a snapshot, on a full disk, that nobody reads
     common: dict[str, Any] = {"namespace": NAMESPACE, "log_to_driver": False, "logging_level": logging.ERROR}
-    if ray.is_initialized():  # somebody else's, left as it is
+    if ray.is_initialized():  # the caller's, left as it is
         yield ray
         return
-    with _own_sigterm():
+    with _preserved_sigterm_handler():
         if address:
             ray.init(address=address, **common)
         else:
@@ -47,8 +52,8 @@ def connected(address: str | None = None) -> Iterator[Any]:
 
 
 @contextlib.contextmanager
-def _own_sigterm() -> Iterator[None]:
-    """Keeps this process's own reaction to SIGTERM, if it has one: `ray.init` would put Ray's in its place.
+def _preserved_sigterm_handler() -> Iterator[None]:
+    """Keeps this process's own handler of SIGTERM, if it has one: `ray.init` would replace it by Ray's.
 
     Ray's drains the node for up to half a minute, then kills everything and leaves with exit code 1.
     """
@@ -58,22 +63,30 @@ def _own_sigterm() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def settled_resources(ray: Any, wait_s: float = 5.0) -> dict[str, float]:
-    """What is free on the cluster, once a sweep that has just ended has given back what it held.
+def wait_for_released_resources(ray: Any, timeout_s: float = 5.0) -> None:
+    """Waits until all CPUs and GPUs of the cluster are free: a sweep that has just ended may still hold some.
 
-    A cluster that is partly taken for other reasons is waited for in vain, for `wait_s`.
+    Args:
+        ray: The module, connected.
+        timeout_s: Seconds after which what is taken counts as taken for other reasons.
     """
-    deadline = time.monotonic() + wait_s
-    while True:
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
         free, total = ray.available_resources(), ray.cluster_resources()
-        taken = any(free.get(kind, 0.0) < total.get(kind, 0.0) - 1e-6 for kind in ("CPU", "GPU"))
-        if not taken or time.monotonic() > deadline:
-            return dict(free)
+        if all(free.get(kind, 0.0) >= total.get(kind, 0.0) - 1e-6 for kind in ("CPU", "GPU")):
+            return
         time.sleep(0.2)
 
 
 def free_resources(address: str | None = None) -> dict[str, float]:
-    """CPUs and GPUs that a sweep would find: of the cluster at `address`, else of this machine (no Ray is started)."""
+    """CPUs and GPUs that a sweep would find free.
+
+    Args:
+        address: Of a running cluster; None: this machine, on which Ray is not started.
+
+    Returns:
+        Amounts of `CPU` and `GPU`.
+    """
     prepare_environment()
     if address is None:
         import torch

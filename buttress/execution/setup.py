@@ -1,4 +1,4 @@
-"""What a sweep begins with: the checks that need no cluster, the rules in force, and the journal's header."""
+"""Checks a spec, resolves its rules and builds the journal's header; needs no cluster."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from buttress.training.trainable import Trainable
 
 
 @contextlib.contextmanager
-def said_of(spec: SweepSpec) -> Iterator[None]:
-    """An error about a key of the spec is said to stand where that key was given."""
+def located_in(spec: SweepSpec) -> Iterator[None]:
+    """Adds to an error about a key of the spec the file and line in which that key was given."""
     try:
         yield
     except BadInput as error:
@@ -33,7 +33,7 @@ def said_of(spec: SweepSpec) -> Iterator[None]:
 
 def load(spec: SweepSpec) -> tuple[SweepSpec, Trainable[Any]]:
     """The spec, checked against its trainable, and the trainable; raises BadInput where they do not fit."""
-    with said_of(spec):
+    with located_in(spec):
         trainable = registry.load(spec.trainable)
     return validation.check(spec, trainable), trainable
 
@@ -51,7 +51,7 @@ def resolve_rules(spec: SweepSpec) -> RuleSet:
     else:
         accepted = f"{', '.join(registry.rules_names())}, or a rules file (.yaml)"
         raise spec.error("no such rules", key="rules.extends", value=extends, accepted=accepted)
-    with said_of(spec):
+    with located_in(spec):
         return rules.override(overrides)
 
 

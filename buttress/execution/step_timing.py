@@ -1,9 +1,9 @@
-"""How long a sweep's epochs take on this machine: the first epochs of typical trials, timed with a clock.
+"""Times the first epochs of typical trials of a sweep on this machine.
 
-In come a spec's configs; out comes a `Timing`. As many trials as the sweep will have slots (and this machine has cores
-for) train at once, each a different draw of the space, because two trials share caches and memory and draws differ in
-size. They stop when their objective has been reported twice: it may be far dearer than an epoch (a mixture is fitted,
-samples are drawn), many trainables only compute it now and then, and the first time pays for what it imports.
+As many trials as the sweep will have slots (and this machine has cores for) train at once, each a different draw of the
+space, because concurrent trials share caches and memory, and draws differ in size. They stop when their objective has
+been reported twice: it may cost far more than an epoch (a mixture is fitted, samples are drawn), many trainables
+compute it only now and then, and the first time includes imports.
 """
 
 from __future__ import annotations
@@ -25,36 +25,46 @@ from buttress.spec.spec import SweepSpec
 from buttress.training import registry
 from buttress.training.trainable import Reported
 
-#: How long a trial may be timed, in seconds.
-TIMING_S = 20.0
-#: Objectives that are waited for, unless time is up.
-OBJECTIVES = 2
-#: Steps that are timed one by one, after the first (which pays for caches).
-STEPS = 3
-#: Steps shorter than this are disturbed by a report each.
+#: Seconds for which a trial may be timed.
+MAX_TIMING_S = 20.0
+#: Reports with the objective that are waited for, unless time is up.
+TIMED_OBJECTIVES = 2
+#: Steps that are timed one by one, after the first (which fills caches).
+TIMED_STEPS = 3
+#: Seconds; steps shorter than this are disturbed by a report each.
 SHORT_STEP_S = 0.05
-#: What validation adds to an epoch, as a share of its steps, where none could be timed.
-VALIDATION = 0.2
+#: What validation adds to an epoch, as a share of its steps' time, where none could be timed.
+VALIDATION_SHARE = 0.2
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of one trial among the others that run at the same time."""
+    """Seconds of one trial among the others that run at the same time.
+
+    Attributes:
+        step_s: One optimiser step.
+        steps_per_epoch: Number of them.
+        epoch_s: One epoch with reports and validation, without the objective where not every epoch has it.
+        data_s: Until the first step: reading data, building the model.
+        objective_s: What the objective adds to an epoch.
+        objective_every: Full-beta epochs between two objectives.
+        at_once: Trials that were timed together.
+    """
 
     step_s: float
     steps_per_epoch: int
-    epoch_s: float  # with reports and validation, without the objective where that is not in every epoch
-    data_s: float  # until the first step: reading data, building the model
-    objective_s: float = 0.0  # what the objective adds to an epoch
-    objective_every: int = 1  # full-beta epochs between two objectives
-    at_once: int = 1  # trials that were timed together
+    epoch_s: float
+    data_s: float
+    objective_s: float = 0.0
+    objective_every: int = 1
+    at_once: int = 1
 
     def trial(self, epochs: int, full_beta_epochs: int) -> float:
-        """Seconds of a trial of so many epochs, so many of them at full beta."""
+        """Seconds of a trial of `epochs` epochs, `full_beta_epochs` of them at full beta."""
         return epochs * self.epoch_s + full_beta_epochs // self.objective_every * self.objective_s
 
 
-class _Clock:
+class _TimingSink:
     """A sink that collects reports and ends the training once it knows enough."""
 
     def __init__(self, objectives: Sequence[str], *, steps_only: bool) -> None:
@@ -64,31 +74,38 @@ class _Clock:
 
     def send(self, reported: Reported) -> None:
         self.reports.append(reported)
-        late = time.monotonic() - self._began > TIMING_S
+        late = time.monotonic() - self._began > MAX_TIMING_S
         if self._steps_only:
-            short = len(self.reports) > STEPS and read(self.reports, self._objectives).step_s < SHORT_STEP_S
+            short = len(self.reports) > TIMED_STEPS and timing_of(self.reports, self._objectives).step_s < SHORT_STEP_S
             known = reported.epoch >= 1 or short
         else:
-            known = sum(_has(each, self._objectives) for each in self.reports) >= OBJECTIVES
-        self.stop = self.stop or known or (late and len(self.reports) > STEPS)
+            known = sum(_has(each, self._objectives) for each in self.reports) >= TIMED_OBJECTIVES
+        self.stop = self.stop or known or (late and len(self.reports) > TIMED_STEPS)
 
 
 def measure(spec: SweepSpec, configs: Sequence[Any], slots: int) -> Timing:
-    """Times draws of a spec with their real worker count, up to `slots` at once; `configs` are what the sweep may run.
+    """Times draws of a spec with their real worker count.
 
     A report after every step times the steps. Where a step is so short that this would distort an epoch, whole epochs
-    are timed, with the reports that the sweep will have. Raises what the trainable raises, and BadInput where no epoch
-    ends in time and its length cannot be told.
+    are timed, with the reports that the sweep will have.
+
+    Args:
+        spec: The sweep.
+        configs: Configs that it may run, at least one.
+        slots: Trials that it will run at once.
+
+    Raises:
+        BadInput: No epoch ended in time, and its length is not known. What the trainable raises is passed on.
     """
     objectives = [objective.metric for objective in spec.objectives]
     middle = configs[len(configs) // 2]
-    timing = read(_watched(spec, middle, steps_only=True), objectives)
+    timing = timing_of(_timed_reports(spec, middle, steps_only=True), objectives)
     if timing.step_s >= SHORT_STEP_S:
         return timing
     cores = os.cpu_count() or 1
     at_once = max(1, min(slots, cores // spec.resources.workers))
     chosen = [configs[(2 * number + 1) * len(configs) // (2 * at_once)] for number in range(at_once)]
-    timings = [read(reports, objectives) for reports in _together(spec, chosen)]
+    timings = [timing_of(reports, objectives) for reports in _train_at_once(spec, chosen)]
 
     def mean(name: str) -> float:
         return statistics.fmean(getattr(each, name) for each in timings)
@@ -104,65 +121,69 @@ def measure(spec: SweepSpec, configs: Sequence[Any], slots: int) -> Timing:
     )
 
 
-def _together(spec: SweepSpec, configs: Sequence[Any]) -> list[list[Reported]]:
+def _train_at_once(spec: SweepSpec, configs: Sequence[Any]) -> list[list[Reported]]:
     """Reports of configs that train at the same time, each in a process of its own unless it is alone."""
     if len(configs) == 1:
-        return [_watched(spec, configs[0])]
+        return [_timed_reports(spec, configs[0])]
     context = multiprocessing.get_context("spawn")
-    start = context.Barrier(len(configs))
-    with ProcessPoolExecutor(len(configs), context, initializer=_meet, initargs=(start,)) as pool:
-        running = [pool.submit(_watched_at_once, spec, config) for config in configs]
+    barrier = context.Barrier(len(configs))
+    with ProcessPoolExecutor(len(configs), context, initializer=_set_barrier, initargs=(barrier,)) as pool:
+        running = [pool.submit(_timed_reports_of_process, spec, config) for config in configs]
         return [each.result() for each in running]
 
 
-_start: Any = None
+_barrier: Any = None
 
 
-def _meet(start: Any) -> None:
-    global _start
-    _start = start
+def _set_barrier(barrier: Any) -> None:
+    global _barrier
+    _barrier = barrier
 
 
-def _watched_at_once(spec: SweepSpec, config: Any) -> list[Reported]:
-    """In a process of its own: begins when the others are ready too."""
-    from buttress.training.local_run import train  # noqa: F401  (what takes long to import comes before the meeting)
+def _timed_reports_of_process(spec: SweepSpec, config: Any) -> list[Reported]:
+    """In a process of its own: begins when the others are ready, too."""
+    from buttress.training.local_run import train  # noqa: F401  (what takes long to import comes before the barrier)
 
     registry.load(spec.trainable)
-    _start.wait(timeout=120)
-    return _watched(spec, config)
+    _barrier.wait(timeout=120)
+    return _timed_reports(spec, config)
 
 
-def _watched(spec: SweepSpec, config: Any, *, steps_only: bool = False) -> list[Reported]:
+def _timed_reports(spec: SweepSpec, config: Any, *, steps_only: bool = False) -> list[Reported]:
     from buttress.training.local_run import train
 
     if steps_only and hasattr(config, "buttress"):
         config = config.model_copy(update={"buttress": config.buttress.model_copy(update={"report_every": 1})})
-    clock = _Clock([objective.metric for objective in spec.objectives], steps_only=steps_only)
+    sink = _TimingSink([objective.metric for objective in spec.objectives], steps_only=steps_only)
     with tempfile.TemporaryDirectory() as folder:
-        train(config, registry.load(spec.trainable), Path(folder), sink=clock, workers=spec.resources.workers)
-    return clock.reports
+        train(config, registry.load(spec.trainable), Path(folder), sink=sink, workers=spec.resources.workers)
+    return sink.reports
 
 
-def read(reports: Sequence[Reported], objectives: Sequence[str]) -> Timing:
-    """The timing that the first reports of a training give."""
+def timing_of(reports: Sequence[Reported], objectives: Sequence[str]) -> Timing:
+    """The timing that the first reports of a training give.
+
+    Raises:
+        BadInput: No epoch has ended, and no report says how far it came.
+    """
     step_s, data_s = _steps(reports)
     ends = _ends(reports)
     if not ends:
-        return _unended(reports, step_s, data_s)
+        return _unfinished_epoch(reports, step_s, data_s)
     lengths = [b.seconds - a for a, b in zip([data_s, *(end.seconds for end in ends)], ends, strict=False)]
     seen = [_has(end, objectives) for end in ends]
     plain = [length for length, has in zip(lengths, seen, strict=True) if not has]
-    dear = [length for length, has in zip(lengths, seen, strict=True) if has]
-    dear = dear[1:] or dear  # without the one that paid for imports
+    with_objective = [length for length, has in zip(lengths, seen, strict=True) if has]
+    with_objective = with_objective[1:] or with_objective  # without the one that includes imports
     steps = round(ends[-1].step / ends[-1].epoch)
-    epoch_s = statistics.fmean(plain or dear)
+    epoch_s = statistics.fmean(plain or with_objective)
     first = next((end for end, has in zip(ends, seen, strict=True) if has), None)
     return Timing(
         step_s or epoch_s / steps,
         steps,
         epoch_s,
         data_s,
-        objective_s=max(0.0, statistics.fmean(dear) - epoch_s) if plain and dear else 0.0,
+        objective_s=max(0.0, statistics.fmean(with_objective) - epoch_s) if plain and with_objective else 0.0,
         objective_every=max(1, first.full_beta_epochs) if first is not None and plain else 1,
     )
 
@@ -188,11 +209,11 @@ def _steps(reports: Sequence[Reported]) -> tuple[float, float]:
     return step_s, max(0.0, 2 * ends[0] - ends[1]) if len(ends) > 1 else 0.0
 
 
-def _unended(reports: Sequence[Reported], step_s: float, data_s: float) -> Timing:
-    """Of an epoch that did not end: how far it came tells how long it is."""
+def _unfinished_epoch(reports: Sequence[Reported], step_s: float, data_s: float) -> Timing:
+    """The timing of an epoch that did not end, from how far it came."""
     last = reports[-1] if reports else None
     progress = last.metrics.get("train/progress") if last else None
     if last is None or not progress:
-        raise BadInput(f"no epoch ended within {TIMING_S:g} s, so its length is not known", accepted="--no-timing")
+        raise BadInput(f"no epoch ended within {MAX_TIMING_S:g} s, so its length is not known", accepted="--no-timing")
     steps = round(last.step / progress)
-    return Timing(step_s, steps, steps * step_s * (1 + VALIDATION), data_s)
+    return Timing(step_s, steps, steps * step_s * (1 + VALIDATION_SHARE), data_s)

@@ -1,9 +1,9 @@
-"""Warm slots: groups of DDP workers that outlive their trials.
+"""The worker pool of a sweep: warm slots, each a group of DDP workers that outlives its trials.
 
-The driver owns the slots. Each is one `TorchTrainer.fit()` in a thread of the driver, whose workers run `worker.work`
-until the mailbox is closed. Starting a group costs ten seconds and more; a trial that takes a warm slot starts within
-milliseconds. A group whose process died is restarted by Ray Train, and a fit that ended although the sweep goes on is
-started again here. Nothing outlives `close`: waits end, fits return, threads are joined, the mailbox is killed.
+The driver owns the slots. Each is one `fit()` of a Ray Train trainer in a thread of the driver, whose workers run
+`worker.run_worker` until the mailbox is closed. Starting a group takes ten seconds and more; a trial that takes a warm
+slot starts within milliseconds. Ray Train restarts a group whose process died; a fit that ended although the sweep goes
+on is started again here. Nothing outlives `WorkerPool.close`.
 """
 
 from __future__ import annotations
@@ -22,22 +22,31 @@ from ray.train.torch import TorchConfig
 
 from buttress.compat.ray_train import ControllableTrainer
 from buttress.errors import BadInput
-from buttress.execution.worker import work
+from buttress.execution.messages import LoseSlot, WorkerInfo
+from buttress.execution.worker import run_worker
 from buttress.spec.sections import Resources
 from buttress.wording import plural
 
 log = logging.getLogger("buttress.slots")
 
-#: A slot's CPUs less this share is what its workers reserve: Tune's trial actors and the mailbox need a little too.
-SPARE_CPU = 0.01
-#: Starts of one slot in a row that end before its workers said hello, after which the sweep gives up.
-MOST_FAILED_STARTS = 3
-#: Seconds that the workers of a slot take to start where there is room for them, on a slow machine.
-STARTS_WITHIN_S = 60.0
+#: A worker reserves its CPUs less this share: Tune's trial actors and the mailbox need a little, too.
+CPU_MARGIN = 0.01
+#: Starts of one slot in a row that end before its workers are ready, after which the sweep fails.
+MAX_FAILED_STARTS = 3
+#: Seconds within which the workers of a slot are ready where the cluster has free resources for them.
+START_TIMEOUT_S = 60.0
 
 
-def fitting(resources: Resources, nodes: Iterable[Mapping[str, float]]) -> int:
-    """How many slots fit on nodes with this much free: a worker on one node, a slot's workers on several if need be."""
+def count_fitting_slots(resources: Resources, nodes: Iterable[Mapping[str, float]]) -> int:
+    """How many slots fit on a cluster. A worker lies on one node, the workers of a slot on several if need be.
+
+    Args:
+        resources: What a slot needs.
+        nodes: Free resources of each node, `CPU` and `GPU`.
+
+    Returns:
+        Number of slots, possibly 0.
+    """
     needs = {"CPU": resources.cpus_per_worker, "GPU": resources.gpus_per_worker}
     workers = sum(
         min(int((node.get(kind, 0.0) + 1e-6) // need) for kind, need in needs.items() if need > 0) for node in nodes
@@ -45,14 +54,22 @@ def fitting(resources: Resources, nodes: Iterable[Mapping[str, float]]) -> int:
     return workers // resources.workers
 
 
-def concurrency(resources: Resources, nodes: Sequence[Mapping[str, float]]) -> int:
-    """How many slots there will be on nodes with this much free: what fits, at most `resources.concurrency`.
+def resolve_concurrency(resources: Resources, nodes: Sequence[Mapping[str, float]]) -> int:
+    """How many slots a sweep begins with: as many as fit, at most `resources.concurrency`.
 
-    Raises BadInput where not even one fits, naming what is needed and what there is; not so with `autoscale`.
+    Args:
+        resources: What a slot needs, and how many are wanted; with `autoscale` as many as that, whatever fits now.
+        nodes: Free resources of each node, `CPU` and `GPU`.
+
+    Returns:
+        Number of slots, at least 1.
+
+    Raises:
+        BadInput: Not even one fits, or fewer than wanted; says what is needed and what there is.
     """
     if resources.autoscale:
         return int(resources.concurrency)
-    fits = fitting(resources, nodes)
+    fits = count_fitting_slots(resources, nodes)
     if fits < 1:
         needs = {"CPU": resources.cpus_per_worker, "GPU": resources.gpus_per_worker}
         free = {kind: sum(node.get(kind, 0.0) for node in nodes) for kind in needs}
@@ -92,14 +109,22 @@ class _Slot:
     name: str
     thread: threading.Thread
     failed_starts: int = 0
-    ranks: dict[int, dict[str, Any]] | None = None  # None until the workers of the present fit are up
+    workers: Mapping[int, WorkerInfo] | None = None  # rank -> worker; None until those of the present fit are ready
     trainer: ControllableTrainer | None = None
     waits_since: float = 0.0  # when its workers were last asked for
-    told: bool = False  # that it waits for room
+    wait_reported: bool = False  # `pop_long_waiting` has named it
 
 
-class SlotPool:
-    """The slots of one sweep. `fail` is called with an error when a slot cannot be started at all."""
+class WorkerPool:
+    """The slots of one sweep. All methods may be called from any thread.
+
+    Args:
+        mailbox: Handle of the sweep's mailbox.
+        count: Slots to begin with.
+        resources: What each slot needs.
+        folder: Where Ray Train writes; nothing of it is read again.
+        fail: Called with the error when a slot cannot be started at all.
+    """
 
     def __init__(
         self,
@@ -111,130 +136,163 @@ class SlotPool:
     ) -> None:
         self._mailbox, self._resources, self._folder, self._fail = mailbox, resources, folder, fail
         self._closing = threading.Event()
+        self._lock = threading.Lock()  # for all that is in `_slots`; never held while Ray is waited for
         self._slots: dict[str, _Slot] = {}
-        self._make(count)
+        self._create(count)
 
     def __len__(self) -> int:
         return len(self._slots)
 
     def start(self) -> None:
-        for slot in self._slots.values():
-            if not slot.thread.ident:
+        """Starts the workers of all slots that have none yet; returns at once."""
+        with self._lock:
+            created = [slot for slot in self._slots.values() if not slot.thread.ident]
+            for slot in created:
                 slot.waits_since = time.monotonic()
-                slot.thread.start()
+        for slot in created:
+            slot.thread.start()
 
     def add(self, count: int) -> None:
-        """More slots: nodes have joined."""
-        self._make(count)
+        """Adds and starts slots."""
+        self._create(count)
         self.start()
 
-    def _make(self, count: int) -> None:
-        for number in range(len(self._slots), len(self._slots) + count):
-            name = f"slot-{number}"
-            thread = threading.Thread(target=self._keep, args=(name,), name=name, daemon=True)
-            self._slots[name] = _Slot(name, thread)
+    def _create(self, count: int) -> None:
+        with self._lock:
+            for number in range(len(self._slots), len(self._slots) + count):
+                name = f"slot-{number}"
+                thread = threading.Thread(target=self._run_slot, args=(name,), name=name, daemon=True)
+                self._slots[name] = _Slot(name, thread)
 
-    def said_hello(self, slot: str, ranks: dict[int, dict[str, Any]]) -> None:
-        """All workers of the slot are up; `ranks` holds each rank's pid, host, node and actor handle."""
-        entry = self._slots[slot]
-        entry.ranks, entry.failed_starts, entry.told = ranks, 0, False
+    def mark_ready(self, slot: str, workers: Mapping[int, WorkerInfo]) -> None:
+        """All workers of the slot are up; `workers` maps ranks to them."""
+        with self._lock:
+            entry = self._slots[slot]
+            entry.workers, entry.failed_starts, entry.wait_reported = workers, 0, False
 
-    def on(self, nodes: Collection[str]) -> list[str]:
-        """Slots with a worker on one of these nodes."""
-        ranks = {slot.name: list((slot.ranks or {}).values()) for slot in self._slots.values()}
-        return [name for name, held in ranks.items() if any(rank["node"] in nodes for rank in held)]
+    def mark_lost(self, slot: str) -> None:
+        """The workers of the slot are gone or about to go; new ones are asked for."""
+        with self._lock:
+            self._mark_lost(self._slots[slot])
 
-    def gone(self, slot: str) -> None:
-        """The workers of the slot are lost or on their way out; new ones are asked for."""
-        self._slots[slot].ranks, self._slots[slot].waits_since = None, time.monotonic()
+    @staticmethod
+    def _mark_lost(slot: _Slot) -> None:
+        slot.workers, slot.waits_since = None, time.monotonic()
 
-    def working(self) -> int:
-        """Slots that have workers or will have them within seconds, as far as one can tell; at least one."""
+    def slots_on(self, nodes: Collection[str]) -> list[str]:
+        """Slots with a worker on one of these nodes (ids)."""
+        with self._lock:
+            return [
+                slot.name for slot in self._slots.values()
+                if any(worker.node in nodes for worker in (slot.workers or {}).values())
+            ]  # fmt: skip
+
+    def count_usable(self) -> int:
+        """Slots that have workers or will have them within `START_TIMEOUT_S`, as far as one can tell; at least 1."""
         now = time.monotonic()
-        slots = self._slots.values()
-        return max(1, sum(slot.ranks is not None or now - slot.waits_since < STARTS_WITHIN_S for slot in slots))
+        with self._lock:
+            usable = (s.workers is not None or now - s.waits_since < START_TIMEOUT_S for s in self._slots.values())
+            return max(1, sum(usable))
 
-    def waiting(self) -> int:
-        """Slots without workers: they will take room that becomes free."""
-        return sum(slot.ranks is None for slot in self._slots.values())
+    def count_waiting(self) -> int:
+        """Slots without workers: they take resources that become free."""
+        with self._lock:
+            return sum(slot.workers is None for slot in self._slots.values())
 
-    def patience_over(self) -> list[str]:
-        """Slots that have waited for room longer than a start takes, each told once."""
+    def pop_long_waiting(self) -> list[str]:
+        """Slots that have waited for resources longer than `START_TIMEOUT_S`; each wait is named once."""
         now = time.monotonic()
-        found = [
-            slot for slot in self._slots.values()
-            if slot.ranks is None and not slot.told and now - slot.waits_since > STARTS_WITHIN_S
-        ]  # fmt: skip
-        for slot in found:
-            slot.told = True
+        with self._lock:
+            found = [
+                slot for slot in self._slots.values()
+                if slot.workers is None and not slot.wait_reported and now - slot.waits_since > START_TIMEOUT_S
+            ]  # fmt: skip
+            for slot in found:
+                slot.wait_reported = True
         return [slot.name for slot in found]
 
     def kill(self, slot: str) -> None:
-        """Kills the workers of a slot that hangs, or whose node goes; Ray Train starts new ones."""
-        ranks = self._slots[slot].ranks or {}
-        self.gone(slot)
-        for rank in ranks.values():
-            ray.kill(rank["actor"], no_restart=True)
+        """Kills the workers of a slot that hangs, or whose node is about to go; Ray Train starts new ones."""
+        with self._lock:
+            entry = self._slots[slot]
+            workers = list((entry.workers or {}).values())
+            self._mark_lost(entry)
+        for worker in workers:
+            ray.kill(worker.actor, no_restart=True)
 
-    def close(self, deadline_s: float = 10.0) -> list[str]:
+    def close(self, timeout_s: float = 10.0) -> list[str]:
         """Ends every slot: the workers leave their loops by themselves, those that do not in time are killed.
 
-        A slot whose workers are not up yet is not waited for, and a Ctrl-C ends all waiting. Returns the slots that
-        are there nevertheless: Ray must not be shut down under their threads, it would end the process.
+        Workers that are not up yet are not waited for, and a Ctrl-C ends all waiting.
+
+        Args:
+            timeout_s: Seconds for leaving, and as many again for being killed.
+
+        Returns:
+            The slots whose threads still run: Ray must not be shut down under them, it would end the process.
         """
         self._closing.set()
-        end = time.monotonic() + deadline_s
+        deadline = time.monotonic() + timeout_s
+        with self._lock:
+            slots = list(self._slots.values())
         try:
-            ray.get(self._mailbox.close.remote(), timeout=deadline_s)
-            for slot in self._slots.values():
-                if slot.thread.is_alive() and slot.ranks is not None:
-                    slot.thread.join(max(0.0, end - time.monotonic()))
+            ray.get(self._mailbox.close.remote(), timeout=timeout_s)
+            for slot in slots:
+                if slot.thread.is_alive() and slot.workers is not None:
+                    slot.thread.join(max(0.0, deadline - time.monotonic()))
         except KeyboardInterrupt:
             log.warning("not waiting for the workers any longer")
         except Exception as error:
             log.warning("the mailbox could not be closed: %s", error)
-        late = [slot for slot in self._slots.values() if slot.thread.is_alive()]
+        late = [slot for slot in slots if slot.thread.is_alive()]
+        with self._lock:
+            trainers = [slot.trainer for slot in late if slot.trainer is not None]
+        for trainer in trainers:
+            trainer.kill()
         for slot in late:
-            if slot.trainer is not None:
-                slot.trainer.kill()
-        for slot in late:
-            slot.thread.join(deadline_s)
-        if late:
-            ControllableTrainer.cancel_requests([slot.trainer for slot in late if slot.trainer is not None])
+            slot.thread.join(timeout_s)
+        if trainers:
+            ControllableTrainer.cancel_requests(trainers)
         return [slot.name for slot in late if slot.thread.is_alive()]
 
-    def _keep(self, name: str) -> None:
-        """One slot's thread: a fit, and another one should it end before the sweep does."""
+    def _run_slot(self, name: str) -> None:
+        """The thread of one slot: a fit, and another one should it end before the sweep does."""
         slot = self._slots[name]
         while not self._closing.is_set():
             error: BaseException | None = None
-            self.gone(name)
             try:
-                slot.trainer = self._trainer(name)
-                slot.trainer.fit()
+                trainer = self._trainer(name)
+                with self._lock:
+                    if self._closing.is_set():
+                        return
+                    self._mark_lost(slot)
+                    slot.trainer = trainer
+                trainer.fit()
             except Exception as raised:
                 error = raised
             if self._closing.is_set():
                 return
             log.warning("the workers of %s ended before the sweep did: %s", name, error or "no error")
-            if slot.ranks is None:
-                slot.failed_starts += 1
-            if slot.failed_starts >= MOST_FAILED_STARTS:
-                self._fail(error or RuntimeError(f"{name} ended {slot.failed_starts} times before its workers were up"))
+            with self._lock:
+                slot.failed_starts += slot.workers is None
+                failed_starts = slot.failed_starts
+            if failed_starts >= MAX_FAILED_STARTS:
+                self._fail(error or RuntimeError(f"{name} ended {failed_starts} times before its workers were ready"))
                 return
             try:
-                ray.get(self._mailbox.lose.remote(name, f"the workers of {name} ended: {error or 'no error'}"))
+                lost = LoseSlot(name, f"the workers of {name} ended: {error or 'no error'}")
+                ray.get(self._mailbox.send.remote(lost))
             except Exception:
                 return
 
     def _trainer(self, name: str) -> ControllableTrainer:
         resources = self._resources
-        each: dict[str, float] = {"CPU": max(resources.cpus_per_worker - SPARE_CPU, 0.01)}
+        each: dict[str, float] = {"CPU": max(resources.cpus_per_worker - CPU_MARGIN, 0.01)}
         if resources.gpus_per_worker:
             each["GPU"] = resources.gpus_per_worker
         one = resources.workers == 1 or not resources.gpus_per_worker
         return ControllableTrainer(
-            work,
+            run_worker,
             train_loop_config={
                 "slot": name,
                 "mailbox": self._mailbox,

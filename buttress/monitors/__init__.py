@@ -27,10 +27,12 @@ __all__ = [
 _MODULES = {"AblationMonitor": "ablation", "LatentMonitor": "latent", "kl_per_dim": "moments"}
 
 
-def __getattr__(name: str) -> Any:
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_MODULES.get(name, 'summaries')}"), name)
+if not TYPE_CHECKING:  # a type checker sees the imports above, and what is misspelt is an error to it
+
+    def __getattr__(name: str) -> Any:
+        if name not in __all__:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return getattr(import_module(f"{__name__}.{_MODULES.get(name, 'summaries')}"), name)
 
 
 def __dir__() -> list[str]:

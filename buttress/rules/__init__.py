@@ -15,8 +15,10 @@ __all__ = ["Evidence", "RuleEngine", "RuleSet", "Verdict"]
 _MODULES = {"Evidence": "verdict", "RuleEngine": "engine", "RuleSet": "schema", "Verdict": "verdict"}
 
 
-def __getattr__(name: str) -> Any:
-    """Imports a public name when it is first asked for, so that the package itself imports nothing."""
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+if not TYPE_CHECKING:  # a type checker sees the imports above, and what is misspelt is an error to it
+
+    def __getattr__(name: str) -> Any:
+        """Imports a public name when it is first asked for, so that the package itself imports nothing."""
+        if name not in _MODULES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

@@ -1,8 +1,8 @@
-"""Arrays built once per node and memory-mapped by everyone: what a family's loader makes of its files.
+"""Arrays built once per node and memory-mapped by every process.
 
 An entry is a folder `<name>-<hash of the key>` with one `.npy` per array and a `manifest.json` of sizes and checksums.
-It is built beside its place and renamed into it under a file lock, so that a process that dies while building leaves
-nothing that looks finished; an entry that does not match its manifest is built anew.
+It is built in a temporary folder and renamed under a file lock, so that a process that dies while building leaves
+nothing that looks finished; an entry that does not match its manifest is built again.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def cached(key: Any, build: Callable[[], Mapping[str, np.ndarray]]) -> dict[str,
     except OSError as error:
         raise BadInput("the cache folder is not writable", where="$BUTTRESS_CACHE", value=str(root)) from error
     try:
-        arrays = _open(root / name)  # another process may have built it while this one waited
+        arrays = _open(root / name)  # another process may have built it in the meantime
         if arrays is None:
             _store(root / name, build())
             arrays = _open(root / name)
@@ -51,8 +51,17 @@ def cached(key: Any, build: Callable[[], Mapping[str, np.ndarray]]) -> dict[str,
     return arrays
 
 
-def made_up(family: str, name: str, write: Callable[[Path], Path]) -> Path:
-    """A family's folder `name` of synthetic data in the cache; `write(folder)` makes it if it is not there."""
+def synthetic_folder(family: str, name: str, write: Callable[[Path], Path]) -> Path:
+    """The cache folder of a family's synthetic data.
+
+    Args:
+        family: Name of the family.
+        name: Of the data set; contains its size and seed.
+        write: Called with the folder to make, when it is not there; returns it.
+
+    Returns:
+        The folder.
+    """
     folder = cache_folder() / family / name
     if folder.is_dir():
         return folder
@@ -62,7 +71,7 @@ def made_up(family: str, name: str, write: Callable[[Path], Path]) -> Path:
 
 def _store(entry: Path, arrays: Mapping[str, np.ndarray]) -> None:
     building = entry.with_name(entry.name + ".building")
-    shutil.rmtree(building, ignore_errors=True)  # what a process that died left; we hold the lock
+    shutil.rmtree(building, ignore_errors=True)  # left by a process that died; we hold the lock
     building.mkdir()
     manifest = {}
     for name, array in arrays.items():

@@ -1,4 +1,4 @@
-"""Checkpoints as files: written whole or not at all, read without unpickling anything, copied out of training's way."""
+"""Checkpoints as files: written whole or not at all, read without unpickling, copied without blocking training."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Write `state` so that `path` is either the whole checkpoint or absent: temporary file, fsync, rename."""
+    """Writes a checkpoint through a temporary file, fsync and rename, so that `path` is whole or absent."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")
     try:
@@ -32,9 +32,14 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
 
 
 def load_checkpoint(path: Path | str, device: Any = "cpu") -> dict[str, Any]:
-    """The dict that a `checkpoint` callable returned; `weights_only=True`, so nothing but tensors and plain types.
+    """Reads the dict that a `checkpoint` callable returned.
 
-    Raises `BadInput` for a file that is missing, truncated or not a checkpoint.
+    Args:
+        path: The file; read with `weights_only=True`, so it holds tensors and plain types only.
+        device: Where its tensors go.
+
+    Raises:
+        BadInput: The file is missing, truncated or not a checkpoint.
     """
     if not Path(path).is_file():
         raise BadInput("there is no such checkpoint", where=path)
@@ -49,9 +54,16 @@ def load_checkpoint(path: Path | str, device: Any = "cpu") -> dict[str, Any]:
 
 
 def restore(module: nn.Module, checkpoint: Path, name: str, device: Any = "cpu") -> None:
-    """Fills `module`, which the loop trained as pass `name`, from a checkpoint of the loop, and puts it in eval mode.
+    """Loads a module from a checkpoint of the shared loop and puts it in eval mode.
 
-    Raises `BadInput` where the checkpoint holds no such module, or one of another shape.
+    Args:
+        module: The module that the loop trained.
+        checkpoint: The file.
+        name: Of its pass.
+        device: Where the checkpoint is read to.
+
+    Raises:
+        BadInput: The checkpoint holds no such module, or one of another shape.
     """
     try:
         module.load_state_dict(load_checkpoint(checkpoint, device)[f"module.{name}"])
@@ -61,34 +73,40 @@ def restore(module: nn.Module, checkpoint: Path, name: str, device: Any = "cpu")
 
 
 def model_weights(checkpoint: Mapping[str, Any], name: str) -> dict[str, torch.Tensor]:
-    """The state dict of the `model` inside the module that the loop trained as pass `name`: without its loss."""
+    """The state dict of the attribute `model` of the module that the loop trained as pass `name`, without its loss."""
     own = {key: value for key, value in checkpoint[f"module.{name}"].items() if key.startswith("model.")}
     return {key.removeprefix("model."): value for key, value in own.items()}
 
 
-def cloned(value: Any) -> Any:
-    """A copy on the CPU that later training steps do not reach; from CUDA without waiting (pinned memory)."""
+def clone_to_cpu(value: Any) -> Any:
+    """A copy on the CPU that later training steps do not change; from CUDA without waiting (pinned memory)."""
     if isinstance(value, torch.Tensor):
         value = value.detach()
         if value.device.type == "cuda":
             return torch.empty(value.shape, dtype=value.dtype, pin_memory=True).copy_(value, non_blocking=True)
         return value.clone()
     if isinstance(value, Mapping):
-        return {key: cloned(item) for key, item in value.items()}
+        return {key: clone_to_cpu(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return type(value)(map(cloned, value))
+        return type(value)(map(clone_to_cpu, value))
     return value
 
 
 def save_weights(weights: dict[str, Any], path: Path) -> None:
-    """Write a plain state dict, as `torch.load(path, weights_only=True)` reads it."""
+    """Writes a plain state dict, as `torch.load(path, weights_only=True)` reads it."""
     torch.save(weights, path)
 
 
 def weights_of(trainable: Trainable[Any], checkpoint: Path) -> dict[str, Any]:
     """The model of a checkpoint as a plain state dict.
 
-    A trainable that has `weights(checkpoint)` says itself; else the loop's modules (`module.<pass>`), or `model`.
+    Args:
+        trainable: Its `weights(checkpoint)` is asked; without that method the result is the shared loop's modules
+            (`module.<pass>`), or the entry `model`.
+        checkpoint: The file.
+
+    Raises:
+        BadInput: The file is not a checkpoint, or holds no model.
     """
     content = load_checkpoint(checkpoint)
     own = getattr(trainable, "weights", None)

@@ -1,8 +1,9 @@
-"""The training loop that every family shares: epochs or steps, one optimiser or several in turn, on one rank or many.
+"""The training loop that every family shares: epochs or steps, one optimizer or several in turn, one rank or many.
 
-A family gives a `Task`: its passes (module, optimiser, schedule), its batches and its evaluation. `run` trains it,
-reports its health inside an epoch and its objectives at the epoch's end, saves checkpoints from which the run goes on
-bit for bit, stops early on a metric that no searched weight can move, and closes with a full check.
+A family supplies a `Task`: its passes (module, optimizer, schedule), its batches and its evaluation. `run` trains it,
+reports its health inside an epoch and its objectives at the epoch's end, saves checkpoints from which the run continues
+bit for bit, stops early on a metric that no searched weight changes, and ends with an evaluation on the full validation
+set.
 """
 
 from __future__ import annotations
@@ -21,55 +22,97 @@ import torch
 from buttress.errors import BadInput
 from buttress.monitors.summaries import merge_rows, pack_row
 from buttress.training.checkpoints import load_checkpoint
-from buttress.training.optimization import Borrowed, Descent, Meters, Pass, StepState, fused_adam, give_gradients_to
-from buttress.training.randomness import generators, part_ranks, restore_generators, steady
+from buttress.training.optimization import (
+    Meters,
+    ModuleReference,
+    Pass,
+    PassRunner,
+    StepState,
+    fused_adam,
+    require_gradients_of,
+)
+from buttress.training.randomness import forked_rng, restore_rng_state, rng_state, seed_rank
 from buttress.training.trainable import Direction, Report, Schedule, TrialStopped
 from buttress.training.world import World
 
-__all__ = ["Borrowed", "EarlyStopping", "Ended", "Pass", "StepState", "Task", "fused_adam", "run"]
+__all__ = ["EarlyStopping", "ModuleReference", "Pass", "StepState", "Task", "TrainingResult", "fused_adam", "run"]
 
 
 class Task(ABC):
-    """What a family gives the loop. `passes`, `steps_per_epoch`, `batches` and `evaluate` are its own; the rest is
-    optional. All of it runs on every rank, at the same points: it may use collectives (`world.sum`)."""
+    """What a family supplies to the loop; methods run on every rank at the same points and may use collectives.
+
+    Attributes:
+        passes: One per optimizer, in the order in which they run on a batch.
+        steps_per_epoch: Optimizer steps per epoch, the same on every rank; a family that counts steps divides its run
+            into epochs of any length.
+    """
 
     passes: Sequence[Pass]
-    steps_per_epoch: int  # optimiser steps, the same on every rank; a step-driven family cuts its run into "epochs"
+    steps_per_epoch: int
 
     def scheduled(self, progress: float, step: int) -> dict[str, float]:
-        """The scheduled numbers of the step that begins after `progress` epochs and `step` steps (cheap: every step).
+        """The scheduled values (beta, alpha, ...) of the next step; called at every step.
 
-        They reach the modules as `state.numbers` and the reports as `train/<name>` (last value).
+        Args:
+            progress: Epochs completed, with the fraction of the running one.
+            step: Optimizer steps completed.
+
+        Returns:
+            Name -> value; modules read them from `state.numbers`, reports hold the last ones as `train/<name>`.
         """
         return {}
 
     @abstractmethod
     def batches(self, epoch: int) -> Iterator[Any]:
-        """This rank's batches of epoch `epoch` (from 0): a function of (seed, epoch) alone, so that a resumed run sees
-        the same. Enough for `steps_per_epoch` groups of `accumulate` batches; the last group may be short."""
+        """This rank's batches of an epoch: a function of seed and epoch alone, so that a resumed run sees the same.
+
+        Args:
+            epoch: From 0.
+
+        Returns:
+            Enough batches for `steps_per_epoch` groups of `accumulate`; the last group may be short.
+        """
 
     def observe(self, logs: Mapping[str, torch.Tensor], state: StepState) -> None:  # noqa: B027 - optional
-        """After each forward and backward: feed the monitors. No `.item()`; references to tensors may be kept."""
+        """Called after each forward and backward, to update the monitors; must not wait for the device (`.item()`).
+
+        Args:
+            logs: What the pass's module returned beside its loss; references to the tensors may be kept.
+            state: Of this step.
+        """
 
     def stepped(self, state: StepState) -> None:  # noqa: B027 - optional
-        """After each step, all its passes done and counted in `state.step`: keep an average of the weights, say. What
-        it keeps belongs into `state_dict`."""
+        """Called after all passes of a step, with the step counted in `state.step`: to average weights, for example.
+
+        What it keeps belongs in `state_dict`.
+        """
 
     def health(self) -> dict[str, Any]:
-        """Values of the window since the last call (training-batch monitors), for a report inside an epoch; starts a
-        new window. Also called, its result unused, when an epoch ends. The loop itself adds `train/progress` (epochs,
-        with the share of the running one), `train/loss`, `train/nonfinite`, `train/grad_norm`, `train/lr`,
-        `train/<scheduled>` and `train/<0-dim log>`."""
+        """Values of the training batches since the last call, for a report inside an epoch; starts a new window.
+
+        Also called at an epoch's end, where its result is not used. The loop itself adds `train/progress` (epochs, with
+        the fraction of the running one), `train/loss`, `train/nonfinite`, `train/grad_norm`, `train/lr`,
+        `train/<scheduled value>` and `train/<0-dim log>`.
+        """
         return {}
 
     @abstractmethod
     def evaluate(self, state: StepState, *, full: bool, objectives: bool) -> dict[str, Any]:
-        """Validation at an epoch's end, under `no_grad`, modules in eval mode, random draws the same at every call and
-        without effect on training. `full`: the monitors see the whole validation set (the closing check) instead of
-        the fixed subset. `objectives=False`: leave the objectives out (the closing check of a run stopped early)."""
+        """Validates at an epoch's end, under `no_grad`, with modules in eval mode.
+
+        Random draws are the same at every call and do not affect training.
+
+        Args:
+            state: Of the last step.
+            full: The monitors see the whole validation set (the closing check) instead of the fixed subset.
+            objectives: False leaves the objectives out (the closing check of a run that stopped early).
+
+        Returns:
+            Values as `Report` takes them: floats, vectors, summaries.
+        """
 
     def state_dict(self) -> dict[str, Any]:
-        """Tensors and plain types beyond modules and optimisers that the rest of the run depends on."""
+        """Tensors and plain types, beyond modules and optimizers, that the rest of the run depends on."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None: ...  # noqa: B027 - optional
@@ -77,8 +120,14 @@ class Task(ABC):
 
 @dataclass(frozen=True)
 class EarlyStopping:
-    """Stop when `metric` (of `evaluate`, free of searched and scheduled weights) has not improved by more than
-    `min_delta` for `patience` epochs. Epochs before full beta are neither counted nor remembered as best."""
+    """Stops a run whose metric has stopped improving; epochs before full beta neither count nor become the best.
+
+    Attributes:
+        metric: One of `evaluate`'s values that no searched or scheduled weight changes.
+        patience: Epochs without an improvement by more than `min_delta` after which the run stops.
+        direction: `min` or `max`.
+        min_delta: In the metric's unit.
+    """
 
     metric: str
     patience: int
@@ -87,8 +136,15 @@ class EarlyStopping:
 
 
 @dataclass(frozen=True)
-class Ended:
-    """How `run` ended by itself; `best` is the early-stopping metric's."""
+class TrainingResult:
+    """How `run` ended by itself.
+
+    Attributes:
+        reason: `budget` (all epochs or steps are done) or `early` (early stopping).
+        epoch: Epochs completed.
+        step: Optimizer steps completed.
+        best: The best value of the early-stopping metric, and `best_epoch`, where it was reached.
+    """
 
     reason: Literal["budget", "early"]
     epoch: int
@@ -110,14 +166,32 @@ def run(
     accumulate: int = 1,
     early: EarlyStopping | None = None,
     amp: bool = False,
-) -> Ended:
-    """Train `task` for `schedule.epochs` epochs, or `max_steps` optimiser steps if that is sooner (a last epoch that is
-    cut short counts as one).
+) -> TrainingResult:
+    """Trains a task to its end.
 
-    Every `report_every` steps of an epoch a health report; at the epoch's end a report with `evaluate`'s values, and
-    every `checkpoint_every` epochs (and at the last) a checkpoint with it. The last epoch's evaluation is a full one,
-    and its report has `closing: 1.0`; a run that stopped early adds a closing report of monitors only.
-    `resume` is a checkpoint of the same config: the run goes on as if it had never stopped.
+    Each epoch ends with a report of `evaluate`'s values. The last epoch's evaluation is a full one, and its report has
+    `closing: 1.0`; a run that stopped early adds a closing report of monitors only.
+
+    Args:
+        task: What to train.
+        schedule: Gives the number of epochs and when beta is final.
+        world: This rank's world.
+        report: The report function that `Trainable.train` was given.
+        resume: A checkpoint of the same config; the run continues as if it had never stopped.
+        report_every: Steps between health reports inside an epoch; 0: none.
+        checkpoint_every: Epochs between checkpoints; the last epoch always has one.
+        max_steps: Ends the run after this many steps if that is sooner; an epoch that is cut short counts as one.
+        accumulate: Batches whose gradients are averaged into one step.
+        early: Early stopping; None: none.
+        amp: Runs `state.autocast()` in bfloat16.
+
+    Returns:
+        How the run ended by itself.
+
+    Raises:
+        TrialStopped: The report asked for the end.
+        BadInput: `resume` is not a whole checkpoint of this config, or a metric to decide by is not reported.
+        RuntimeError: The task's batches end before `steps_per_epoch`.
     """
     steps = task.steps_per_epoch
     last_step = min(schedule.epochs * steps, max_steps or schedule.epochs * steps)
@@ -125,17 +199,17 @@ def run(
     if amp:
         state.autocast = partial(torch.autocast, world.device.type, dtype=torch.bfloat16)
     meters = Meters(world.device)
-    descents = [Descent(one, meters, task.observe, main=one is task.passes[0]) for one in task.passes]
-    stopper = Stopper(early)
-    saved = Saved(task, world, state, meters, descents, stopper)
+    runners = [PassRunner(one, meters, task.observe, main=one is task.passes[0]) for one in task.passes]
+    stopper = EarlyStoppingState(early)
+    saved = RunCheckpoint(task, world, state, meters, runners, stopper)
     if resume is None:
-        part_ranks(world.seed, world.rank)
+        seed_rank(world.seed, world.rank)
     else:
         saved.load(resume)
     closed = False
 
-    def tell(values: Mapping[str, Any], *, save: bool = False) -> None:
-        now = moment(state, schedule, steps)
+    def send(values: Mapping[str, Any], *, save: bool = False) -> None:
+        now = progress_counters(state, schedule, steps)
         report({**now, **values}, checkpoint=saved.state if save else None)
         if getattr(report, "draining", False) and not closed:  # the node goes: leave a checkpoint, and go on elsewhere
             if not save:
@@ -154,40 +228,40 @@ def run(
             if not group:
                 raise RuntimeError(f"batches({state.epoch}) ended after {done - 1} steps, steps_per_epoch is {steps}")
             state.numbers = task.scheduled(state.progress, state.step)
-            for descent in descents:
-                if state.step >= descent.starts_at_step:
-                    if len(descents) > 1:
-                        give_gradients_to(descent, descents)
-                    descent.step(group, state)
+            for runner in runners:
+                if state.step >= runner.starts_at_step:
+                    if len(runners) > 1:
+                        require_gradients_of(runner, runners)
+                    runner.step(group, state)
             state.step += 1
             state.progress = state.step / steps
             task.stepped(state)
             if report_every and done % report_every == 0 and done < length:
-                inside = {"train/progress": state.progress, **settings(state, descents)}
-                tell({"train": meters.window(), **inside, **task.health()})
+                inside = {"train/progress": state.progress, **current_values(state, runners)}
+                send({"train": meters.window(), **inside, **task.health()})
 
         state.epoch += 1
         closed = state.step >= last_step
         task.health()  # its window ends here; what it saw of training is not mixed with validation
-        values: dict[str, Any] = {"train": meters.epoch(), **settings(state, descents)}
-        values.update(evaluated(task, state, world, full=closed, objectives=True))
-        for descent in descents:
-            if descent.plateau is not None:
-                descent.plateau.update(agreed(descent.plateau.plateau.metric, values, world), state.epoch)
+        values: dict[str, Any] = {"train": meters.epoch(), **current_values(state, runners)}
+        values.update(evaluate_task(task, state, world, full=closed, objectives=True))
+        for runner in runners:
+            if runner.plateau is not None:
+                runner.plateau.update(metric_over_ranks(runner.plateau.plateau.metric, values, world), state.epoch)
         if early is not None:
-            stopper.update(agreed(early.metric, values, world), moment(state, schedule, steps))
+            stopper.update(metric_over_ranks(early.metric, values, world), progress_counters(state, schedule, steps))
         if closed:
             values["closing"] = 1.0
-        tell(values, save=closed or stopper.stopped or state.epoch % checkpoint_every == 0)
+        send(values, save=closed or stopper.stopped or state.epoch % checkpoint_every == 0)
 
     if not closed:  # stopped early, or resumed when there was nothing left to train
-        tell({**evaluated(task, state, world, full=True, objectives=False), "closing": 1.0})
+        send({**evaluate_task(task, state, world, full=True, objectives=False), "closing": 1.0})
     reason: Literal["budget", "early"] = "early" if stopper.stopped and not closed else "budget"
-    return Ended(reason, state.epoch, state.step, stopper.best, stopper.best_epoch)
+    return TrainingResult(reason, state.epoch, state.step, stopper.best, stopper.best_epoch)
 
 
-def moment(state: StepState, schedule: Schedule, steps_per_epoch: int) -> dict[str, int]:
-    """Where the run is; full beta counts from when both `full_at_epoch` and `full_at_step` have been completed."""
+def progress_counters(state: StepState, schedule: Schedule, steps_per_epoch: int) -> dict[str, int]:
+    """A report's counters; full beta counts from when `full_at_epoch` and `full_at_step` have both been completed."""
     full_step = inf
     if schedule.full_at_epoch < inf:
         full_step = max(schedule.full_at_step, ceil(schedule.full_at_epoch * steps_per_epoch - 1e-6))
@@ -201,23 +275,23 @@ def moment(state: StepState, schedule: Schedule, steps_per_epoch: int) -> dict[s
     }
 
 
-def settings(state: StepState, descents: Sequence[Descent]) -> dict[str, float]:
-    """Learning rates and scheduled numbers of the last step."""
+def current_values(state: StepState, runners: Sequence[PassRunner]) -> dict[str, float]:
+    """Learning rates and scheduled values of the last step."""
     numbers = {f"train/{name}": value for name, value in state.numbers.items()}
-    return numbers | {f"train/{descent.prefix}lr": descent.rate for descent in descents}
+    return numbers | {f"train/{runner.prefix}lr": runner.rate for runner in runners}
 
 
-def evaluated(task: Task, state: StepState, world: World, *, full: bool, objectives: bool) -> dict[str, Any]:
-    """`task.evaluate` as it is promised to be called."""
+def evaluate_task(task: Task, state: StepState, world: World, *, full: bool, objectives: bool) -> dict[str, Any]:
+    """Calls `task.evaluate` in eval mode, without gradients, with random numbers of its own."""
     average_batchnorm(task, world)
     for one in task.passes:
         one.module.eval()
-    with torch.no_grad(), steady(world.seed * 1_000_003 + world.rank, world.device):
+    with torch.no_grad(), forked_rng(world.seed * 1_000_003 + world.rank, world.device):
         return dict(task.evaluate(state, full=full, objectives=objectives))
 
 
 def average_batchnorm(task: Task, world: World) -> None:
-    """Running statistics become the mean over the ranks', so that all ranks evaluate, and save, the same network."""
+    """Averages BatchNorm's running statistics over ranks, so that all ranks evaluate and save the same network."""
     if world.size == 1:
         return
     layers = [layer for one in task.passes for layer in one.module.modules()]
@@ -229,22 +303,22 @@ def average_batchnorm(task: Task, world: World) -> None:
             buffer.copy_(mean.view_as(buffer))
 
 
-def agreed(name: str, values: Mapping[str, Any], world: World) -> float:
-    """The value that all ranks together give the metric `name`: merged as the report will merge it."""
+def metric_over_ranks(name: str, values: Mapping[str, Any], world: World) -> float:
+    """The metric `name` over all ranks, merged as the report will merge it."""
     key = name if name in values else next((key for key in values if name.startswith(key + "/")), None)
     if key is None:
-        raise BadInput("no such value to decide by", key=name, accepted=", ".join(sorted(values)))
+        raise BadInput("the task reports no such metric", key=name, accepted=", ".join(sorted(values)))
     row, layout = pack_row({key: values[key]})
     rows = torch.zeros(world.size, row.numel(), dtype=torch.float64, device=world.device)
     rows[world.rank] = row
     metrics, _, _ = merge_rows(layout, world.sum(rows).cpu())
     if name not in metrics:
-        raise BadInput("no such value to decide by", key=name, accepted=", ".join(sorted(metrics)))
+        raise BadInput("the task reports no such metric", key=name, accepted=", ".join(sorted(metrics)))
     return metrics[name]
 
 
-class Stopper:
-    """What has become of an `EarlyStopping`."""
+class EarlyStoppingState:
+    """The state of an `EarlyStopping`: best value, and epochs since."""
 
     def __init__(self, early: EarlyStopping | None) -> None:
         self.early = early
@@ -253,7 +327,7 @@ class Stopper:
         self.waited, self.stopped = 0, False
 
     def update(self, value: float, now: Mapping[str, int]) -> None:
-        """After each epoch; NaN is no improvement."""
+        """Called after each epoch; NaN is not an improvement."""
         if self.early is None or now["full_beta_epochs"] < 1:
             return
         sign = 1.0 if self.early.direction == "min" else -1.0
@@ -270,8 +344,8 @@ class Stopper:
         vars(self).update(state)
 
 
-class Saved:
-    """The whole state of a run as a checkpoint, and back."""
+class RunCheckpoint:
+    """Saves and restores the whole state of a run."""
 
     def __init__(
         self,
@@ -279,22 +353,22 @@ class Saved:
         world: World,
         state: StepState,
         meters: Meters,
-        descents: Sequence[Descent],
-        stopper: Stopper,
+        runners: Sequence[PassRunner],
+        stopper: EarlyStoppingState,
     ) -> None:
         self.task, self.world, self.now = task, world, state
         self.parts: dict[str, Any] = {"meters": meters, "early": stopper, "task": task}
-        for descent in descents:
-            self.parts[f"module.{descent.name}"] = world.unwrap(descent.module)
-            self.parts[f"optimizer.{descent.name}"] = descent.optimizer
-            if descent.plateau is not None:
-                self.parts[f"plateau.{descent.name}"] = descent.plateau
+        for runner in runners:
+            self.parts[f"module.{runner.name}"] = world.unwrap(runner.module)
+            self.parts[f"optimizer.{runner.name}"] = runner.optimizer
+            if runner.plateau is not None:
+                self.parts[f"plateau.{runner.name}"] = runner.plateau
 
     def state(self) -> dict[str, Any]:
-        """Collective: holds the generators of every rank."""
+        """The checkpoint's content. Collective: it holds the random number state of every rank."""
         if self.now.step % self.task.steps_per_epoch:  # inside an epoch; at its end the evaluation has done it
             average_batchnorm(self.task, self.world)
-        own = generators(self.world.device).to(self.world.device)
+        own = rng_state(self.world.device).to(self.world.device)
         every = torch.zeros(self.world.size, own.numel(), dtype=torch.uint8, device=self.world.device)
         every[self.world.rank] = own
         return {
@@ -319,6 +393,6 @@ class Saved:
         if self.now.step:
             self.now.numbers = self.task.scheduled((self.now.step - 1) / self.task.steps_per_epoch, self.now.step - 1)
         if len(held["generators"]) == self.world.size:
-            restore_generators(held["generators"][self.world.rank], self.world.device)
+            restore_rng_state(held["generators"][self.world.rank], self.world.device)
         else:  # another number of ranks: new streams, none of them one that was used before
-            part_ranks(self.world.seed + self.now.step, self.world.rank + 1)
+            seed_rank(self.world.seed + self.now.step, self.world.rank + 1)

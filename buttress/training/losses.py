@@ -1,4 +1,4 @@
-"""Short loss functions that every family shares; the tensor shapes stand in the first line of each."""
+"""Loss functions that families share, written once so that one rank and several give the same step."""
 
 from __future__ import annotations
 
@@ -12,19 +12,34 @@ from buttress.training.world import World
 def gaussian_kl(mu: torch.Tensor, logvar: torch.Tensor) -> torch.Tensor:
     """mu[B, D], logvar[B, D] -> KL(N(mu, e^logvar) || N(0, 1)) in nats [B, D] (Kingma & Welling 2014, appendix B).
 
-    In float32 or better: e^logvar - 1 - logvar of a bf16 near collapse has no correct digit.
+    Computed in float32 or better: near collapse e^logvar - 1 - logvar in bf16 has no correct digit.
+
+    Args:
+        mu: Posterior means, [B, D] or any shape.
+        logvar: Log-variances of the same shape.
+
+    Returns:
+        Nats per element.
     """
-    mu, logvar = _wide(mu), _wide(logvar)
+    mu, logvar = _at_least_float32(mu), _at_least_float32(logvar)
     return 0.5 * (mu * mu + torch.expm1(logvar) - logvar)
 
 
 def free_bits(
     kl: torch.Tensor, floor: float, per: Literal["element", "dimension", "total"] = "dimension"
 ) -> torch.Tensor:
-    """kl[B, D] -> []: batch mean of the KL summed over D, at least `floor` nats per element, dimension or in total.
+    """kl[B, D] -> []: batch mean of the KL summed over D, with a lower bound of `floor` nats.
 
-    `dimension` is the usual one (Kingma et al. 2016, inverse autoregressive flow, appendix C.8): the floor holds for
-    each dimension's mean over the batch. It is a training loss only: report the raw KL, a floor hides collapse.
+    A training loss only: report the raw KL, because the floor hides collapse.
+
+    Args:
+        kl: Nats, [B, D].
+        floor: Nats, not negative.
+        per: What the floor applies to: each `element`, each `dimension`'s mean over the batch (Kingma et al. 2016,
+            inverse autoregressive flow, appendix C.8), or the `total`.
+
+    Returns:
+        Nats per sample, 0-dim.
     """
     if per == "element":
         return kl.clamp_min(floor).sum(1).mean()
@@ -33,16 +48,32 @@ def free_bits(
     return kl.sum(1).mean().clamp_min(floor)
 
 
-def sample(mu: torch.Tensor, logvar: torch.Tensor, noise: torch.Tensor | None = None) -> torch.Tensor:
-    """mu[B, D], logvar[B, D], noise[B, D] -> mu + e^(logvar / 2) * noise [B, D]; fresh noise if none is given."""
+def reparameterize(mu: torch.Tensor, logvar: torch.Tensor, noise: torch.Tensor | None = None) -> torch.Tensor:
+    """mu[B, D], logvar[B, D] -> a sample mu + e^(logvar / 2) * noise [B, D] (Kingma & Welling 2014).
+
+    Args:
+        mu: Posterior means.
+        logvar: Log-variances of the same shape.
+        noise: Standard normals of the same shape; None draws them.
+
+    Returns:
+        The sample, differentiable in mu and logvar.
+    """
     return torch.addcmul(mu, torch.exp(0.5 * logvar), torch.randn_like(mu) if noise is None else noise)
 
 
 def reduce(values: torch.Tensor, reduction: Literal["mean", "sum", "batch"], shares: int = 1) -> torch.Tensor:
-    """values[B, ...] -> []: mean over everything; sum over everything; or sum over all but the batch, mean over it.
+    """values[B, ...] -> []: reduces a loss so that its gradient is that of the global batch.
 
-    DDP and accumulation average gradients: give `state.shares` as `shares`, so that a sum stays the sum over the
-    global batch. The two means take no notice of it (equal shares of the batch on every rank are assumed).
+    Args:
+        values: Loss per element, [B, ...].
+        reduction: `mean` over all elements, `sum` over all elements, or `batch`: sum over all but the batch, mean over
+            the batch.
+        shares: `state.shares`. DDP and accumulation average gradients; a sum is multiplied by it to stay the sum over
+            the global batch. Means ignore it and assume equal shares of the batch on every rank.
+
+    Returns:
+        The loss, 0-dim.
     """
     if reduction == "mean":
         return values.mean()
@@ -51,27 +82,42 @@ def reduce(values: torch.Tensor, reduction: Literal["mean", "sum", "batch"], sha
     return values.sum() / values.shape[0]
 
 
-def ratio(numerator: torch.Tensor, denominator: torch.Tensor, world: World) -> torch.Tensor:
-    """numerator[], denominator[] -> []: a loss whose mean over ranks is sum(numerator) / sum(denominator) over ranks.
+def ratio_over_ranks(numerator: torch.Tensor, denominator: torch.Tensor, world: World) -> torch.Tensor:
+    """numerator[], denominator[] -> []: a loss whose mean over ranks is sum(numerator) / sum(denominator).
 
-    For means over selected elements (extremes, masked entries), of which ranks hold different counts: a plain mean per
-    rank, averaged by DDP, would weight the ranks alike. 0 when no rank holds any. Collective.
+    For means over selected elements (extremes, masked entries) of which ranks hold different numbers: a mean per rank,
+    averaged by DDP, would weight the ranks equally. Collective.
+
+    Args:
+        numerator: This rank's sum, 0-dim, differentiable.
+        denominator: This rank's count or weight, 0-dim; no gradient flows into it.
+        world: The ranks.
+
+    Returns:
+        The loss, 0-dim; 0 when the denominators sum to 0.
     """
     total = world.sum(denominator.detach().clone())
     return numerator * world.size / torch.where(total > 0, total, torch.ones_like(total))
 
 
-def total(values: torch.Tensor, world: World) -> torch.Tensor:
+def sum_over_ranks(values: torch.Tensor, world: World) -> torch.Tensor:
     """values[...] -> their sum over ranks [...], differentiable: for losses that are not a mean over samples.
 
-    A dice, a match of means, a Jaccard loss is a function f of sums over the batch. Every rank computes the same f from
-    the same totals; the gradient that arrives here is multiplied by the number of ranks, because DDP averages: so the
+    A dice, mean-matching or Jaccard loss is a function f of sums over the batch. Every rank computes the same f from
+    the same sums; the gradient that arrives here is multiplied by the number of ranks, because DDP averages. So the
     step is that of f on the global batch, with equal or unequal shares. Collective (once; the backward is local).
+
+    Args:
+        values: This rank's sums, any shape.
+        world: The ranks.
+
+    Returns:
+        The sums over ranks, of the same shape.
     """
-    return values if world.size == 1 else _Total.apply(values, world)
+    return values if world.size == 1 else _SumOverRanks.apply(values, world)
 
 
-class _Total(torch.autograd.Function):
+class _SumOverRanks(torch.autograd.Function):
     @staticmethod
     def forward(context: Any, values: torch.Tensor, world: World) -> torch.Tensor:
         context.size = world.size
@@ -82,5 +128,5 @@ class _Total(torch.autograd.Function):
         return gradient[0] * context.size, None
 
 
-def _wide(x: torch.Tensor) -> torch.Tensor:
+def _at_least_float32(x: torch.Tensor) -> torch.Tensor:
     return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x

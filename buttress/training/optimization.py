@@ -1,7 +1,7 @@
-"""One optimiser step: what a module is told, what a pass is, how it descends, and what is kept of it for the reports.
+"""One optimizer step: the passes, the state that modules see, and the running sums for reports.
 
-This is the part of the loop that runs every step. It never waits for the device: losses, logs and gradient norms are
-kept as tensors and summed when a report asks for them.
+This part of the loop runs at every step and never waits for the device: losses, logs and gradient norms are kept as
+tensors and summed when a report needs them.
 """
 
 from __future__ import annotations
@@ -23,15 +23,26 @@ from buttress.training.schedules import LearningRate, Plateau, PlateauState
 
 @dataclass
 class StepState:
-    """What a module's forward is told of the moment. One object per run, updated before each step: do not keep it."""
+    """What a module's `forward` sees of the run. One object per run, updated before each step: do not keep it.
 
-    epoch: int = 0  # epochs completed
-    step: int = 0  # optimiser steps completed
-    progress: float = 0.0  # epochs completed, with the share of the running one
-    numbers: dict[str, float] = field(default_factory=dict)  # what `Task.scheduled` said: beta, alpha, ...
-    running: str = ""  # name of the pass
-    shares: int = 1  # gradients averaged into one step (ranks x accumulated batches): a loss that SUMS multiplies by it
-    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext  # `with state.autocast(): out = model(x)`
+    Attributes:
+        epoch: Epochs completed.
+        step: Optimizer steps completed.
+        progress: Epochs completed, with the fraction of the running one.
+        numbers: What `Task.scheduled` returned: beta, alpha, ...
+        running: Name of the running pass.
+        shares: How many gradients are averaged into one step (ranks x accumulated batches); a loss that is a sum
+            multiplies by it.
+        autocast: `with state.autocast(): out = model(x)` runs in bfloat16 where the loop was told so.
+    """
+
+    epoch: int = 0
+    step: int = 0
+    progress: float = 0.0
+    numbers: dict[str, float] = field(default_factory=dict)
+    running: str = ""
+    shares: int = 1
+    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
 
     @property
     def beta(self) -> float:
@@ -40,35 +51,46 @@ class StepState:
 
 @dataclass
 class Pass:
-    """One optimiser and the module whose loss it descends. Passes run in turn on the same batch.
+    """One optimizer and the module whose loss it minimizes. Passes run in turn on the same batch.
 
-    `module` is what `world.wrap` returned; its `forward(batch, state)` computes the whole loss and returns
-    `(loss [], logs)`, so that one call of it is the whole pass. The loss is a mean over the batch, or a sum times
-    `state.shares`: ranks and accumulated batches are averaged. With bf16 the network runs inside
-    `with state.autocast():` and the loss outside it, on `.float()` outputs. `logs` holds tensors that will not be
-    changed in place: the 0-dim ones are averaged into `train/<name>`, all of them reach `Task.observe`.
+    During one of several passes only the parameters of its optimizer get gradients; a network of another pass (the
+    discriminator inside the generator's loss) is held by a `ModuleReference`, so that this pass's DDP does not own it.
+    Loss, gradient norm and share of non-finite steps of the first pass are reported as `train/loss`, `train/grad_norm`
+    and `train/nonfinite`, those of the others as `train/<pass>/loss` and so on.
 
-    Of several passes, only the parameters of `optimizer` get gradients during this one; a network that belongs to
-    another pass (the discriminator inside the generator's loss) is held by `Borrowed`, so that this pass's DDP does not
-    own it. Loss, gradient norm and share of non-finite steps of the first pass are reported as `train/loss`,
-    `train/grad_norm`, `train/nonfinite`, those of the others as `train/<pass>/loss` and so on.
+    Attributes:
+        name: Of the pass; a checkpoint holds its module as `module.<name>`.
+        module: What `world.wrap` returned. Its `forward(batch, state)` computes the whole loss and returns `(loss [],
+            logs)`. The loss is a mean over the batch, or a sum times `state.shares`: ranks and accumulated batches are
+            averaged. With bf16 the network runs inside `with state.autocast():` and the loss outside it, on `.float()`
+            outputs. `logs` holds tensors that are not changed in place afterwards: 0-dim ones are averaged into
+            `train/<name>`, all of them reach `Task.observe`.
+        optimizer: Over the module's own parameters.
+        lr: Factor on each parameter group's own learning rate, by epoch and step.
+        plateau: A further factor, lowered when a metric stops improving.
+        clip: Largest global gradient norm; None: no clipping.
+        starts_at_step: The pass does not run before this step (a discriminator's start).
     """
 
     name: str
     module: nn.Module
     optimizer: Optimizer
-    lr: LearningRate | None = None  # factor on each group's own lr, by epoch and step
-    plateau: Plateau | None = None  # further factor, lowered when a named metric stalls
-    clip: float | None = None  # largest global gradient norm
-    starts_at_step: int = 0  # the pass is left out before this step (a discriminator's start)
+    lr: LearningRate | None = None
+    plateau: Plateau | None = None
+    clip: float | None = None
+    starts_at_step: int = 0
 
 
-class Borrowed:
-    """A module used by another module without being registered in it (no parameters, no state, no DDP hooks).
+class ModuleReference:
+    """Calls a module from another module without registering it there: no parameters, no state, no DDP hooks.
 
-        self.critic = Borrowed(discriminator)      # in the generator's loss module; self.critic(x) calls it
+    Args:
+        module: The plain module, not its DDP wrapper.
 
-    Lend the plain module, not its DDP wrapper.
+    Example:
+        >>> critic = ModuleReference(nn.Linear(2, 1))         # in the generator's loss module: self.critic = ...
+        >>> critic(torch.zeros(3, 2)).shape
+        torch.Size([3, 1])
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -81,8 +103,8 @@ class Borrowed:
 class Meters:
     """Sums of losses, gradient norms and 0-dim logs over a window (since the last report) and over the epoch."""
 
-    FOLD = 256  # tensors kept per name before they are summed: no kernel per step, bounded memory
-    NORM_EVERY = 8  # steps; a NaN gradient between two of them shows in the next step's loss
+    MAX_PENDING = 256  # tensors kept per name before they are summed: no kernel per step, bounded memory
+    NORM_INTERVAL = 8  # steps; a NaN gradient between two of them shows in the next step's loss
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -92,23 +114,23 @@ class Meters:
         self._epoch: dict[str, torch.Tensor] = {}
 
     def add(self, logs: Mapping[str, torch.Tensor]) -> None:
-        """A batch's 0-dim logs."""
+        """Adds a batch's 0-dim logs."""
         for name, value in logs.items():
             if value.dim() == 0:
                 self._kept.setdefault(name, []).append(value.detach())
 
     def norm_is_due(self, prefix: str) -> bool:
-        """Every 8th step, from the first of a window on: where nothing is clipped a norm is only looked at."""
-        return len(self._kept.get(prefix + "loss", ())) % self.NORM_EVERY == 0
+        """Whether to compute this step's gradient norm where nothing is clipped: every 8th step of a window."""
+        return len(self._kept.get(prefix + "loss", ())) % self.NORM_INTERVAL == 0
 
     def add_step(self, prefix: str, loss: torch.Tensor, norm: torch.Tensor | None) -> None:
-        """A step's loss, and its gradient norm where it was computed."""
+        """Adds a step's loss, and its gradient norm where it was computed."""
         losses = self._kept.setdefault(prefix + "loss", [])
         if norm is not None:
             self._kept.setdefault(prefix + "grad_norm", []).append(norm)
             self._normed.setdefault(prefix, []).append(len(losses))
         losses.append(loss)
-        if len(losses) >= self.FOLD:
+        if len(losses) >= self.MAX_PENDING:
             self._fold()
 
     def window(self) -> Sums:
@@ -118,7 +140,7 @@ class Meters:
         return Sums(sums)
 
     def epoch(self) -> Sums:
-        """What was added in the epoch, but `nonfinite` of its last window; starts a new epoch."""
+        """What was added in the epoch, but with `nonfinite` of its last window; starts a new epoch."""
         last = self.window().sums
         sums, self._epoch = self._epoch, {}
         return Sums(sums | {name: value for name, value in last.items() if name.endswith("nonfinite")})
@@ -147,10 +169,10 @@ class Meters:
 
 @dataclass(frozen=True)
 class Sums:
-    """A `Summary` of many means at once, name -> [sum, count]: one row instead of a tensor per name.
+    """A `Summary` of many means at once, name -> [sum, count].
 
-    `nonfinite` (a share of steps) is merged as the largest over ranks, with each rank's as a vector; all else as the
-    mean over everything that was added on any rank.
+    `nonfinite` (a share of steps) is merged as the largest over ranks, with each rank's as a vector; everything else as
+    the mean over all that was added on any rank.
     """
 
     sums: dict[str, torch.Tensor]
@@ -176,8 +198,8 @@ class Sums:
         return zip(self.sums, rows.reshape(len(rows), len(self.sums), 2).unbind(1), strict=True)
 
 
-class Descent:
-    """A pass at work: the only place that calls its module, sets its learning rate and steps its optimiser."""
+class PassRunner:
+    """Runs one pass: calls its module, sets its learning rate and steps its optimizer."""
 
     def __init__(self, one: Pass, meters: Meters, observe: Callable[..., None], *, main: bool) -> None:
         self.name, self.module, self.optimizer, self.clip = one.name, one.module, one.optimizer, one.clip
@@ -192,7 +214,7 @@ class Descent:
         self.meters, self.observe = meters, observe
 
     def step(self, batches: Sequence[Any], state: StepState) -> None:
-        """One optimiser step on the mean of the batches' gradients."""
+        """One optimizer step on the mean of the batches' gradients."""
         state.running = self.name
         self._set_rate(state)
         for parameter in self.parameters:
@@ -234,15 +256,15 @@ class Descent:
         return float(self.optimizer.param_groups[0]["lr"])
 
 
-def give_gradients_to(one: Descent, all_of_them: Iterable[Descent]) -> None:
-    """Only the parameters of this pass take gradients, so that its backward stops at a borrowed network's weights."""
-    for descent in all_of_them:
-        for parameter in descent.parameters:
-            parameter.requires_grad_(descent is one)
+def require_gradients_of(one: PassRunner, all_of_them: Iterable[PassRunner]) -> None:
+    """Lets only the parameters of one pass take gradients, so that its backward stops at a referenced network."""
+    for runner in all_of_them:
+        for parameter in runner.parameters:
+            parameter.requires_grad_(runner is one)
 
 
 def global_norm(gradients: list[torch.Tensor]) -> torch.Tensor:
-    """gradients -> []: the 2-norm of all of them together, without waiting for the device."""
+    """The 2-norm of all gradients together, 0-dim, without waiting for the device."""
     if not gradients:
         return torch.zeros(())
     if sum(gradient.numel() for gradient in gradients) < 2**18:  # copying is cheaper than a kernel per tensor
@@ -253,9 +275,13 @@ def global_norm(gradients: list[torch.Tensor]) -> torch.Tensor:
 def fused_adam(
     params: Any, lr: float, *, weight_decay: float = 0.0, betas: tuple[float, float] = (0.9, 0.999)
 ) -> Optimizer:
-    """Adam with all parameters in one kernel: a third of a small net's step on the CPU is plain Adam's loop.
+    """Adam with all parameters in one kernel.
 
-    `weight_decay` is decoupled (AdamW) when it is not 0.
+    Args:
+        params: Parameters or parameter groups.
+        lr: Learning rate.
+        weight_decay: Decoupled (AdamW) when it is not 0.
+        betas: Decay rates of the moments.
     """
     if weight_decay:
         return AdamW(params, lr=lr, betas=betas, weight_decay=weight_decay, fused=True)

@@ -1,9 +1,4 @@
-"""Every random number of a trial: a clean start, generators that a checkpoint can hold, and noise keyed by sample.
-
-`prepare` makes a trial independent of what ran before it in the same process; `generators` and `restore_generators`
-carry the state of Python's, numpy's and torch's generators as one tensor (plain numbers: nothing is unpickled);
-`keyed_normal` draws the same noise for a sample whichever rank, batch or device it is in.
-"""
+"""Random numbers of a trial: a reset process, generator states for checkpoints, and noise keyed by sample."""
 
 from __future__ import annotations
 
@@ -19,11 +14,15 @@ import torch
 
 
 def prepare(seed: int, threads: int = 1) -> None:
-    """Make a trial start clean: nothing that an earlier trial in this process did to torch, numpy or random remains.
+    """Resets this process for a trial, whatever an earlier trial did to torch, numpy or random.
 
-    Seeds every generator, and sets thread count, default dtype and device, grad mode, deterministic algorithms, cudnn
-    and TF32 flags, and frees CUDA memory. Every rank gets the same seed, so that models are built alike; the loop lets
-    the ranks' generators part (`part_ranks`) when training begins.
+    Seeds every generator, sets thread count, default dtype and device, grad mode, deterministic algorithms, cudnn and
+    TF32 flags, and frees CUDA memory. Every rank gets the same seed, so that all build the same model; the loop gives
+    ranks their own streams (`seed_rank`) when training begins.
+
+    Args:
+        seed: The trial's seed.
+        threads: Torch threads.
     """
     if torch.get_num_threads() != threads:
         torch.set_num_threads(threads)
@@ -44,27 +43,27 @@ def prepare(seed: int, threads: int = 1) -> None:
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-    seed_generators(seed)
+    seed_rng(seed)
 
 
-def seed_generators(seed: int) -> None:
-    """Seed Python's, numpy's and torch's (CPU and CUDA) global generators."""
+def seed_rng(seed: int) -> None:
+    """Seeds the global generators of Python, numpy and torch (CPU and CUDA)."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
 
 
-def part_ranks(seed: int, rank: int) -> None:
-    """Give each rank a generator stream of its own; rank 0 keeps the one it is in the middle of."""
+def seed_rank(seed: int, rank: int) -> None:
+    """Gives each rank a random stream of its own; rank 0 continues its current one."""
     if rank:
-        seed_generators(_mix(seed * 1_000_003 + rank))
+        seed_rng(_mix(seed * 1_000_003 + rank))
 
 
 _PYTHON = struct.Struct("<625I?d")
 _NUMPY = struct.Struct("<624IIId")
 
 
-def generators(device: torch.device) -> torch.Tensor:
+def rng_state(device: torch.device) -> torch.Tensor:
     """The state of all global generators (Python, numpy, torch, and CUDA where `device` is one) as uint8 [n]."""
     _, words, gauss = random.getstate()
     _, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
@@ -75,8 +74,8 @@ def generators(device: torch.device) -> torch.Tensor:
     return torch.cat(parts)
 
 
-def restore_generators(state: torch.Tensor, device: torch.device) -> None:
-    """Set all global generators to what `generators` returned."""
+def restore_rng_state(state: torch.Tensor, device: torch.device) -> None:
+    """Sets all global generators to a state from `rng_state`."""
     raw = state.cpu().contiguous()
     python, rest = raw[: _PYTHON.size].numpy().tobytes(), raw[_PYTHON.size :]
     *words, has_gauss, gauss = _PYTHON.unpack(python)
@@ -91,14 +90,14 @@ def restore_generators(state: torch.Tensor, device: torch.device) -> None:
 
 
 @contextmanager
-def steady(seed: int, device: torch.device) -> Iterator[None]:
-    """Inside, the global generators start from `seed`; after, they go on as if nothing had been drawn."""
-    before = generators(device)
-    seed_generators(_mix(seed))
+def forked_rng(seed: int, device: torch.device) -> Iterator[None]:
+    """Seeds the global generators inside the block and restores them after it, as `torch.random.fork_rng`."""
+    before = rng_state(device)
+    seed_rng(_mix(seed))
     try:
         yield
     finally:
-        restore_generators(before, device)
+        restore_rng_state(before, device)
 
 
 _GOLDEN = 0x9E3779B97F4A7C15  # splitmix64 (Steele, Lea, Flood 2014), with the finaliser's usual constants
@@ -107,7 +106,7 @@ _WORD = 2**64
 
 
 def _mix(x: int) -> int:
-    """splitmix64's finaliser: a bijection of 64-bit words that leaves no pattern; used to derive seeds."""
+    """splitmix64's finaliser, a bijection of 64-bit words; used to derive seeds."""
     x = (x + _GOLDEN) % _WORD
     x = (x ^ (x >> 30)) * _FIRST % _WORD
     x = (x ^ (x >> 27)) * _SECOND % _WORD
@@ -117,10 +116,20 @@ def _mix(x: int) -> int:
 def keyed_normal(
     seed: int, index: torch.Tensor, width: int, stream: int = 0, dtype: torch.dtype = torch.float32
 ) -> torch.Tensor:
-    """index[n] (integers) -> standard normals [n, width] that depend on (seed, stream, index[i], column) only.
+    """Standard normals that depend on (seed, stream, index[i], column) only.
 
-    Counter-based: each row is a splitmix64 stream seeded by a hash of its key, turned to normals in float64 by
-    Box-Muller. The integers are the same on any device; logarithm and sine may differ in the last bit of float64.
+    Each row is a splitmix64 stream (Steele, Lea & Flood 2014) seeded by a hash of its key, turned to normals in float64
+    by Box-Muller. The integers are the same on any device; logarithm and sine may differ in the last bit of float64.
+
+    Args:
+        seed: The trial's seed.
+        index: Global sample indices, integers [n].
+        width: Numbers per sample.
+        stream: Distinguishes draws for the same sample.
+        dtype: Of the result.
+
+    Returns:
+        [n, width] on the device of `index`.
     """
     pairs = (width + 1) // 2
     key = _signed(_mix(_mix(seed) ^ _mix(stream + _GOLDEN)))

@@ -1,4 +1,4 @@
-"""Finds trainables and their rules files by name: a family of this package, or a class of the user's own.
+"""Finds trainables and their rules files by name: a family of this package, or a class of the user.
 
 A family is imported when it is loaded, and not before; rules are found as files, without importing anything.
 """
@@ -29,10 +29,14 @@ _FAMILY_FOLDERS = Path(__file__).parents[1] / "trainables"
 
 
 def load(name: str) -> Trainable[Any]:
-    """An instance of the trainable called `name`: a family of this package, or `my_package.module:MyTrainable`.
+    """An instance of the trainable called `name`.
 
-    A trainer's own modules are looked for in the working directory first, as a script's are. Raises `BadInput` when
-    there is no such family, module or class, or when the class lacks a part of the `Trainable` contract.
+    Args:
+        name: A family of this package, or `my_package.module:MyTrainable`. Modules of the working directory come first,
+            as for a script.
+
+    Raises:
+        BadInput: There is no such family, module or class, or the class lacks a part of the `Trainable` contract.
     """
     target = FAMILIES.get(name, name)
     module_name, _, class_name = target.partition(":")
@@ -60,7 +64,7 @@ def load(name: str) -> Trainable[Any]:
         if file.is_file() and file.resolve() != Path(getattr(module, "__file__", None) or "").resolve():
             problem = f"module {module_name} is Python's own, already imported, and not the {file} of this folder"
             accepted = "another name for the file"
-        raise BadInput(problem, key="trainable", value=name, accepted=accepted)
+        raise BadInput(problem, key="trainable", value=name, accepted=accepted or None)
     missing = [part for part in ("name", "Config", "metrics", "schedule", "train") if not hasattr(cls, part)]
     if missing:
         problem = f"{class_name} lacks {', '.join(missing)} of the Trainable contract"
@@ -70,10 +74,7 @@ def load(name: str) -> Trainable[Any]:
 
 @contextmanager
 def _working_directory_first() -> Iterator[None]:
-    """Finds modules of the working directory before installed ones of the same name, as for a script that lies there.
-
-    Afterwards the directory is last on the path, for what a trainer imports later.
-    """
+    """Puts the working directory first on the import path, and afterwards last, for what a trainer imports later."""
     here = str(Path.cwd())
     sys.path.insert(0, here)
     try:
@@ -85,11 +86,17 @@ def _working_directory_first() -> Iterator[None]:
 
 
 def rules_file(name: str) -> Path | None:
-    """The family's `rules.yaml`, found as a file so that no family is imported; None for a family without one.
+    """The rules file of a trainable, found without importing it.
 
-    `FAMILY/VARIANT` is its `rules-VARIANT.yaml`; raises `BadInput` where there is none. For
-    `my_package.module:MyTrainable` the files are beside the module. A folder of this package that has rules but no
-    trainer yet counts as a family here.
+    Args:
+        name: A family (its `rules.yaml`), `FAMILY/VARIANT` (its `rules-VARIANT.yaml`), or
+            `my_package.module:MyTrainable` (the files beside the module).
+
+    Returns:
+        The file; None for a trainable without rules.
+
+    Raises:
+        BadInput: There is no such variant.
     """
     family, _, variant = name.partition("/")
     if variant:
@@ -102,13 +109,13 @@ def rules_file(name: str) -> Path | None:
 
 
 def rules_names() -> list[str]:
-    """All rules that come with this package: families, and `FAMILY/VARIANT`."""
+    """Names of all rules in this package: families, and `FAMILY/VARIANT`."""
     families = sorted(path.parent.name for path in _FAMILY_FOLDERS.glob("*/rules.yaml"))
     return [name for family in families for name in (family, *rules_variants(family))]
 
 
 def rules_variants(family: str) -> dict[str, Path]:
-    """`FAMILY/VARIANT` -> file of the other rules that come with a family, beside its `rules.yaml`."""
+    """`FAMILY/VARIANT` -> file, for the rules that a family has beside its `rules.yaml`."""
     files = sorted(_rules_folder(family).glob("rules-*.yaml"))
     return {f"{family}/{path.stem.removeprefix('rules-')}": path for path in files}
 

@@ -1,10 +1,9 @@
-"""From `report(metrics)` on every rank to one merged `Reported` on rank 0, without holding up the training thread.
+"""Merges the reports of all ranks into one `Reported` on rank 0 without holding up the training thread.
 
-The values of a report are packed into one float64 row; the rows of all ranks, and the stop flag of rank 0, travel in
-one all-reduce on a gloo group of the reporter's own, which the next report waits for. Rank 0 merges, writes the
-checkpoint and hands the result to its `Sink`. All of it happens in two threads: one packs and exchanges (every rank),
-one delivers (rank 0), so that neither a slow disk nor a slow sink keeps other ranks waiting. Packing there, too, is
-what makes a report cheap: of the monitors' 1 ms on a CPU the training thread sees 0.1 ms.
+A report's values are packed into one float64 row; the rows of all ranks and rank 0's stop flag travel in one all-reduce
+on a gloo group of the reporter's own, which the next report waits for. Rank 0 merges, writes the checkpoint and calls
+its `Sink`. Two threads do this: one packs and exchanges (every rank), one delivers (rank 0), so that neither a slow
+disk nor a slow sink delays other ranks. Of the monitors' 1 ms on a CPU the training thread spends 0.1 ms.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ import torch
 import torch.distributed as dist
 
 from buttress.monitors.summaries import Layout, merge_rows, pack_row
-from buttress.training.checkpoints import cloned, save_checkpoint
+from buttress.training.checkpoints import clone_to_cpu, save_checkpoint
 from buttress.training.trainable import Reported, Schedule, TrialStopped
 from buttress.training.world import World
 
@@ -33,25 +32,25 @@ __all__ = ["ReportError", "Reporter", "Sink", "caused_by_peer"]
 
 KEY = re.compile(r"[a-z0-9_./]+")
 
-#: What a report may hold beside its values; these become fields of `Reported`.
-MOMENT = ("epoch", "step", "full_beta_epochs", "full_beta_steps", "phase", "closing", "draining", "mem_mb")
+#: What a report may hold beside its metrics; these become fields of `Reported`.
+COUNTERS = ("epoch", "step", "full_beta_epochs", "full_beta_steps", "phase", "closing", "draining", "mem_mb")
 
-#: Cells in front of every rank's row in the exchanged matrix. NEED is the row's width: where it is more than the matrix
-#: has room for, all ranks see it and exchange once more in a wider one.
+#: Cells in front of every rank's row in the exchanged matrix. NEED is the row's width: if the matrix is narrower, all
+#: ranks see it and exchange again in a wider one.
 NEED, SIGNATURE, EPOCH, STEP, STOP, FAILED, DRAINING, MEMORY, HEADER = range(9)
 
 
 class Sink(Protocol):
-    """Where rank 0's merged reports go; called from the reporter's thread, in order.
-
-    `stop` is read by rank 0 at every report (an attribute or a cheap property): True ends the trial on all ranks. A
-    `send` that raises fails the trial at its next report.
-    """
+    """Receives rank 0's merged reports, in order, from the reporter's thread."""
 
     @property
-    def stop(self) -> bool: ...
+    def stop(self) -> bool:
+        """Read by rank 0 at every report, so it must be cheap; True ends the trial on all ranks."""
+        ...
 
-    def send(self, reported: Reported) -> None: ...
+    def send(self, reported: Reported) -> None:
+        """Takes a report; an exception here fails the trial at its next report."""
+        ...
 
 
 class ReportError(RuntimeError):
@@ -71,9 +70,9 @@ def caused_by_peer(error: str) -> bool:
 
 @dataclass
 class _Job:
-    """One report on its way."""
+    """One report in progress."""
 
-    moment: dict[str, float]
+    counters: dict[str, float]
     values: dict[str, Any]
     stream: Any = None  # the training thread's CUDA stream
     checkpoint: dict[str, Any] | None = None
@@ -88,23 +87,27 @@ class _Job:
 
 
 class Reporter:
-    """The `Report` that a trainer calls; see `buttress.training.trainable.Report` for what a report holds.
+    """The `Report` that a trainer calls, one per trial and rank.
 
-    One per trial and rank, made where the world is made:
+    Leaving its `with` block delivers every report that was made; leaving it by an exception other than `TrialStopped`
+    delivers what is complete and does not wait for other ranks. On several ranks `TrialStopped` is raised one report
+    after the one that read the flag, on one rank at once.
 
-        with Reporter(world, trainable.schedule(config), sink if world.rank == 0 else None) as report:
-            trainable.train(config, world, report, resume)
+    A `Summary` is packed later, so it must not be updated after it was reported: pass a monitor's `summary()`, or a
+    monitor made for this report. Numbers, tensors and lists are copied.
 
-    Leaving the block flushes (every report that was made has been delivered when it ends); leaving it by an exception
-    other than `TrialStopped` delivers what is complete and waits for no other rank. With several ranks `TrialStopped`
-    comes one report after the one that read the flag; with one rank at once.
+    Errors in the background (a rank died, the sink failed, ranks reported different keys) are raised as `ReportError`
+    by the next report or by `close`. A checkpoint that cannot be written (disk full) does not end training: its report
+    is delivered without `checkpoint` and with the reason in `note`.
 
-    A `Summary` belongs to the report it was given to: it is packed later, so it must not be updated any more (give a
-    monitor's `summary()`, or a monitor made for this report). Numbers, tensors and lists are copied.
+    Args:
+        world: This rank's world.
+        schedule: Fills in the counters that the trainer does not report.
+        sink: Receives rank 0's merged reports; ignored on other ranks.
 
-    Errors of the background (a peer died, a sink failed, ranks reported different keys) are raised as `ReportError` by
-    the next report or by `close`. A checkpoint that could not be written (disk full) does not end training: its report
-    goes out without `checkpoint` and with the reason in `note`.
+    Example:
+        >>> with Reporter(world, trainable.schedule(config), sink) as report:              # doctest: +SKIP
+        ...     trainable.train(config, world, report, resume)
     """
 
     def __init__(self, world: World, schedule: Schedule, sink: Sink | None = None) -> None:
@@ -128,8 +131,8 @@ class Reporter:
         media: Mapping[str, Path] | None = None,
     ) -> None:
         self._finish_last()
-        moment = self._moment(metrics)
-        job = _Job(moment, {key: _kept(value) for key, value in metrics.items() if key not in MOMENT})
+        counters = self._counters(metrics)
+        job = _Job(counters, {key: _snapshot(value) for key, value in metrics.items() if key not in COUNTERS})
         if checkpoint is not None:
             self._take(job, checkpoint())
         if self.world.device.type == "cuda":
@@ -142,16 +145,16 @@ class Reporter:
             raise TrialStopped
 
     def close(self) -> None:
-        """Deliver all pending reports, then end the threads; raises what the background met. Collective."""
+        """Delivers all pending reports and ends the threads; raises `ReportError` for what failed. Collective."""
         for worker in (self._exchanger, self._deliverer):  # in this order: what is exchanged is then delivered
             if worker is not None:
                 worker.end()
         self._raise()
 
     def abandon(self) -> None:
-        """End the threads after a failure of this rank: deliver what is complete, wait for no peer, raise nothing.
+        """Ends the threads after a failure of this rank: delivers what is complete, waits for no rank, raises nothing.
 
-        A thread that waits for a peer ends when the peer has gone or the group times out.
+        A thread that waits for another rank ends when that rank has gone or the group times out.
         """
         self._exchanger.end(timeout=0.5 if self.world.size > 1 else 30.0)
         if self._deliverer is not None:
@@ -171,7 +174,7 @@ class Reporter:
     # The training thread
 
     def _finish_last(self) -> None:
-        """Wait for the previous report's exchange, and learn from it whether to stop; the same on every rank."""
+        """Waits for the previous report's exchange and its stop flag; the same on every rank."""
         last = self._last
         if last is None:
             return
@@ -191,7 +194,7 @@ class Reporter:
             what = f"{type(self._failed).__name__}: {self._failed}"
             raise ReportError(f"a report could not be delivered: {what}") from self._failed
 
-    def _moment(self, metrics: Mapping[str, Any]) -> dict[str, float]:
+    def _counters(self, metrics: Mapping[str, Any]) -> dict[str, float]:
         keys = tuple(metrics)
         if keys not in self._known:
             if missing := [key for key in ("epoch", "step") if key not in metrics]:
@@ -199,16 +202,16 @@ class Reporter:
             if bad := [key for key in keys if not KEY.fullmatch(key)]:
                 raise ValueError(f"report: the key {bad[0]!r} does not match [a-z0-9_./]+")
             self._known.add(keys)
-        return {key: float(metrics[key]) for key in MOMENT if key in metrics}
+        return {key: float(metrics[key]) for key in COUNTERS if key in metrics}
 
     def _take(self, job: _Job, state: dict[str, Any]) -> None:
-        """Copy a checkpoint out of the way of training (rank 0). At most one waits to be written at a time."""
+        """Copies a checkpoint on rank 0; at most one waits to be written at a time."""
         if self.world.rank:
             return
         if self._last_saved is not None:
             while not self._last_saved.saved.wait(timeout=1.0):
                 self._raise()
-        job.checkpoint = cloned(state)
+        job.checkpoint = clone_to_cpu(state)
         self._last_saved = job
 
     # The background
@@ -245,10 +248,10 @@ class Reporter:
         world, width = self.world, row.numel()
         head = torch.zeros(HEADER, dtype=torch.float64)
         head[NEED], head[SIGNATURE] = width, job.layout.signature
-        head[EPOCH], head[STEP] = job.moment["epoch"], job.moment["step"]
+        head[EPOCH], head[STEP] = job.counters["epoch"], job.counters["step"]
         head[STOP] = self.sink is not None and self.sink.stop
         head[FAILED], head[DRAINING] = self._failed is not None, world.draining()
-        head[MEMORY] = job.moment.get("mem_mb") or memory_mb(world.device)
+        head[MEMORY] = job.counters.get("mem_mb") or memory_mb(world.device)
         if world.size == 1:
             return torch.cat([head, row])[None]
         while True:
@@ -262,10 +265,10 @@ class Reporter:
                 break
             self._room = -(-need // 256) * 256
         if bool((rows[:, : STEP + 1] != rows[0, : STEP + 1]).any()):
-            moments = ", ".join(f"rank {rank} {int(head[EPOCH])}/{int(head[STEP])}" for rank, head in enumerate(rows))
+            given = ", ".join(f"rank {rank} {int(head[EPOCH])}/{int(head[STEP])}" for rank, head in enumerate(rows))
             keys = ", ".join(one.key for one in job.layout.fields)
             raise ValueError(
-                f"they differ in keys, kinds or widths, or in epoch/step ({moments}); this rank reported {keys}"
+                f"they differ in keys, kinds or widths, or in epoch/step ({given}); this rank reported {keys}"
             )
         return rows[:, : HEADER + width]
 
@@ -282,7 +285,7 @@ class Reporter:
         metrics, vectors, nonfinite = merge_rows(job.layout, job.rows[:, HEADER:])
         name, note = None, ""
         if job.checkpoint is not None:
-            name = _checkpoint_name(job.moment)
+            name = _checkpoint_name(job.counters)
             try:
                 save_checkpoint(self.world.folder / name, job.checkpoint)
             except Exception as error:
@@ -293,11 +296,11 @@ class Reporter:
             return
         self.sink.send(
             Reported(
-                **_counts(job.moment, self.schedule),
+                **_counts(job.counters, self.schedule),
                 metrics=metrics,
                 vectors=vectors,
                 nonfinite=nonfinite,
-                closing=bool(job.moment.get("closing")),
+                closing=bool(job.counters.get("closing")),
                 checkpoint=name,
                 media=job.media,
                 seconds=time.monotonic() - self._began,
@@ -308,7 +311,7 @@ class Reporter:
 
 
 class _Worker:
-    """A thread that does one thing after another."""
+    """A thread that processes jobs in order."""
 
     def __init__(self, name: str, work: Callable[[_Job], None]) -> None:
         self._queue: SimpleQueue[_Job | None] = SimpleQueue()
@@ -319,7 +322,7 @@ class _Worker:
         self._queue.put(job)
 
     def end(self, timeout: float | None = None) -> None:
-        """Let it finish what it has been given."""
+        """Finishes the jobs it has been given."""
         self._queue.put(None)
         self._thread.join(timeout)
 
@@ -329,21 +332,21 @@ class _Worker:
             work(job)
 
 
-def _counts(moment: Mapping[str, float], schedule: Schedule) -> dict[str, int]:
+def _counts(counters: Mapping[str, float], schedule: Schedule) -> dict[str, int]:
     """epoch, step, full_beta_epochs, full_beta_steps and phase: as the trainer gave them, else from the schedule."""
-    epoch, step = int(moment["epoch"]), int(moment["step"])
+    epoch, step = int(counters["epoch"]), int(counters["step"])
     if schedule.full_at_epoch == inf:
         since = 0
     elif schedule.full_at_step or not schedule.full_at_epoch:
         since = max(0, step - schedule.full_at_step)
-    else:  # the schedule is told in epochs only: by the share of epochs, exact at an epoch's end
+    else:  # the schedule is given in epochs only: by the fraction of epochs, exact at an epoch's end
         since = int(step * max(0.0, 1.0 - schedule.full_at_epoch / epoch)) if epoch else 0
     return {
         "epoch": epoch,
         "step": step,
-        "full_beta_epochs": int(moment.get("full_beta_epochs", schedule.full_beta_epochs(epoch))),
-        "full_beta_steps": int(moment.get("full_beta_steps", since)),
-        "phase": int(moment.get("phase", schedule.phase(epoch))),
+        "full_beta_epochs": int(counters.get("full_beta_epochs", schedule.full_beta_epochs(epoch))),
+        "full_beta_steps": int(counters.get("full_beta_steps", since)),
+        "phase": int(counters.get("phase", schedule.phase(epoch))),
     }
 
 
@@ -361,14 +364,14 @@ def memory_mb(device: torch.device) -> float:
         os.close(fd)
 
 
-def _checkpoint_name(moment: Mapping[str, float]) -> str:
+def _checkpoint_name(counters: Mapping[str, float]) -> str:
     """`checkpoints/000012.pt`; a checkpoint from inside an epoch (a draining node) does not take the epoch's name."""
-    inside = f"-{int(moment['step']):09d}" if moment.get("draining") else ""
-    return f"checkpoints/{int(moment['epoch']):06d}{inside}.pt"
+    inside = f"-{int(counters['step']):09d}" if counters.get("draining") else ""
+    return f"checkpoints/{int(counters['epoch']):06d}{inside}.pt"
 
 
-def _kept(value: Any) -> Any:
-    """What later changes to a tensor or list do not reach."""
+def _snapshot(value: Any) -> Any:
+    """A copy that later changes to a tensor or list do not affect."""
     if isinstance(value, torch.Tensor):
         return value.detach().clone()
     return list(value) if isinstance(value, (list, tuple)) else value

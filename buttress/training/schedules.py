@@ -1,7 +1,6 @@
-"""How beta and the learning rate move: frozen objects, a pure function of the epoch and the step each.
+"""Schedules of beta and of the learning rate: frozen objects, each a pure function of epoch and step.
 
-Nothing here has a state that a checkpoint would have to hold, but `Plateau`, whose state the loop keeps
-(`PlateauState`).
+Only `Plateau` has a state (`PlateauState`), which the loop keeps in its checkpoints.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ class Constant(Section):
         return 0.0
 
 
-class _Rise(Section):
+class _Ramp(Section):
     start: float = Field(0.0, ge=0)
     end: float = Field(1.0, ge=0)
     length: float = Field(10, ge=0)
@@ -47,11 +46,11 @@ class _Rise(Section):
         """
         if progress >= self.length:
             return self.end
-        return self.start + (self.end - self.start) * self._risen(progress / self.length)
+        return self.start + (self.end - self.start) * self._ramp(progress / self.length)
 
     @abstractmethod
-    def _risen(self, share: float) -> float:
-        """How far it has risen, 0 to 1, after this share of the length."""
+    def _ramp(self, share: float) -> float:
+        """The fraction of the rise (0 to 1) after this fraction of the length."""
 
     @property
     def full_at(self) -> float:
@@ -59,21 +58,21 @@ class _Rise(Section):
         return 0.0 if self.start == self.end else self.length
 
 
-class Linear(_Rise):
+class Linear(_Ramp):
     """beta = start + (end - start) * progress / length, then end."""
 
     kind: Literal["linear"] = "linear"
 
-    def _risen(self, share: float) -> float:
+    def _ramp(self, share: float) -> float:
         return share
 
 
-class Cosine(_Rise):
+class Cosine(_Ramp):
     """Half a cosine from start to end over `length`, then end."""
 
     kind: Literal["cosine"] = "cosine"
 
-    def _risen(self, share: float) -> float:
+    def _ramp(self, share: float) -> float:
         return 0.5 - 0.5 * cos(pi * share)
 
 
@@ -81,7 +80,7 @@ class Cyclical(Section):
     """`cycles` times: a linear rise over `ratio` of the `period`, then a plateau at `end`; after the last cycle `end`.
 
     Fu et al. 2019 (arXiv:1903.10145). The plateau of the last cycle runs into the final value, so `full_at` is where
-    it begins; the plateaus of earlier cycles do not count. `cycles: null` goes on for ever and never settles.
+    it begins; the plateaus of earlier cycles do not count. `cycles: null` never ends and never settles.
     """
 
     kind: Literal["cyclical"] = "cyclical"
@@ -111,10 +110,10 @@ BetaSchedule = Annotated[Constant | Linear | Cosine | Cyclical, Field(discrimina
 
 
 class LearningRate(Protocol):
-    """A factor on a parameter group's own learning rate."""
+    """A schedule of a factor on a parameter group's own learning rate."""
 
     def factor(self, epoch: int, step: int) -> float:
-        """For the step that begins after `epoch` completed epochs and `step` completed steps."""
+        """The factor for the step after `epoch` completed epochs and `step` completed steps."""
         ...
 
 
@@ -122,7 +121,7 @@ class LearningRate(Protocol):
 class CosineLR:
     """Half a cosine from 1 to `final` over `total` epochs or steps, then `final`.
 
-    Give `total` from the run's own length: beyond a fixed T_max the cosine would climb again (here it stays).
+    Set `total` from the run's own length. Unlike torch's CosineAnnealingLR it does not rise again beyond it.
     """
 
     total: int
@@ -189,30 +188,36 @@ class WarmUp:
 
 @dataclass(frozen=True)
 class Plateau:
-    """Multiply the learning rate by `factor` when `metric` has not improved for more than `patience` epochs.
+    """Lowers the learning rate when a metric stops improving, as torch's ReduceLROnPlateau without cooldown.
 
-    `metric` is a name of `Task.evaluate`'s values or `train/loss` (the epoch's mean). Counts from `starts_at_epoch` on
-    (completed epochs). As torch's ReduceLROnPlateau with a relative `threshold` and no cooldown.
+    Attributes:
+        metric: A name of `Task.evaluate`'s values, or `train/loss` (the epoch's mean).
+        factor: Multiplies the learning rate after more than `patience` epochs without an improvement.
+        patience: Epochs.
+        threshold: Smallest improvement that counts, relative to the best value.
+        minimum: Of the product of all factors.
+        direction: `min` or `max`.
+        starts_at_epoch: Completed epochs before which nothing counts.
     """
 
     metric: str
     factor: float = 0.1
     patience: int = 10
     threshold: float = 1e-4
-    minimum: float = 0.0  # of the factor reached in all
+    minimum: float = 0.0
     direction: Direction = "min"
     starts_at_epoch: int = 0
 
 
 class PlateauState:
-    """What has become of a `Plateau`: the factor reached, the best value, the epochs since."""
+    """The state of a `Plateau`: the factor reached, the best value, the epochs since."""
 
     def __init__(self, plateau: Plateau) -> None:
         self.plateau = plateau
         self.scale, self.best, self.waited = 1.0, inf, 0
 
     def update(self, value: float, epoch: int) -> None:
-        """After each epoch, with the metric's value on the whole trial; NaN counts as no improvement."""
+        """Called after each epoch with the metric's value over all ranks; NaN is not an improvement."""
         one = self.plateau
         if epoch <= one.starts_at_epoch:
             return
@@ -232,10 +237,19 @@ class PlateauState:
         self.scale, self.best, self.waited = state["scale"], state["best"], state["waited"]
 
 
-def settled(
+def latest_full_at(
     schedules: Sequence[Constant | Linear | Cosine | Cyclical], unit: Unit, steps_per_epoch: int
 ) -> tuple[float, int]:
-    """(full_at_epoch, full_at_step) for `base.Schedule`: when the last of several schedules, in `unit`, has settled."""
+    """When the last of several schedules has reached its final value for good.
+
+    Args:
+        schedules: Schedules whose lengths are given in `unit`.
+        unit: `epochs` or `steps`.
+        steps_per_epoch: Optimizer steps.
+
+    Returns:
+        `full_at_epoch` and `full_at_step` of a `Schedule`; (inf, 0) if one never settles.
+    """
     last = max((one.full_at for one in schedules), default=0.0)
     if last == inf:
         return inf, 0

@@ -1,9 +1,9 @@
 """The contract between a trainer and everything that runs it.
 
 A trainable is ordinary PyTorch: it gets its typed config, a `World` (rank, device, folder), a `report` to call, and
-perhaps a checkpoint to go on from. The same object runs in a warm slot of a sweep, as `python -m buttress.training
-CONFIG` and under `torchrun --nproc-per-node N -m buttress.training CONFIG`. This module is light
-(pydantic, no torch): the driver of a sweep reads metrics, schedules and configs of a trainable without a GPU in sight.
+perhaps a checkpoint to go on from. The same class runs in a worker of a sweep, as `python -m buttress.training CONFIG`
+and under `torchrun --nproc-per-node N -m buttress.training CONFIG`. This module imports no torch, so that the driver of
+a sweep reads metrics, schedules and configs cheaply.
 """
 
 from __future__ import annotations
@@ -23,17 +23,26 @@ Direction = Literal["min", "max"]
 
 
 class TrialStopped(Exception):
-    """Raised by `report` on every rank at the same report when the trial is to end; let it pass."""
+    """Raised by `report` on every rank at the same report when the trial is to end; do not catch it."""
 
 
 class Section(BaseModel):
-    """Base of every config model: unknown keys are errors and values are not coerced from other types' strings."""
+    """Base of every config model: a frozen pydantic model in which unknown keys, NaN and infinity are errors."""
 
     model_config = ConfigDict(extra="forbid", validate_default=True, frozen=True, allow_inf_nan=False)
 
     @classmethod
     def of_groups(cls, *layers: Mapping[str, Mapping[str, Any]]) -> Self:
-        """A config of groups: its defaults, then what each layer says of a group's values, a later one over an earlier.
+        """Builds a config of groups from layers of values, a later layer over an earlier one and all over the defaults.
+
+        Args:
+            layers: Group name -> value name -> value.
+
+        Returns:
+            The validated config.
+
+        Raises:
+            pydantic.ValidationError: A value or key does not fit.
 
         >>> Config.of_groups({"train": {"lr": 0.1, "epochs": 3}}, {"train": {"lr": 0.2}}).train.lr   # doctest: +SKIP
         0.2
@@ -46,26 +55,33 @@ class Section(BaseModel):
 
 
 class Buttress(Section):
-    """The `buttress:` group of every config: what is ours and not the original trainer's."""
+    """The `buttress:` group of every config: what Buttress itself needs, beside the trainer's own settings."""
 
     trainable: str = Field("", description="which trainable this config is for; written by `export`")
     objective: str = Field("", description="the metric whose best valid epoch counts; written by `export`")
     seed: int = Field(42, ge=0, description="seeds every random number; part of the config because it changes bits")
     threads: int = Field(1, ge=1, description="torch threads per worker; part of the config: it changes bits")
     workers: int = Field(1, ge=1, description="DDP workers of the trial")
-    report_every: int = Field(100, ge=0, description="optimiser steps between health reports inside an epoch; 0 = none")
+    report_every: int = Field(100, ge=0, description="optimizer steps between health reports inside an epoch; 0 = none")
     checkpoint_every: int = Field(1, ge=1, description="epochs between checkpoints")
-    monitors: bool = Field(True, description="False leaves the collapse monitors out (for timing; no rule can speak)")
+    monitors: bool = Field(True, description="False leaves the collapse monitors out (for timing; rules see nothing)")
 
 
 @dataclass(frozen=True)
 class Metric:
-    """What is known of a reported metric without training anything.
+    """Describes a reported metric that may be an objective.
 
-    `weighted_by` names the config paths that change the metric's scale: such a metric is refused as objective when one
-    of them is searched. `sees_target` marks a metric computed from a posterior that has seen the target: refused as
-    objective of a conditional model, because an autoencoder would win. `exported_as` is a config path that `export`
-    sets to the metric's value at the best valid epoch: a threshold that is found by validation, not by searching.
+    Attributes:
+        direction: `min` or `max`, which is better.
+        unit: Shown in tables and plots, such as `nat` or `mm/day`.
+        weighted_by: Config paths that change the metric's scale. The metric is refused as objective when one of them is
+            searched.
+        sees_target: Computed from a posterior that has seen the target. Refused as objective of a conditional model,
+            because an autoencoder would win.
+        original_name: The metric's name in the original trainer's logs; W&B shows it under both.
+        exported_as: A config path that `export` sets to the metric's value at the best valid epoch: a threshold that is
+            found by validation, not by searching.
+        description: One sentence for tables and documents.
     """
 
     direction: Direction
@@ -79,11 +95,16 @@ class Metric:
 
 @dataclass(frozen=True)
 class Schedule:
-    """When a config's schedules settle.
+    """Says when a config's schedules have reached their final values.
 
-    `epochs` is the trial's budget. Beta (or, in a family without beta, the learning-rate warm-up) has its final value
-    for good once `full_at_epoch` epochs and `full_at_step` optimiser steps have been completed; `inf` = never. `phases`
-    are the completed epochs at which later phases begin (a discriminator's start): phase 1, 2, ...
+    Valid epochs, rungs and the graces of rules are counted from there.
+
+    Attributes:
+        epochs: The trial's budget.
+        full_at_epoch: Completed epochs after which beta (or, without a beta, the learning-rate warm-up) has its final
+            value for good; `inf`: never.
+        full_at_step: The same in completed optimizer steps; both have to be reached.
+        phases: Completed epochs at which phase 1, 2, ... begin (a discriminator's start, say), in ascending order.
     """
 
     epochs: int
@@ -92,28 +113,41 @@ class Schedule:
     phases: tuple[int, ...] = ()
 
     def full_beta_epochs(self, completed: int) -> int:
-        """Whole epochs, of `completed` ones, at the final beta from their first step to their last."""
+        """How many of the `completed` epochs ran at the final beta from their first step to their last."""
         if self.full_at_epoch == float("inf"):
             return 0
         return max(0, completed - ceil(self.full_at_epoch))
 
     def phase(self, completed: int) -> int:
+        """The phase that the epoch after `completed` ones belongs to, from 0."""
         return sum(completed >= start for start in self.phases)
 
 
 class Report(Protocol):
-    """What `train` calls to say how it is doing; collective: every rank calls it, with the same keys.
+    """The function that `train` calls to report; collective: every rank calls it, with the same keys.
 
-    A value is a float or 0-dim tensor that is the same on every rank (else the mean counts), a vector (a list of floats
-    of the same length on every rank), or a `monitors.Summary`: one rank's share of a monitored quantity.
-    `metrics` needs `epoch` (epochs completed, int) and `step` (optimiser steps completed); a report inside an epoch
-    carries health values only, the one at an epoch's end carries the objectives too. `full_beta_epochs`,
-    `full_beta_steps` and `phase` are filled in from the trainable's schedule where the trainer does not give them;
-    `mem_mb` always is. Keys match `[a-z0-9_./]+`. A `Summary` under the key `latent` becomes `latent/<name>`.
+    A report at an epoch's end carries the objectives; one inside an epoch carries health values only. After
+    `TrialStopped` no rank may report again.
 
-    `checkpoint` is called on every rank and returns tensors and plain types (rank 0's is saved; loaded with
-    `weights_only=True`). `media` maps names to files that rank 0 wrote. Raises `TrialStopped` on every rank at the
-    same report once the trial is to end.
+    Args:
+        metrics: Key -> this rank's value. A key consists of lower-case letters, digits and `_ . /`. A value is a float
+            or 0-dim tensor (the same on every rank, else their mean counts), a vector (a list of floats, or a 1-D
+            tensor, of the same length on every rank), or a `buttress.monitors.Summary` such as `Mean` or a monitor,
+            which says how its shares merge. A monitor under the key `latent` becomes `latent/kl_total` and so on.
+            `epoch` (epochs completed, int) and `step` (optimizer steps completed, int) are required.
+            `full_beta_epochs`, `full_beta_steps` and `phase` are filled in from the trainable's schedule where they are
+            not given, `mem_mb` (peak memory in MB) is measured. `closing: 1.0` marks a full check at the end of
+            training, which rules judge without patience.
+        checkpoint: Called at once on every rank; returns a dict of tensors and plain types. Rank 0's is copied and
+            written in the background, and loaded with `weights_only=True`. After an interruption `train` gets the
+            newest one as `resume`.
+        media: Name -> file that rank 0 wrote below `world.folder`.
+
+    Raises:
+        TrialStopped: On every rank at the same report, once the trial is to end.
+        ValueError: `epoch` or `step` is missing, or a key holds other characters.
+        ReportError: An earlier report could not be exchanged or delivered: another rank has failed, or ranks have
+            reported different keys.
     """
 
     def __call__(
@@ -130,27 +164,61 @@ C = TypeVar("C", bound=BaseModel, contravariant=True)
 
 @runtime_checkable
 class Trainable(Protocol, Generic[C]):
-    """One family. Classes need no base class; these names are enough."""
+    """What a trainer has to offer. A class needs no base class, and no arguments to be made; these names are enough.
+
+    Attributes:
+        name: The trainable's name, as tables and W&B show it.
+        Config: A pydantic model, best a `Section`, with a group `buttress: Buttress`.
+        metrics: The reported metrics that may be objectives.
+
+    Optional members: `conditional: bool` (the model is given more than a latent code: metrics with `sees_target` are
+    refused; default False), `epochs_path: str` (config path of the epochs; default `train.epochs`),
+    `evaluate(config, checkpoint, world, split) -> (metrics, media)` on `val` or `test`, `weights(checkpoint)` (the
+    state dict in a checkpoint's content, for `model.pt`), `forecast(config, cache) -> Forecast` (what is known before
+    training) and `check_data(path, config) -> list[tuple[str, str]]` (rows of `buttress data check`).
+    """
 
     name: ClassVar[str]
     Config: ClassVar[type[BaseModel]]
     metrics: ClassVar[dict[str, Metric]]
 
-    def schedule(self, config: C) -> Schedule: ...
+    def schedule(self, config: C) -> Schedule:
+        """The config's budget, and when its beta is final; called without data and without a device."""
+        ...
 
-    def train(self, config: C, world: World, report: Report, resume: Path | None) -> None: ...
+    def train(self, config: C, world: World, report: Report, resume: Path | None) -> None:
+        """Trains to the end, or until `report` raises `TrialStopped`; called on every rank.
 
-    # Optional, with these defaults where absent:
-    #   conditional: ClassVar[bool] = False      given more than a latent code: `sees_target` metrics are refused
-    #   epochs_path: ClassVar[str] = "train.epochs"
-    #   evaluate(config, checkpoint: Path, world, split: "val" | "test") -> (dict[str, float], dict[str, Path])
-    #   forecast(config, cache) -> Forecast      what is known before training (buttress/training/forecast.py)
-    #   check_data(path: Path, config: C) -> list[tuple[str, str]]     rows of `buttress data check`
+        Args:
+            config: An instance of `Config`.
+            world: This rank's place.
+            report: See `Report`.
+            resume: A checkpoint of the same config to go on from (`buttress.training.checkpoints.load_checkpoint`
+                reads it); None begins anew.
+        """
+        ...
 
 
 @dataclass(frozen=True)
 class Reported:
-    """One merged report, as rank 0 hands it on: plain numbers only, ready for the journal and the rules."""
+    """One report merged over ranks, as rank 0's sink receives it: plain numbers only.
+
+    Attributes:
+        epoch: Epochs completed.
+        step: Optimizer steps completed.
+        full_beta_epochs: Completed epochs since beta has had its final value.
+        full_beta_steps: The same in steps.
+        phase: See `Schedule`.
+        metrics: Key -> merged value; NaN where a rank's value was not finite.
+        vectors: Key -> merged vector.
+        nonfinite: Keys with a value that is not finite on some rank.
+        closing: A check on the full validation set at the end of training; judged without patience.
+        checkpoint: File of the checkpoint, relative to the trial's folder.
+        media: Name -> file, relative to the trial's folder.
+        seconds: Since `train` began.
+        mem_mb: Peak memory of the largest rank, in MB.
+        note: What went wrong without ending the trial, such as a checkpoint that could not be written.
+    """
 
     epoch: int
     step: int
@@ -159,10 +227,10 @@ class Reported:
     phase: int
     metrics: dict[str, float]
     vectors: dict[str, list[float]] = field(default_factory=dict)
-    nonfinite: tuple[str, ...] = ()  # keys with a value that is not finite on some rank (their merged value is NaN)
-    closing: bool = False  # full-validation check at the end of training: judged with patience waived
-    checkpoint: str | None = None  # path relative to the trial's folder
+    nonfinite: tuple[str, ...] = ()
+    closing: bool = False
+    checkpoint: str | None = None
     media: dict[str, str] = field(default_factory=dict)
-    seconds: float = 0.0  # since `train` began
+    seconds: float = 0.0
     mem_mb: float = 0.0
-    note: str = ""  # what went wrong without ending the trial: "checkpoint not written: No space left on device"
+    note: str = ""

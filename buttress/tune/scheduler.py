@@ -1,8 +1,4 @@
-"""Tune's scheduler on our rungs: successive halving that compares trials at equal full-beta age.
-
-In a plain Tune run it decides by itself, from results that carry the metric and `full_beta_epochs`. In a Buttress sweep
-the decision was made when the report arrived, in order with the rules (sweep/state.py), and stands in the result.
-"""
+"""A Tune scheduler that compares trials at equal full-beta age, for plain Tune runs."""
 
 from __future__ import annotations
 
@@ -16,10 +12,18 @@ from buttress.search.halving import Rungs
 class FullBetaHalving(FIFOScheduler):
     """Asynchronous successive halving on full-beta age, forgetting trials that collapse.
 
-    >>> tune.TuneConfig(scheduler=FullBetaHalving("val/ari", "max", first=4, factor=3))   # doctest: +SKIP
-
     A result enters a rung when its `full_beta_epochs` is exactly the rung's age; results without the metric or the age
-    are let through. A result whose `outcome` is collapsed or diverged takes the trial out of every rung.
+    are let through. A result whose `outcome` is collapsed or diverged takes the trial out of every rung. A result that
+    has a `decision` (`stop` or `continue`, as in a Buttress sweep) is taken at its word.
+
+    Args:
+        metric: Name of the metric in the results.
+        direction: Whether the metric is minimised or maximised.
+        first: Full-beta age of the first rung, epochs, at least 1.
+        factor: Of every `factor` trials at a rung one goes on; each rung's age is `factor` times the one before. > 1.
+
+    Example:
+        >>> tune.TuneConfig(scheduler=FullBetaHalving("val/ari", "max", first=4, factor=3))   # doctest: +SKIP
     """
 
     def __init__(

@@ -1,9 +1,9 @@
-"""Stops Tune trials that collapse. Public: people with a plain Tune run use it without the rest of Buttress."""
+"""A Tune stopper for trials that collapse, for plain Tune runs."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from ray.tune import Stopper
@@ -14,13 +14,19 @@ from buttress.rules import RuleEngine, RuleSet
 class CollapseStopper(Stopper):
     """A `tune.Stopper` that runs a rule set over each trial's results.
 
-    >>> tune.RunConfig(stop=CollapseStopper("rules.yaml"))                                  # doctest: +SKIP
-
     Results need `epoch` and `step` (`training_iteration` stands in for either) and whatever the rules watch; with rules
-    that wait for full beta also `full_beta_epochs` and `full_beta_steps` (`full_at=N` computes them for a beta that is
-    final after N epochs). The verdict is written into the result as `outcome`, `collapse_kind`, `collapse_margin` and
-    `collapse_why`, so that it is in Tune's tables and files. In a Buttress sweep the verdict was reached when the
-    report arrived and stands in the result already.
+    that wait for full beta also `full_beta_epochs` and `full_beta_steps`. The verdict is written into the result as
+    `outcome`, `collapse_kind`, `collapse_margin` and `collapse_why`, so that it is in Tune's tables and files. A result
+    that has an `outcome` already is taken at its word.
+
+    Args:
+        rules: A rule set, its content as a mapping, or the path of a rules file; None stops nothing by itself.
+        budget_epochs: Epochs of a trial, for rules whose grace is a share of them.
+        full_at: Number of epochs after which beta is final; `full_beta_epochs` and `full_beta_steps` are then computed
+            where the results have none.
+
+    Example:
+        >>> tune.RunConfig(stop=CollapseStopper("rules.yaml"))                                  # doctest: +SKIP
     """
 
     def __init__(
@@ -79,18 +85,3 @@ class CollapseStopper(Stopper):
             return 0, 0
         since = self._full_step.setdefault(trial_id, step)
         return epoch - self._full_at, step - since
-
-
-class SweepStopper(CollapseStopper):
-    """The stopper of a sweep: verdicts stand in the results, and all trials stop when `failed()` says so."""
-
-    def __init__(self, failed: Callable[[], bool]) -> None:
-        super().__init__()
-        self._failed = failed
-
-    def stop_all(self) -> bool:
-        return self._failed()
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Tune pickles its stopper at the start, for a restore that no sweep uses."""
-        return {}

@@ -1,4 +1,4 @@
-"""How well the latent code separates the lithologies: a Gaussian mixture on mu against the labels.
+"""Measures how well the latent code separates the lithologies: a Gaussian mixture on mu against the labels.
 
 The mixture is scikit-learn's `GaussianMixture` (full covariance, k-means start, its tolerance and regularisation),
 written with two matrix products per iteration: several times faster, the same clusters (tested against it).

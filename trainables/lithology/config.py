@@ -1,8 +1,8 @@
 """The typed config of the lithology family: one value per choice of the original trainers, and named recipes.
 
 The defaults are the original's full-size standard run (64-32-10, BatchNorm, beta 1, 100 epochs). The last part of a
-path is the original's argument name where it has one; the README holds the table. Nothing heavy is imported here: the
-driver of a sweep reads configs without torch.
+path is the original's argument name where it has one; the README holds the table. This module imports no torch, because
+the driver of a sweep reads configs.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Core and well-log tables, from a CSV file to standardised arrays split by borehole.
+"""Reads core and well-log tables from CSV files into standardised arrays split by borehole.
 
 Reads the 20 cm table of the original, LILY `*_DataLITH` tables, the FORCE 2020 wells and any table whose columns the
 config names. A table is parsed once per node and split once per data config (`World.cache`); what was dropped, filled
-or out of range is counted. Everything a user may have got wrong is a `BadInput` that names file, column and row.
+or out of range is counted. Whatever is wrong in a file is a `BadInput` that names file, column and row.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Whether a lithology config's code survives its beta, from the covariance of the training rows.
+"""Predicts from the covariance of the training rows whether a lithology config's code survives its beta.
 
-The head is left out: reading mu, it can live on a code of any small size, which no reconstruction sees.
+The head is ignored: it reads mu, so it works on a code of any small size, which no reconstruction uses.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import numpy as np
 
 from buttress.trainables.lithology import data as tables
 from buttress.trainables.lithology.config import Config, Loss
-from buttress.training.forecast import Cache, Forecast, gains, of_code
+from buttress.training.forecast import Cache, Forecast, code_forecast, gains
 
 
 def forecast(config: Config, cache: Cache) -> Forecast:
@@ -20,7 +20,7 @@ def forecast(config: Config, cache: Cache) -> Forecast:
     beta = config.loss.beta
     if config.loss.units == "original":
         beta *= config.loss.beta_scale(features, latent)
-    return of_code(gains(target, cross, seen), beta, latent)
+    return code_forecast(gains(target, cross, seen), beta, latent)
 
 
 def moments(covariance: np.ndarray, loss: Loss) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -1,4 +1,4 @@
-"""What is measured on held-out boreholes: reconstruction, KL, head and clustering, each a plain deterministic number.
+"""Measures reconstruction, KL, head and clustering on held-out boreholes, deterministically.
 
 No value here depends on a weight of the training loss, so that trials with different weights can be compared. Each rank
 measures its share of the rows; sums travel in one all-reduce, so that every rank knows every value.
@@ -17,7 +17,7 @@ from buttress.trainables.lithology.clustering import adjusted_rand
 from buttress.trainables.lithology.config import Config
 from buttress.trainables.lithology.data import Dataset
 from buttress.trainables.lithology.model import Vae
-from buttress.training.losses import gaussian_kl, sample
+from buttress.training.losses import gaussian_kl, reparameterize
 from buttress.training.randomness import keyed_normal
 from buttress.training.world import World
 
@@ -34,17 +34,17 @@ class HeldOut:
         target = torch.from_numpy(np.ascontiguousarray(dataset.x[rows]))
         self.count = len(rows)
         self.spread = ((target - target.mean(0)) ** 2).sum(0)  # of all rows, per feature
-        first, last = share_of(0, len(rows), world.rank, world.size)
-        self.x = target[first:last].to(world.device, dtype)
+        own = world.share(len(rows))
+        self.x = target[own].to(world.device, dtype)
         # the same noise at every evaluation and in every trial
-        index = torch.from_numpy(rows[first:last])
+        index = torch.from_numpy(rows[own])
         self.noise = keyed_normal(config.data.split_seed, index, config.model.latent_dim, dtype=dtype).to(world.device)
         self.label, self.known = None, 0
         if config.model.semi_supervised:
             known = np.where((label >= 0) & dataset.seen[label], label, -1)  # no score on labels never trained on
             self.known = int((known >= 0).sum())
             self.per_label = torch.from_numpy(np.bincount(known[known >= 0], minlength=len(dataset.labels)))
-            self.label = torch.from_numpy(known[first:last]).to(world.device)
+            self.label = torch.from_numpy(known[own]).to(world.device)
         labelled = np.flatnonzero(label >= 0)
         drawn = np.random.default_rng(config.data.split_seed).permutation(labelled)[: config.buttress.ari_rows]
         self.clustered = target[drawn].to(world.device, dtype) if world.rank == 0 else target[:0]
@@ -64,7 +64,7 @@ class HeldOut:
             rows = slice(first, first + _AT_A_TIME)
             x = self.x[rows]
             mu, logvar = model.encode(x)
-            squared = (model.decode(sample(mu, logvar, self.noise[rows])) - x).square()
+            squared = (model.decode(reparameterize(mu, logvar, self.noise[rows])) - x).square()
             squared_mu = (model.decode(mu) - x).square()
             error += squared.sum(0, dtype=torch.float64)
             error_mu += squared_mu.sum(0, dtype=torch.float64)
@@ -103,8 +103,3 @@ class HeldOut:
             mu = torch.cat([model.encode(x).mu for x in self.clustered.split(_AT_A_TIME)]).double().cpu().numpy()
             found[0] = adjusted_rand(mu, self.clustered_label, self.config.buttress.ari_components, self.world.threads)
         return {"val/ari": float(self.world.sum(found))}
-
-
-def share_of(first: int, last: int, rank: int, size: int) -> tuple[int, int]:
-    """This rank's part of the rows first..last: contiguous, sizes differing by one at most."""
-    return first + (last - first) * rank // size, first + (last - first) * (rank + 1) // size

@@ -15,7 +15,7 @@ from torch.nn import functional
 from buttress.trainables.lithology.config import Loss
 from buttress.trainables.lithology.model import Code, Vae
 from buttress.training.loop import StepState
-from buttress.training.losses import gaussian_kl, sample
+from buttress.training.losses import gaussian_kl, reparameterize
 
 
 class Batch(NamedTuple):
@@ -75,7 +75,7 @@ class Objective(nn.Module):
     def forward(self, batch: Batch, state: StepState) -> tuple[torch.Tensor, dict[str, Any]]:
         shown = batch.x if batch.keep is None else batch.x * batch.keep
         code: Code = self.model.encode(shown)
-        z = sample(code.mu, code.logvar, batch.noise)
+        z = reparameterize(code.mu, code.logvar, batch.noise)
         error = (self.model.decode(z) - batch.x).square()
         kl = gaussian_kl(code.mu, code.logvar).sum()
 

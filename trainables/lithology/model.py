@@ -1,7 +1,7 @@
-"""The lithology VAEs: a small MLP encoder, a Gaussian code, a mirrored decoder (or one per feature), perhaps a head.
+"""The lithology VAEs: an MLP encoder, a Gaussian code, a mirrored decoder (or one per feature), optionally a head.
 
-One class serves the original's unsupervised and semi-supervised models in all their layouts; which one it is stands in
-the config (`model.*`). Everything is single-device code without a loss in it. The embedding of a row is `mu`.
+One class covers the original's unsupervised and semi-supervised models in all their layouts, chosen by the config
+(`model.*`). Single-device code without a loss. The embedding of a row is `mu`.
 """
 
 from __future__ import annotations

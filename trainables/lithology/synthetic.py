@@ -1,9 +1,9 @@
-"""The lithology table's synthetic stand-in: written in the real CSV layout, so that the real loader reads it.
+"""Writes a synthetic lithology table in the real CSV layout, so that the real loader reads it.
 
 `write(path, size, seed)` writes `vae_training_data_v2_20cm.csv` as the original project builds it: nine columns in
 their order, one row per 20 cm bin, 238,506 rows, 139 labels and 296 boreholes at `full` size. Class counts and hole
-sizes are met exactly and do not depend on the seed; everything else is drawn from it. What is imitated, and where the
-figures come from: facts of the LILY / IODP table (README, "Synthetic data").
+sizes are met exactly and do not depend on the seed; everything else is drawn from it. The figures are facts of the
+LILY / IODP table (README, "Synthetic data").
 """
 
 from __future__ import annotations

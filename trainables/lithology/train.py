@@ -22,7 +22,7 @@ from buttress.trainables.lithology import data as tables
 from buttress.trainables.lithology.config import LAYOUTS
 from buttress.trainables.lithology.config import Config as LithologyConfig
 from buttress.trainables.lithology.forecast import forecast
-from buttress.trainables.lithology.heldout import HeldOut, share_of
+from buttress.trainables.lithology.heldout import HeldOut
 from buttress.trainables.lithology.loss import Batch, Objective
 from buttress.trainables.lithology.model import Vae
 from buttress.training.adam import SmallAdam
@@ -201,7 +201,8 @@ class LithologyTask(Task):
         world, config = self.world, self.config
         order = torch.randperm(len(self.x), generator=self._generator(epoch, "order"))
         bounds = self._batch_bounds()
-        shares = [share_of(first, last, world.rank, world.size) for first, last in bounds]
+        own_rows = [(first, world.share(last - first)) for first, last in bounds]
+        shares = [(first + rows.start, first + rows.stop) for first, rows in own_rows]
         own = order if world.size == 1 else torch.cat([order[first:last] for first, last in shares])
         place = own.to(world.device)
         x = self.x.index_select(0, place)

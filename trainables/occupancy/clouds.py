@@ -1,7 +1,6 @@
-"""Point clouds from files: txt (x y z in a row), npy, bin (float32), pcd (ascii or binary).
+"""Reads point clouds, float64 [n, 3] in metres: txt (x y z in a row), npy, bin (float32), pcd (ascii or binary).
 
-Comes in: a path; goes out: float64 [n, 3] in metres. Whatever keeps a file from being a cloud is a `BadInput` with the
-file in it: unreadable or truncated, empty, or points that are not finite.
+A file that is unreadable, truncated or empty, or holds points that are not finite, is a `BadInput` that names it.
 """
 
 from __future__ import annotations

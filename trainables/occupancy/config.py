@@ -2,7 +2,7 @@
 
 The defaults are the original's full size (200 x 200 x 121 voxels, 4 -> 6 frames, batch 3, 77.3 M parameters) and the
 weights of its last version. The last part of a path is the original's argument name where it has one; the README holds
-the table. Nothing heavy is imported here: the driver of a sweep reads configs without torch.
+the table. This module imports no torch, because the driver of a sweep reads configs.
 """
 
 from __future__ import annotations

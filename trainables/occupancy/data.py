@@ -1,9 +1,8 @@
-"""Windows of occupancy grids and poses, from a folder of sessions or scenes to arrays split by scene or time.
+"""Reads windows of occupancy grids and poses from a folder of sessions or scenes, split by scene or time.
 
-Comes in: the `data` section of a config; goes out: a `Dataset` whose grids are packed bits, memory-mapped from the
-cache that every process of a node shares (`World.cache`). Reading is done once per data config. What was left out is
-counted. Windows of one scene overlap, so they are never split one by one: that would put near-copies of the training
-windows into validation.
+A `Dataset` holds grids as packed bits, memory-mapped from the cache that every process of a node shares
+(`World.cache`); files are read once per data config, and what was left out is counted. Windows of one scene overlap, so
+they are never split one by one: that would put near-copies of the training windows into validation.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""What an occupancy loss says to a network that sees nothing: the best constant probability at the data's rate.
+"""Computes the constant probability that minimizes an occupancy loss at the data's occupied rate.
 
-A loss whose best constant lies above the threshold pays a blind network for calling every voxel occupied, one whose
-best constant is the occupied share itself (a cross-entropy) pays it for being calibrated. Neither condemns a trial:
-networks that see something leave the constant behind, though their predictions stay inflated by about as much. So no
-verdict is given, only where the constant lies.
+A loss whose best constant lies above the threshold rewards a blind network for calling every voxel occupied; one whose
+best constant is the occupied share itself (a cross-entropy) rewards it for being calibrated. Neither condemns a trial:
+networks that learn something move away from the constant, though their predictions stay inflated by about as much. So
+the forecast gives no verdict.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""What is measured on held-out windows: counts over the whole split, and everything that follows from them.
+"""Measures held-out windows: counts over the whole split, and the metrics computed from them.
 
 Logits go into histograms (4,096 bins of 0.01 between -20 and 20, by future step and by truth); histograms and counts
-are summed over ranks, so that every rank knows every value and no value depends on how windows were shared out. None
-depends on a weight of the training loss.
+are summed over ranks, so that every rank has every value and none depends on which rank holds a window, nor on a weight
+of the training loss.
 """
 
 from __future__ import annotations

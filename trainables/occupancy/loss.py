@@ -1,9 +1,8 @@
 """The training loss: occupancy terms from sums over the whole batch, pose terms, and the module that the loop calls.
 
-Comes in: logits, targets and poses of a batch, in float32 or better whatever the network ran in; goes out: one number,
-its parts, and what the monitors look at. Every term is a function of sums that are added up over ranks first
-(`losses.total`): a dice, a match of means or a Jaccard loss of half a batch is another loss. The original took these
-from probabilities in reduced precision, where ln(1 - p) of a confident voxel is -inf; here they come from logits.
+Every term is a function of sums over all ranks (`losses.sum_over_ranks`): a dice, mean-matching or Jaccard loss of half
+a batch is another loss. Inputs are logits in float32 or better, whatever precision the network ran in: the original
+used probabilities in reduced precision, where ln(1 - p) of a confident voxel is -inf.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from buttress.trainables.occupancy.config import Loss
 from buttress.trainables.occupancy.lovasz import lovasz
 from buttress.trainables.occupancy.model import Predicted
 from buttress.trainables.occupancy.monitor import statistics
-from buttress.training.losses import total
+from buttress.training.losses import sum_over_ranks
 from buttress.training.optimization import StepState
 from buttress.training.world import World
 
@@ -83,7 +82,7 @@ def occupancy_terms(
             sums |= {"focal_on": by_step(hard_on * on), "focal_off": (hard_off * off).sum((0, 2))}
     if loss.recall_weight:
         sums["recall"] = by_step(functional.softplus(-x_on).clamp_max(-math.log(_RECALL_P)))
-    whole = dict(zip(sums, total(torch.stack(list(sums.values())), world), strict=True))
+    whole = dict(zip(sums, sum_over_ranks(torch.stack(list(sums.values())), world), strict=True))
 
     n, t, pt, mean_p = (whole[name].sum() for name in ("n", "t", "pt", "p"))
     parts: dict[str, torch.Tensor] = {}
@@ -111,7 +110,7 @@ def occupancy_terms(
 def simple_pose(out: Predicted, batch: Batch, world: World) -> torch.Tensor:
     """Smooth L1 over all 13 numbers, mean over windows, steps and numbers: []."""
     error = functional.smooth_l1_loss(out.poses, batch.future_poses, reduction="sum")
-    return total(error, world) / (batch.total * batch.future_poses[0].numel())
+    return sum_over_ranks(error, world) / (batch.total * batch.future_poses[0].numel())
 
 
 def pose_terms(out: Predicted, batch: Batch, loss: Loss, world: World) -> torch.Tensor:
@@ -122,11 +121,11 @@ def pose_terms(out: Predicted, batch: Batch, loss: Loss, world: World) -> torch.
     rotation = (1 - (ours[..., 3:7] * theirs[..., 3:7]).sum(-1).abs()).sum()
     velocity = functional.smooth_l1_loss(ours[..., 7:], theirs[..., 7:], reduction="sum") / 6
     count = batch.total * steps
-    pose = total(position + rotation + 0.5 * velocity, world) / count
+    pose = sum_over_ranks(position + rotation + 0.5 * velocity, world) / count
     if loss.pose_variance_weight and count > 1:
         flat = torch.cat([ours[..., :3], ours[..., 7:]], dim=-1).flatten(0, 1)
-        centre = total(flat.sum(0), world) / count
-        spread = (total((flat - centre).square().sum(0), world) / (count - 1) + 1e-12).sqrt()
+        centre = sum_over_ranks(flat.sum(0), world) / count
+        spread = (sum_over_ranks((flat - centre).square().sum(0), world) / (count - 1) + 1e-12).sqrt()
         missing = (_SAME - spread[:3].mean()).relu().square() + (_SAME - spread[3:].mean()).relu().square()
         pose = pose + loss.pose_variance_weight * missing
     return pose
@@ -145,7 +144,7 @@ def uncertainty_term(out: Predicted, batch: Batch, loss: Loss, world: World) -> 
     width = s[:, None, :3].square()
     likelihood = 0.5 * (error / width + width.log()).sum() / error[0].numel()
     stays = 0.1 * (s - 1).square().sum() / s.shape[1]
-    return total(likelihood + stays, world) / batch.total
+    return sum_over_ranks(likelihood + stays, world) / batch.total
 
 
 def relocalization_term(out: Predicted, batch: Batch, world: World) -> torch.Tensor:
@@ -154,7 +153,7 @@ def relocalization_term(out: Predicted, batch: Batch, world: World) -> torch.Ten
     poses = batch.history_poses
     target = torch.cat([poses[:, -1, :3] - poses[:, 0, :3], poses[:, -1, 3:7]], dim=1)
     error = functional.smooth_l1_loss(out.relocalization, target, reduction="sum")
-    return total(error, world) / (batch.total * 7)
+    return sum_over_ranks(error, world) / (batch.total * 7)
 
 
 def place_term(out: Predicted, batch: Batch, world: World) -> torch.Tensor:
@@ -166,7 +165,7 @@ def place_term(out: Predicted, batch: Batch, world: World) -> torch.Tensor:
     own = out.place
     every = own.new_zeros(batch.total, own.shape[1])
     every = torch.cat([every[: batch.first], own, every[batch.first + len(own) :]])
-    every = total(every, world)
+    every = sum_over_ranks(every, world)
     stays = 0.1 * (every.norm(dim=1) - 1).square().mean()
     if batch.total < 3:
         return stays

@@ -1,4 +1,4 @@
-"""The Lovász extension of the Jaccard loss without a sort: errors go into buckets, counts do the rest.
+"""The Lovász extension of the Jaccard loss, computed from bucket counts instead of a sort.
 
 Sorted by error, the loss is the sum of each voxel's error times the rise of the Jaccard loss when that voxel joins the
 mispredicted ones (Berman, Triki & Blaschko 2018, arXiv:1705.08790). A full batch of the original has 87 million voxels
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import torch
 
-from buttress.training.losses import total
+from buttress.training.losses import sum_over_ranks
 from buttress.training.world import World
 
 _EPS = 1e-8  # the original's, against a batch without an occupied voxel
@@ -27,7 +27,7 @@ def lovasz(errors: torch.Tensor, occupied: torch.Tensor, buckets: int, world: Wo
     place = torch.where(occupied, place + buckets, place)
     counts = world.sum(torch.bincount(place, minlength=2 * buckets).double())
     weights = _weights(counts.view(2, buckets)).to(errors.dtype).flatten()
-    return total((weights[place.long()] * errors).sum(), world)
+    return sum_over_ranks((weights[place.long()] * errors).sum(), world)
 
 
 def _weights(counts: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Mirrored windows: the same drive seen in a mirror, for training sets of a few windows.
+"""Mirrors windows, to augment training sets of a few windows.
 
 Mirroring x or y of the world and of the sensor together takes a rotation R to M R M, a position p to M p and an angular
 velocity w (an axial vector) to -M w. Grids are flipped about their middle, so the range has to be symmetric.

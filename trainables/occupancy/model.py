@@ -1,10 +1,9 @@
-"""The two occupancy networks of the original, on any grid: history grids and poses in, logits of future grids and poses
-out.
+"""The two occupancy networks of the original: from past grids and poses to logits of future grids and poses.
 
 `Simple` (13,851,923 parameters) squeezes everything through one vector; `WorldModel` (6DoF; 77,300,704, with a
 transformer 79,407,072) adds FiLM by the predicted poses, a temporal encoder over poses and three heads. Both are
-bottlenecks: the decoder draws 16 or 64 cells a side and stretches them to the grid. `model.skip` (ours) adds a
-full-resolution path past the bottleneck. Plain single-device PyTorch.
+bottlenecks: the decoder computes 16 or 64 cells a side and interpolates them to the grid. `model.skip` (not in the
+original) adds a full-resolution path around the bottleneck. Single-device PyTorch, for any grid.
 """
 
 from __future__ import annotations

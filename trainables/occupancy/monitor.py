@@ -1,8 +1,8 @@
-"""What the rules look at: how much a network predicts, and whether occupied voxels stand out.
+"""The occupancy monitor: how much a network predicts, and whether occupied voxels are separated from empty ones.
 
-Comes in: detached logits and targets of a batch; goes out: a `Summary` to hand to `report` under the key `occ`. Neither
-a low mean prediction nor a falling loss is evidence: a useless calibrated network has the first, a solved static scene
-the second. `fill` and `sep` together tell empty, full and alive apart.
+Its `Summary` is reported under the key `occ`. Neither a low mean prediction nor a falling loss is evidence: a useless
+calibrated network has the first, a solved static scene the second. `fill` and `sep` together distinguish empty, full
+and healthy networks.
 """
 
 from __future__ import annotations

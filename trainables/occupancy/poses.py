@@ -1,7 +1,7 @@
 """Poses as 13 numbers: position (m), unit quaternion w x y z, linear velocity (m/s), angular velocity (rad/s).
 
-Comes in: 4x4 matrices (ego to world), JSON of the sessions, KITTI's camera poses. Goes out: float64 [13] or [n, 13].
-All of it is numpy in float64; quaternions have w >= 0 except where a sequence keeps its sign.
+Converts 4x4 matrices (ego to world), the sessions' JSON and KITTI's camera poses to float64 [13] or [n, 13].
+Quaternions have w >= 0 except where a sequence keeps its sign.
 """
 
 from __future__ import annotations

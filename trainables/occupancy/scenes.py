@@ -1,11 +1,11 @@
-"""The scene layout: one folder per scene with a point cloud per frame and 4x4 poses.
+"""Reads the scene layout: one folder per scene with a point cloud per frame and 4x4 poses.
 
     root/[interval5_CAM_LIDAR/]interval5_<scene>/interval5_LIDAR/*.{txt,pcd,bin,npy} + sampleinfos_interpolated.json
     root/<scene>/{velodyne,lidar,points}/* + poses.txt or poses_lidar.txt [+ calib.txt, times.txt]
 
 Poses are a JSON list of {OriginalImageName, T4x4} (ego to world), a text file of rows with 12 or 16 numbers (a 3x4 or
-4x4 matrix; KITTI's are of the left camera), or TUM's `t x y z qx qy qz qw`. Comes in: the folder; goes out: a
-`Sequence` per scene, whose clouds are read when they are asked for. Velocities are finite differences.
+4x4 matrix; KITTI's are of the left camera), or TUM's `t x y z qx qy qz qw`. Each scene becomes a `Sequence`, whose
+clouds are read on demand. Velocities are finite differences.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What both layouts come to: a run of frames with poses, and a way to read each frame's grid or cloud."""
+"""A sequence of frames with poses, and how to read each frame's grid or cloud; both layouts are read into it."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
-"""The session layout: one folder per drive or flight with ready grids and a pose file per frame.
+"""Reads the session layout: one folder per drive or flight with ready grids and a pose file per frame.
 
     root/<session>/{images,lidar,poses,occupancy}/        drone_... and rover_... name the agent
     occupancy/NNNNNN_occupancy.npz   key `occupancy`, uint8 [X, Y, Z]
     poses/NNNNNN.json                position, orientation, velocity; or pose_13d
 
-Comes in: the folder; goes out: a `Sequence` per session, whose grids are read when they are asked for. Clouds and
-images are not read: training needs neither.
+Each session becomes a `Sequence`, whose grids are read on demand. Clouds and images are not read: training needs
+neither.
 """
 
 from __future__ import annotations

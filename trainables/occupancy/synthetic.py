@@ -1,4 +1,4 @@
-"""Made-up drives through box worlds, written in the real layouts, so that the loaders that users run are what runs.
+"""Writes synthetic drives through worlds of boxes in the real layouts, so that the real loaders read them.
 
 A scene is a world of 6 to 12 static boxes and 2 to 4 moving ones that stand on the ground, sampled densely and always
 alike on their surfaces, and an ego that drives an arc through it; what its sensor sees is a cloud in its own

@@ -1,8 +1,8 @@
 """The occupancy family as a trainable: batches of windows, the loop's task, its metrics and its monitor.
 
-Order is drawn for the whole run's batches by every rank from (seed, epoch) alone, each rank unpacks its share. Windows
-whose whole future is empty are known from the data and left out before anything is drawn, so that every rank leaves out
-the same ones (a rank that skipped a batch by itself would leave its peers waiting).
+Every rank draws the order of the whole global batch from (seed, epoch) alone and unpacks its share. Windows whose whole
+future is empty are known from the data and left out before anything is drawn, so that every rank leaves out the same
+ones (a rank that skipped a batch by itself would leave the others waiting).
 """
 
 from __future__ import annotations

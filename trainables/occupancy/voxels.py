@@ -1,6 +1,6 @@
-"""From points to occupancy grids: the alignment of clouds to the ego frame, and the voxeliser.
+"""Aligns point clouds [n, 3] (metres) to the ego frame and voxelises them to bool grids [X, Y, Z].
 
-Comes in: points [n, 3] in metres and poses; goes out: bool grids [X, Y, Z], packed to bits where they are stored.
+Grids are packed to bits where they are stored.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The typed config of the radio family: the original trainer's YAML by its own key paths, and `buttress:` for the rest.
 
 The defaults are the original's full size (ch 128, 1-2-4, 55.3 M parameters, 256 px, 150,000 steps, discriminator from
-step 50,001, lr 5e-6, batch 2). The README holds the table of names. Nothing heavy is imported here: the driver of a
-sweep reads configs without torch.
+step 50,001, lr 5e-6, batch 2). The README holds the table of names. This module imports no torch, because the driver of
+a sweep reads configs.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Radio maps, from a RadioMapSeer folder to arrays in memory: found, read, checked, split, or refused.
+"""Reads, checks and splits the radio maps of a RadioMapSeer folder.
 
 The same loader reads real and synthetic maps: `gain/<simulation>/{map}_{transmitter}.png`, 8-bit grey, all of one size.
 They are read once per node and kept as one memory-mapped array (`World.cache`). Buildings and antennas, which the first
-stage does not see, are looked at by `check` alone. The original's splits share maps (the 601st map is in all three of
+stage does not use, are read by `check` alone. The original's splits share maps (the 601st map is in all three of
 them, and its validation maps lie inside its test maps); these are disjoint.
 """
 
@@ -22,7 +22,7 @@ from PIL import Image, UnidentifiedImageError
 from buttress.errors import BadInput
 from buttress.trainables.radio import synthetic
 from buttress.trainables.radio.config import Config, Data
-from buttress.training.cache import made_up
+from buttress.training.cache import synthetic_folder
 
 Cache = Callable[[Any, Callable[[], Mapping[str, np.ndarray]]], dict[str, np.ndarray]]
 
@@ -186,7 +186,7 @@ def folder_of(data: Data) -> Path:
     if data.kind == "files":
         return Path(str(data.root)).expanduser()
     name = f"synthetic-{data.size}-{data.seed}-v{_VERSION}"
-    return made_up("radio", name, lambda folder: synthetic.write(folder, data.size, data.seed))
+    return synthetic_folder("radio", name, lambda folder: synthetic.write(folder, data.size, data.seed))
 
 
 def _state(folder: Path) -> str:

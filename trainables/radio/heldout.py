@@ -1,4 +1,4 @@
-"""What is measured on held-out maps: the error of the reconstruction from the posterior's mean, free of any weight.
+"""Measures held-out maps: the error of the reconstruction from the posterior's mean, independent of loss weights.
 
 Each rank measures its share of the images; sums and counts travel in one all-reduce, so that every rank knows every
 value.
@@ -18,11 +18,6 @@ from buttress.training.world import World
 
 PEAK = 2.0  # an image's range, -1 to 1
 LEAST = 1e-12  # mean squared error of an image that is reproduced exactly: 126 dB
-
-
-def share_of(count: int, rank: int, size: int) -> slice:
-    """The contiguous share of `count` things that belongs to `rank`; shares differ by one at most."""
-    return slice(rank * count // size, (rank + 1) * count // size)
 
 
 class MapMonitor(LatentMonitor):
@@ -53,7 +48,7 @@ class HeldOut:
         scored = np.zeros(len(rows), dtype=bool)
         scored[np.linspace(0, len(rows) - 1, wanted).round().astype(int)] = True
         own = {True: rows[scored], False: rows[~scored]}
-        self.rows = {kind: part[share_of(len(part), world.rank, world.size)] for kind, part in own.items()}
+        self.rows = {kind: part[world.share(len(part))] for kind, part in own.items()}
 
     def measure(
         self,

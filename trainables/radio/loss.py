@@ -24,7 +24,7 @@ from torch.nn import functional
 from buttress.trainables.radio.config import LossConfig
 from buttress.trainables.radio.model import Discriminator, RadioVae
 from buttress.training.losses import gaussian_kl
-from buttress.training.optimization import Borrowed, StepState
+from buttress.training.optimization import ModuleReference, StepState
 from buttress.training.world import World
 
 MOST = 1e4  # of the ratio of gradients
@@ -86,7 +86,7 @@ class Autoencoding(nn.Module):
     ) -> None:
         super().__init__()
         self.model, self.loss, self.world, self.perceptual = model, loss, world, perceptual
-        self.critic = None if discriminator is None else Borrowed(discriminator)
+        self.critic = None if discriminator is None else ModuleReference(discriminator)
         logvar = torch.tensor(loss.logvar_init)
         if learn_logvar:
             self.logvar = nn.Parameter(logvar)
@@ -140,7 +140,7 @@ class Judging(nn.Module):
     def __init__(self, discriminator: Discriminator, model: RadioVae, loss: LossConfig, world: World) -> None:
         super().__init__()
         self.discriminator, self.loss, self.world = discriminator, loss, world
-        self.vae = Borrowed(model)
+        self.vae = ModuleReference(model)
 
     def forward(self, batch: Batch, state: StepState) -> tuple[torch.Tensor, dict[str, Any]]:
         x, share = batch.x, self.world.size / batch.rows

@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional
 
 from buttress.trainables.radio.config import GROUPS, DDConfig, Model
-from buttress.training.losses import sample
+from buttress.training.losses import reparameterize
 from buttress.training.world import World
 
 LOGVAR_RANGE = (-30.0, 20.0)
@@ -55,7 +55,7 @@ class RadioVae(nn.Module):
     def forward(self, x: torch.Tensor, noise: torch.Tensor) -> tuple[torch.Tensor, Code]:
         """x[b, C, H, W], noise[b, embed_dim, h, w] -> the image decoded from a sample, and its posterior."""
         code = self.encode(x)
-        return self.decode(sample(code.mu, code.logvar, noise.to(code.mu.dtype))), code
+        return self.decode(reparameterize(code.mu, code.logvar, noise.to(code.mu.dtype))), code
 
     @property
     def last(self) -> nn.Parameter:

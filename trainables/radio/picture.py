@@ -1,4 +1,4 @@
-"""Radio maps as a picture: what was simulated, what the model makes of it, and where it errs."""
+"""Draws radio maps: the simulation, its reconstruction, and the error."""
 
 from __future__ import annotations
 

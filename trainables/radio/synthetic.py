@@ -1,4 +1,4 @@
-"""Made-up radio maps in the on-disk layout of RadioMapSeer: cities of blocks, transmitters in the streets, path gain.
+"""Writes synthetic radio maps in RadioMapSeer's layout: cities of blocks, transmitters in the streets, path gain.
 
 `write(root, size, seed)` writes `png/buildings_complete/{m}.png`, `png/antennas/{m}_{t}.png`, `antenna/{m}.json` and
 `gain/DPM/{m}_{t}.png` for maps m = 0, 1, ... and transmitters t = 0, 1, ... A scene is 256 m a side at every size; a

@@ -20,7 +20,7 @@ from buttress.trainables.radio import data as files
 from buttress.trainables.radio import perceptual
 from buttress.trainables.radio.average import Average
 from buttress.trainables.radio.config import Config as RadioConfig
-from buttress.trainables.radio.heldout import HeldOut, MapMonitor, share_of
+from buttress.trainables.radio.heldout import HeldOut, MapMonitor
 from buttress.trainables.radio.loss import Autoencoding, Batch, Judging
 from buttress.trainables.radio.model import Discriminator, RadioVae
 from buttress.training.checkpoints import load_checkpoint, model_weights, restore
@@ -191,7 +191,7 @@ class RadioTask(Task):
 
     def batches(self, epoch: int) -> Iterator[Batch]:
         size, world = self.config.data.batch_size, self.world
-        own = share_of(size, world.rank, world.size)
+        own = world.share(size)
         width = int(np.prod(self.shape))
         order, of_round = np.empty(0, np.int64), -1
         for step in range(epoch * self.steps_per_epoch, (epoch + 1) * self.steps_per_epoch):

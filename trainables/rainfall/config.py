@@ -2,7 +2,7 @@
 
 The defaults are the original's full-size run S4 (96/384/96, 96 filters, 152.9 M parameters, lambda_ext 5, beta_kl 0.01,
 15 epochs of warm-up), less its bugs. Paths are the original's YAML keys where it has one; the README holds the table.
-Nothing heavy is imported here: the driver of a sweep reads configs without torch.
+This module imports no torch, because the driver of a sweep reads configs.
 """
 
 from __future__ import annotations

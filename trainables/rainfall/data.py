@@ -1,8 +1,8 @@
-"""A rainfall data set, from its folder of one file per day to arrays in memory: read, checked, or refused.
+"""Reads and checks a rainfall data set: a folder of one file per day.
 
 Every day is read once per node and kept as one memory-mapped array (`World.cache`). Nothing has a default: a missing
 statistic, a threshold that was never set, a unit that contradicts the config or the data, a missing day, a wrong shape
-or type, a NaN are each a `BadInput` that names the file. `store.py` tells the layout.
+or type, a NaN are each a `BadInput` that names the file. `store.py` documents the layout.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import numpy as np
 from buttress.errors import BadInput
 from buttress.trainables.rainfall import store, synthetic
 from buttress.trainables.rainfall.config import Config, Data
-from buttress.training.cache import made_up
+from buttress.training.cache import synthetic_folder
 
 Cache = Callable[[Any, Callable[[], Mapping[str, np.ndarray]]], dict[str, np.ndarray]]
 
@@ -191,7 +191,7 @@ def folder_of(data: Data) -> Path:
     if data.kind == "files":
         return Path(str(data.root)).expanduser()
     name = f"synthetic-{data.size}-{data.seed}-v{_VERSION}"
-    return made_up("rainfall", name, lambda folder: synthetic.write(folder, data.size, data.seed))
+    return synthetic_folder("rainfall", name, lambda folder: synthetic.write(folder, data.size, data.seed))
 
 
 def _check_units(meta: Path, data: Data) -> None:

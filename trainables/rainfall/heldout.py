@@ -1,4 +1,4 @@
-"""What is measured on held-out days: fields drawn in prior mode and in posterior mode against the rain that fell.
+"""Measures held-out days: fields drawn in prior mode and in posterior mode against the observed rain.
 
 All figures are in the data's unit (mm/day) over land, of fields floored at 0, and none depends on a weight of the loss,
 so that trials with different weights and loss variants can be compared. Each rank measures its share of the days; sums
@@ -21,8 +21,7 @@ from buttress.trainables.rainfall.config import Config
 from buttress.trainables.rainfall.data import Dataset
 from buttress.trainables.rainfall.model import Condition, RainVae
 from buttress.trainables.rainfall.rain import Rain
-from buttress.trainables.rainfall.sampler import share_of
-from buttress.training.losses import gaussian_kl, sample
+from buttress.training.losses import gaussian_kl, reparameterize
 from buttress.training.randomness import keyed_normal
 from buttress.training.world import World
 
@@ -42,7 +41,7 @@ class HeldOut:
         scored = np.zeros(len(rows), dtype=bool)
         scored[np.linspace(0, len(rows) - 1, wanted).round().astype(int)] = True
         own = {True: rows[scored], False: rows[~scored]}
-        self.rows = {kind: part[share_of(len(part), world.rank, world.size)] for kind, part in own.items()}
+        self.rows = {kind: part[world.share(len(part))] for kind, part in own.items()}
         self.data = dataset
         self.statics = torch.from_numpy(np.ascontiguousarray(dataset.statics))[None].to(world.device, dtype)
         self.land = torch.from_numpy(np.flatnonzero(dataset.land > 0.5)).to(world.device)
@@ -89,7 +88,7 @@ class HeldOut:
             return
         truth = self._fallen(y, floor=0.0)
         noise = keyed_normal(self.config.buttress.eval_seed, days, model.latent_dim, _POSTERIOR, self.dtype).to(device)
-        seen = self._fallen(model.decode(sample(code.mu, code.logvar, noise), condition))
+        seen = self._fallen(model.decode(reparameterize(code.mu, code.logvar, noise), condition))
         drawn = torch.stack([self._fallen(field) for field in self.prior(model, condition, days)], dim=1)
         sums.add(truth, seen, drawn, gaussian_kl(code.mu, code.logvar).sum(dtype=torch.float64))
 

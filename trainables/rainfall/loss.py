@@ -19,7 +19,7 @@ from torch import nn
 from buttress.trainables.rainfall.config import Loss
 from buttress.trainables.rainfall.model import RainVae
 from buttress.trainables.rainfall.rain import Rain
-from buttress.training.losses import gaussian_kl, ratio, sample
+from buttress.training.losses import gaussian_kl, ratio_over_ranks, reparameterize
 from buttress.training.optimization import StepState
 from buttress.training.world import World
 
@@ -61,15 +61,15 @@ def reconstruction(
         mm = rain.mm(y)
         weight = (mm / loss.scale).clamp(loss.w_min, loss.w_max)
         weight = torch.where(mm >= rain.extreme_mm, weight * loss.tail_boost, weight) * mask
-        rec = ratio((weight * (rain.mm(y_hat) - mm).abs()).sum(), weight.sum(), world)
+        rec = ratio_over_ranks((weight * (rain.mm(y_hat) - mm).abs()).sum(), weight.sum(), world)
         return Parts(rec, base, rec)
     extreme = ((y >= rain.extreme_z) * mask).to(error.dtype)
     if loss.reconstruction == "batch":
-        ext = ratio((error * extreme).sum(), extreme.sum(), world)
+        ext = ratio_over_ranks((error * extreme).sum(), extreme.sum(), world)
     else:
         count = extreme.sum((1, 2, 3))
         means = (error * extreme).sum((1, 2, 3)) / count.clamp_min(1)
-        ext = means.sum() * share if loss.reconstruction == "ratio_buggy" else ratio(
+        ext = means.sum() * share if loss.reconstruction == "ratio_buggy" else ratio_over_ranks(
             means.sum(), (count > 0).to(error.dtype).sum(), world
         )  # fmt: skip
     return Parts(loss.lambda_base * base + loss.lambda_ext * ext, base, ext)
@@ -134,7 +134,7 @@ class Objective(nn.Module):
         with state.autocast():
             condition = self.model.condition(batch.x)
             code = self.model.posterior(condition, batch.y, statics)
-            z = sample(code.mu.to(batch.y.dtype), code.logvar.to(batch.y.dtype), batch.noise)
+            z = reparameterize(code.mu.to(batch.y.dtype), code.logvar.to(batch.y.dtype), batch.noise)
             decoded = self.model.decode(z, condition)
         y_hat, y = decoded.to(batch.y.dtype), batch.y
         mask = rain.land if loss.over == "land" else torch.ones_like(rain.land)

@@ -1,7 +1,7 @@
 """The rainfall conditional VAE: encoders of predictor and target, a Gaussian code, a decoder from code to rain field.
 
-One class serves the original's architectures; which one it is stands in the config (`model.*`). Everything is
-single-device code without a loss in it. Fields are standardised log-rain (z); `rain.Rain` turns them into mm.
+One class covers the original's architectures, chosen by the config (`model.*`). Single-device code without a loss.
+ Fields are standardised log-rain (z); `rain.Rain` turns them into mm.
 Posterior mode: the code comes from `posterior`, which has seen the target. Prior mode: it is N(0, I).
 """
 

@@ -1,4 +1,4 @@
-"""Rain fields as a picture: what fell, what the predictor shows, what the model draws in posterior and prior mode."""
+"""Draws rain fields: observed, predictor, and the model's samples in posterior and prior mode."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From gridded precipitation in NetCDF to the family's data set: days of rain and a block-mean predictor.
+"""Converts gridded precipitation in NetCDF to the family's data set: days of rain and a block-mean predictor.
 
     python -m buttress.trainables.rainfall.prepare pr.nc --out data/fraser --factor 7
     python -m buttress.trainables.rainfall.prepare radar.nc --out data/radar --variable rain_rate --factor 8 \\
@@ -7,7 +7,7 @@
 One field per time step is one day of the data set (for `--unit mm/h` one frame of radar). The predictor is the mean
 over factor x factor cells of the same field, as a coarse model would see it; the grid is cut to fit.
 Cells that are NaN at every time are sea. Splits are chronological: the last `--test` share of the days, before it the
-last `--val` share of the rest. What is wrong with a file is said in one sentence; nothing is guessed.
+last `--val` share of the rest. A fault in a file is an error of one sentence; nothing is guessed.
 """
 
 from __future__ import annotations

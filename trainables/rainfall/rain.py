@@ -1,4 +1,4 @@
-"""What the pixels of a data set mean: their statistics, land, thresholds with units, and the way between z and mm.
+"""Statistics, land mask and thresholds of a data set's pixels, and the conversion between z and mm.
 
 z is the standardised field that the network sees, (log1p(mm) - mean) / std; mm is rain in the data's unit (mm/day, or
 mm/h where the files say so). Thresholds in z select pixels for R1 to R3, thresholds in mm for R5 and the metrics; each

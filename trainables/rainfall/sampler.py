@@ -1,4 +1,4 @@
-"""Which days a batch holds: a permutation of the training days, or batches with a fixed number of heavy days.
+"""Chooses the days of each batch: a permutation of the training days, or a fixed number of heavy days per batch.
 
 Everything is a function of (seed, epoch) alone and drawn for the global batch; a rank takes its share of each batch, so
 that the days of an epoch do not depend on how many ranks there are, and a resumed run sees the same ones. (The
@@ -50,8 +50,3 @@ class Sampler:
             drawn = heavy[i * self.heavy_per_batch : (i + 1) * self.heavy_per_batch]
             batches.append(random.permutation(np.concatenate([others[i * room : (i + 1) * room], drawn])))
         return [batches[i] for i in random.permutation(count)]
-
-
-def share_of(count: int, rank: int, size: int) -> slice:
-    """This rank's part of `count` rows: contiguous, sizes differing by one at most."""
-    return slice(count * rank // size, count * (rank + 1) // size)

@@ -1,4 +1,4 @@
-"""The on-disk layout of a rainfall data set, written: from days of rain in mm to standardised files with statistics.
+"""Writes a rainfall data set: from days of rain in mm to standardised files with statistics.
 
 `write(root, ...)` is what the prepare command and the synthetic generator share, so that statistics, thresholds, units
 and day categories are computed in one place, on the training days alone. `data.py` reads what this module writes:

@@ -1,9 +1,9 @@
-"""Made-up rain in the real on-disk layout: organised storms over a peninsula, with the real data's marginal and tail.
+"""Writes synthetic rain in the real layout: organised storms over a peninsula, with the real data's marginal and tail.
 
 `write(root, size, seed)` writes train, val and test days as `store.write` does for real ones. Rain is a Gaussian field
 (an intensity of the day, a smooth large-scale part, a small-scale part), pushed through the marginal of land
-pixel-days that the original's thresholds tell: dry mass, gamma body, generalised Pareto tail above 11.7 mm. What the
-predictor shows lacks a hidden intensity and pattern and everything smaller than its cells: that is left to the code z.
+pixel-days that follows from the original's thresholds: dry mass, gamma body, generalised Pareto tail above 11.7 mm. The
+predictor lacks a hidden intensity and pattern and everything smaller than its cells, which the code z has to carry.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ from buttress.trainables.rainfall.heldout import HeldOut
 from buttress.trainables.rainfall.loss import Batch, Objective
 from buttress.trainables.rainfall.model import Grids, RainVae
 from buttress.trainables.rainfall.rain import Rain
-from buttress.trainables.rainfall.sampler import Sampler, share_of
+from buttress.trainables.rainfall.sampler import Sampler
 from buttress.training.checkpoints import model_weights, restore
 from buttress.training.loop import EarlyStopping, Pass, StepState, Task, fused_adam, run
 from buttress.training.randomness import keyed_normal
@@ -224,7 +224,7 @@ class RainfallTask(Task):
         world, train, first = self.world, self.config.train, 0
         flips = np.random.default_rng([world.seed, epoch, 2])
         for batch in self._batches(epoch):
-            own = share_of(len(batch), world.rank, world.size)
+            own = world.share(len(batch))
             at = torch.from_numpy(batch[own]).to(world.device)
             place = torch.arange(first, first + len(batch))[own]
             x = self.x.index_select(0, at).to(self.dtype)

@@ -34,7 +34,7 @@ def measure(config: Any, checkpoint: Path, folder: Path) -> dict[str, float]:
     from buttress.trainables.rainfall import data as files
     from buttress.trainables.rainfall.train import Rainfall, RainfallTask
     from buttress.training.checkpoints import load_checkpoint
-    from buttress.training.losses import sample
+    from buttress.training.losses import reparameterize
     from buttress.training.randomness import keyed_normal
     from buttress.training.world import World
 
@@ -55,7 +55,8 @@ def measure(config: Any, checkpoint: Path, folder: Path) -> dict[str, float]:
         code = model.posterior(condition, y, task.objective.statics)
         for k in range(DRAWS):
             seen, unseen = (keyed_normal(NOISE_SEED, ids + k, width, stream, task.dtype) for stream in (0, 1))
-            drawn = {"posterior": sample(code.mu, code.logvar, seen.to(world.device)), "prior": unseen.to(world.device)}
+            posterior = reparameterize(code.mu, code.logvar, seen.to(world.device))
+            drawn = {"posterior": posterior, "prior": unseen.to(world.device)}
             for mode, z in drawn.items():
                 field = model.decode(z, condition)
                 for unit, turned in units.items():

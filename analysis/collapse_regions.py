@@ -1,28 +1,29 @@
-"""What a sweep's collapsed trials have in common, as a person reads it: below the table, in `why`, and when the circuit
-breaker stops a sweep.
+"""Describes the ranges of searched parameters in which a sweep's trials collapse.
 
-In goes a `Journal` (or the breaker's line); out come sentences. The ranges themselves are found in
-`buttress.search.separation`; those that the circuit breaker named are told as it named them.
+The ranges are found by `buttress.search.separation`; those that the circuit breaker named are shown as it named them.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from buttress.analysis.selection import best_of
+from buttress.analysis.selection import best_epoch
 from buttress.journal.records import Breaker, Journal, TrialRecord
 from buttress.search.separation import Fate, Region, regions
 from buttress.wording import listing
 
 
-def fates(journal: Journal) -> list[Fate]:
-    """How the trials have ended; one that has no outcome and has had a valid epoch lives so far, failed ones are left
-    out. The margins of diverged trials are on a scale of their own."""
+def trial_fates(journal: Journal) -> list[Fate]:
+    """How each trial of a sweep ended, for the search for ranges.
+
+    A trial without an outcome counts as alive once it has had a valid epoch; failed trials are left out. Diverged
+    trials have no margin here, because theirs is on a scale of its own.
+    """
     found = []
     for record in journal.trials.values():
         done = record.outcome
         if done is None:
-            if best_of(record, journal.objectives) is not None:
+            if best_epoch(record, journal.objectives) is not None:
                 found.append(Fate(record.params, False))
         elif done.outcome != "failed":
             dead = done.outcome in ("collapsed", "diverged")
@@ -30,23 +31,23 @@ def fates(journal: Journal) -> list[Fate]:
     return found
 
 
-def guilty(journal: Journal) -> list[Region]:
+def collapse_regions(journal: Journal) -> list[Region]:
     """The ranges in which the sweep's trials collapse."""
     search: dict[str, Any] = journal.header.spec.get("search") or {}
-    return regions(fates(journal), search)
+    return regions(trial_fates(journal), search)
 
 
 def collapse_sentence(journal: Journal) -> str | None:
     """`collapse goes with loss.beta above 6.2 (14 of 15 collapsed there, 1 of 9 elsewhere)`; None: nothing to say."""
-    found = guilty(journal)
+    found = collapse_regions(journal)
     return f"collapse goes with {_listed(found)}" if found else None
 
 
-def place_sentence(journal: Journal, record: TrialRecord) -> str | None:
-    """In which of these ranges a collapsed trial lay; None where it lay in none, or lives."""
+def region_sentence(journal: Journal, record: TrialRecord) -> str | None:
+    """In which of these ranges a collapsed trial lay; None where it lay in none, or did not collapse."""
     if record.outcome is None or record.outcome.outcome not in ("collapsed", "diverged"):
         return None
-    inside = [region for region in guilty(journal) if region.holds(record.params)]
+    inside = [region for region in collapse_regions(journal) if region.holds(record.params)]
     return f"it lay in {_listed(inside)}" if inside else None
 
 

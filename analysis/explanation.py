@@ -1,18 +1,13 @@
-"""Why a trial ended as it did, in words: what `buttress why TRIAL` prints, and the one sentence of the table.
-
-In goes a `Journal` and the name of a trial; out comes an `Explanation`, which is text by `str()` and JSON by
-`to_dict()`. Every number in it stands in the journal: which rule, which values at which reports, which thresholds,
-how far beyond them, and what was saved.
-"""
+"""Explains in words why a trial ended as it did, from what the journal holds."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from buttress.analysis.advice import place_sentence
-from buttress.analysis.selection import best, best_of, pareto
-from buttress.analysis.table import budget_of, epochs_run, epochs_saved, searched
+from buttress.analysis.collapse_regions import region_sentence
+from buttress.analysis.selection import best_epoch, best_trial, pareto_front
+from buttress.analysis.table import epoch_budget, epochs_run, epochs_saved, searched_paths
 from buttress.journal import Condemned, Journal, Rung, TrialRecord
 from buttress.rules import Evidence
 from buttress.wording import duration, listing, number, percent, plural, sparkline, times
@@ -21,11 +16,15 @@ CURVES = ("kl_total", "active_kl", "active_var_1e2", "ablation/relative", "train
 
 
 class Section(NamedTuple):
+    """A titled part of an explanation."""
+
     title: str
     lines: tuple[str, ...]
 
 
 class Explanation(NamedTuple):
+    """Why a trial ended as it did: text by `str()`, JSON-able by `to_dict()`."""
+
     trial: str
     outcome: str
     headline: str
@@ -51,7 +50,15 @@ class Explanation(NamedTuple):
 
 
 def explain(journal: Journal, name: str) -> Explanation:
-    """All there is to say about one trial; raises BadInput for a name that the sweep does not have."""
+    """Explains one trial.
+
+    Args:
+        journal: The sweep.
+        name: Number or id of the trial.
+
+    Raises:
+        BadInput: The sweep has no such trial.
+    """
     record = journal.trial(name)
     parts = {
         "why": _why(journal, record),
@@ -70,15 +77,15 @@ def explain(journal: Journal, name: str) -> Explanation:
     return Explanation(record.id, record.state, _headline(journal, record), sections)
 
 
-def reason(journal: Journal, record: TrialRecord) -> str:
-    """One sentence on why the trial was stopped or failed; of the others, how far they came."""
+def stop_reason(journal: Journal, record: TrialRecord) -> str:
+    """One sentence on why the trial was stopped or failed; for any other trial, how far it came."""
     done = record.outcome
     epoch, _ = epochs_run(record)
     if done is None and record.state == "suspended" and (aside := record.probation) is not None:
         why = evidence_sentence(telling(aside.evidence)) if aside.evidence else aside.message or str(aside.rule)
-        return f"Set aside at epoch {number(epoch)} of {number(budget_of(record))}: {why}"
+        return f"Set aside at epoch {number(epoch)} of {number(epoch_budget(record))}: {why}"
     if done is None:
-        return f"{record.state} at epoch {number(epoch)} of {number(budget_of(record))}"
+        return f"{record.state} at epoch {number(epoch)} of {number(epoch_budget(record))}"
     if done.outcome in ("collapsed", "diverged"):
         text = done.message or f"the rule {done.rule or done.kind} held"
         if done.evidence:
@@ -99,8 +106,10 @@ def evidence_sentence(entry: Mapping[str, Any]) -> str:
 
 
 def telling(evidence: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
-    """The observation to show where there is room for one: the first that held. (What a margin is computed from comes
-    first, but need not be one of the signs that condemned the trial.)"""
+    """The observation to show where only one is shown: the first that held.
+
+    The one that the margin is computed from comes first, but need not be a sign that held.
+    """
     return next((entry for entry in evidence if Evidence.from_dict(entry).holds), evidence[0])
 
 
@@ -126,24 +135,21 @@ def margin_sentence(record: TrialRecord) -> str | None:
     return f"{text}: {what} was {times(10**margin)} {size} than {number(graded.get('threshold'))}"
 
 
-# ------------------------------------------------------------------------------------------------------------ sections
-
-
 def _headline(journal: Journal, record: TrialRecord) -> str:
     done, (epoch, step) = record.outcome, epochs_run(record)
     name = f"Trial {record.id} of {journal.header.sweep}"
     if done is None:
         return f"{name} is {record.state}: {_of(record)} (step {number(step)})."
     if done.outcome == "completed":
-        chosen = best(journal)
+        chosen = best_trial(journal)
         rank = "; it is the best of the sweep" if chosen is not None and chosen.id == record.id else ""
-        if not rank and len(journal.objectives) > 1 and record.id in {each.id for each in pareto(journal)}:
+        if not rank and len(journal.objectives) > 1 and record.id in {each.id for each in pareto_front(journal)}:
             rank = "; it is on the Pareto front"
         early = "" if not epochs_saved(record) else ", ended by its own early stopping"
         return f"{name} completed: {_of(record)} in {duration(done.seconds)}{early}{rank}."
     how = "was pruned" if done.outcome == "pruned" else done.outcome
     kind = f" ({done.kind})" if done.kind and done.kind != done.outcome else ""
-    at = f"at epoch {number(epoch)} of {number(budget_of(record))}, step {number(step)}"
+    at = f"at epoch {number(epoch)} of {number(epoch_budget(record))}, step {number(step)}"
     return f"{name} {how}{kind} {at}."
 
 
@@ -159,8 +165,8 @@ def _why(journal: Journal, record: TrialRecord) -> list[str]:
         if done.message and (not done.evidence or (_rules(journal).get(done.rule or "") or {}).get("message")):
             lines.append(done.message)
     elif done.outcome != "completed":
-        lines.append(reason(journal, record))
-    beside = [margin_sentence(record), place_sentence(journal, record)]
+        lines.append(stop_reason(journal, record))
+    beside = [margin_sentence(record), region_sentence(journal, record)]
     return [*lines, *(sentence for sentence in beside if sentence)]
 
 
@@ -195,14 +201,14 @@ def _condemned(journal: Journal, verdict: Condemned) -> list[str]:
 
 def _sentences(evidence: Sequence[Mapping[str, Any]]) -> list[str]:
     """Every observation in words; the first says so where it was only what the margin is computed from."""
-    told = [evidence_sentence(entry) for entry in evidence]
+    sentences = [evidence_sentence(entry) for entry in evidence]
     if evidence and not Evidence.from_dict(evidence[0]).holds:
-        told[0] += " (only the margin is computed from it)"
-    return told
+        sentences[0] += " (only the margin is computed from it)"
+    return sentences
 
 
 def _saved(record: TrialRecord) -> list[str]:
-    saved, budget, done = epochs_saved(record), budget_of(record), record.outcome
+    saved, budget, done = epochs_saved(record), epoch_budget(record), record.outcome
     if not saved or not budget or done is None:
         return []
     text = f"{saved:,} of its {plural(budget, 'epoch')} ({percent(saved / budget)}) were not spent"
@@ -212,7 +218,7 @@ def _saved(record: TrialRecord) -> list[str]:
 
 
 def _best(journal: Journal, record: TrialRecord) -> list[str]:
-    found = best_of(record, journal.objectives)
+    found = best_epoch(record, journal.objectives)
     if found is None:
         return [] if record.outcome is None else ["none: no epoch was valid"]
     lines = [f"epoch {found.epoch}, step {number(found.step)}"]
@@ -225,9 +231,9 @@ def _best(journal: Journal, record: TrialRecord) -> list[str]:
 
 
 def _parameters(journal: Journal, record: TrialRecord) -> list[str]:
-    paths = searched(journal)
+    paths = searched_paths(journal)
     width = max(map(len, paths), default=0)
-    values = [number(record.params[path], 5) if path in record.params else "not in play" for path in paths]
+    values = [number(record.params[path], 5) if path in record.params else "not used" for path in paths]
     lines = [f"{path:<{width}}  {value}" for path, value in zip(paths, values, strict=True)]
     return [*lines, f"{'seed':<{width}}  {record.seed}"]
 
@@ -263,12 +269,9 @@ def _metrics(record: TrialRecord) -> list[str]:
     return sorted(names)
 
 
-# ------------------------------------------------------------------------------------------------------------ phrases
-
-
 def _of(record: TrialRecord) -> str:
     epoch, _ = epochs_run(record)
-    return f"{number(epoch or 0)} of {number(budget_of(record))} epochs"
+    return f"{number(epoch or 0)} of {number(epoch_budget(record))} epochs"
 
 
 def _age(rung: Rung) -> str:

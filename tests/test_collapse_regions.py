@@ -9,9 +9,15 @@ import pytest
 from rich.console import Console
 from sweeps import RULES, Toy, drive, spec, state
 
-from buttress.analysis.advice import breaker_sentence, collapse_sentence, fates, guilty, place_sentence
-from buttress.analysis.explain import explain
-from buttress.analysis.render import overview
+from buttress.analysis.collapse_regions import (
+    breaker_sentence,
+    collapse_regions,
+    collapse_sentence,
+    region_sentence,
+    trial_fates,
+)
+from buttress.analysis.explanation import explain
+from buttress.analysis.render import render_sweep
 from buttress.execution.setup import header
 from buttress.journal.records import Breaker, Journal, fold
 from buttress.search.separation import Region
@@ -34,7 +40,7 @@ def journal() -> Journal:
 
 def printed(journal: Journal) -> str:
     console = Console(width=160, record=True, file=StringIO())
-    console.print(overview(journal))
+    console.print(render_sweep(journal))
     return console.export_text()
 
 
@@ -46,16 +52,16 @@ def test_the_table_says_what_collapse_goes_with(journal: Journal) -> None:
 
 
 def test_why_says_in_which_range_a_collapsed_trial_lay(journal: Journal) -> None:
-    region = next(region for region in guilty(journal) if region.side == "above")
+    region = next(region for region in collapse_regions(journal) if region.side == "above")
     inside = [r for r in journal.trials.values() if r.state == "collapsed" and r.params["loss.beta"] > region.value]
     living = next(r for r in journal.trials.values() if r.state == "completed")
     assert inside and f"it lay in loss.beta above {region.value:g}" in str(explain(journal, inside[0].id))
-    assert place_sentence(journal, living) is None and "it lay in" not in str(explain(journal, living.id))
+    assert region_sentence(journal, living) is None and "it lay in" not in str(explain(journal, living.id))
 
 
 def test_failed_trials_have_no_fate_and_diverged_ones_no_margin(journal: Journal) -> None:
     diverged = [record for record in journal.trials.values() if record.state == "diverged"]
-    found = fates(journal)
+    found = trial_fates(journal)
     assert diverged and len(found) == len(journal.trials)
     margins = {fate.params["loss.beta"]: fate.margin for fate in found}
     assert all(margins[record.params["loss.beta"]] is None for record in diverged)

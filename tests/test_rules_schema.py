@@ -1,4 +1,4 @@
-"""Rules as files: reading, overriding, naming, and what is said of a wrong one."""
+"""Rules files: read, overridden, written back, and the errors for invalid ones."""
 
 from __future__ import annotations
 

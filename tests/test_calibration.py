@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from buttress.analysis.calibrate import calibrate, write
+from buttress.analysis.calibration import calibrate, write_rules
 from buttress.analysis.curves import Curve, Truth
 from buttress.analysis.replay import replay, score
 from buttress.cli.main import app
@@ -116,7 +116,7 @@ def test_rules_that_look_at_nothing_the_curves_hold_are_refused() -> None:
 
 def test_the_file_is_a_rules_file(tmp_path: Path) -> None:
     found = calibrate(rules(0.1, 2000, 8), population(1))
-    head = write(found, tmp_path / "rules.yaml", command="buttress calibrate curves.csv --family=toy")
+    head = write_rules(found, tmp_path / "rules.yaml", command="buttress calibrate curves.csv --family=toy")
     assert RuleSet.load(tmp_path / "rules.yaml") == found.rules
     assert "20 of 20" in head and "grace.steps 2000 ->" in head
 

@@ -11,7 +11,6 @@ random until one is not refused.
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -110,16 +109,8 @@ class Draws:
                 exact.append((path, round((value - parameter.low) / parameter.step)))
             else:
                 exact.append((path, None))
-                places.append(_place(parameter, float(value)))
+                places.append(parameter.position(float(value)))
         return tuple(exact), places
-
-
-def _place(parameter: Parameter, value: float) -> float:
-    assert parameter.low is not None and parameter.high is not None
-    low, high = float(parameter.low), float(parameter.high)
-    if parameter.log:
-        low, high, value = math.log(low), math.log(high), math.log(value)
-    return (value - low) / (high - low)
 
 
 def _values(parameter: Parameter) -> list[Any] | None:

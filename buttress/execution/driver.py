@@ -33,8 +33,9 @@ from buttress.rules import RuleSet
 from buttress.search.warm_start import gathered, resolved, sentence
 from buttress.spec.spec import SweepSpec
 from buttress.storage import Storage, is_url, origin
+from buttress.sweep.evaluation import Line
 from buttress.sweep.result import CIRCUIT_BREAKER, SweepResult
-from buttress.sweep.state import Line, SweepState
+from buttress.sweep.state import SweepState
 
 if TYPE_CHECKING:
     from buttress.execution.worker_pool import WorkerPool

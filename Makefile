@@ -2,6 +2,7 @@
 #
 #   make demo       a quick lithology sweep, its table, the best config
 #   make test       the tests (at most 15 minutes on two cores)
+#   make test-fast  those of them that start no Ray (a minute and a half)
 #   make test-all   with those that take long, break trainers on purpose, or build clusters
 #   make test-cluster   a cluster's whole life on four hosts in network namespaces (root; skipped where that is refused)
 #   make check      linter, type checker, import contracts, documentation site
@@ -22,7 +23,7 @@ ARGS     ?=
 # One thread per process: a sweep sets its workers' threads itself, everything else would only crowd the cores.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: install demo test test-all test-cluster check docs reference check-next
+.PHONY: install demo test test-fast test-all test-cluster check docs reference check-next
 
 install: $(STAMP)
 
@@ -54,6 +55,9 @@ check-next: $(STAMP)
 	"$$next/bin/python" -m pip list | grep -iE '^(ray|optuna|wandb|torch) ' && \
 	PYTHONPATH=. "$$next/bin/python" -m pytest -q tests/test_compat.py $(ARGS)
 
+test-fast: $(STAMP)
+	@$(BIN)/python -m pytest -m "not ray and not long and not control and not cluster" $(ARGS)
+
 test: $(STAMP)
 	@$(BIN)/python -m pytest -m "not long and not control and not cluster" $(ARGS)
 
@@ -61,7 +65,7 @@ test-all: $(STAMP)
 	@$(BIN)/python -m pytest $(ARGS)
 
 test-cluster: $(STAMP)
-	@$(BIN)/python -m pytest tests/test_cluster_hosts.py $(ARGS)
+	@$(BIN)/python -m pytest tests/test_cluster_hosts.py tests/test_cluster_mission.py $(ARGS)
 
 docs: $(STAMP)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet

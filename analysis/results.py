@@ -102,6 +102,11 @@ class Sweep:
         return SweepSpec.from_dict(self.journal.header.spec, where=self.where)
 
     @property
+    def objectives(self) -> dict[str, str]:
+        """What it optimises: metric to direction (`min` or `max`), the one that decides first."""
+        return {objective.metric: objective.direction for objective in self.journal.objectives}
+
+    @property
     def trials(self) -> Trials:
         """Its trials, by number (`sweep.trials[7]`) or id (`sweep.trials["0007"]`); iterating gives all of them."""
         return Trials(self)

@@ -76,7 +76,8 @@ class _Encoded:
     def coordinates(self, params: Mapping[str, Any]) -> list[float]:
         """One number per searched path: its place in the range from 0 to 1, its number among the choices (compared for
         equality, never subtracted), NaN where it is not active."""
-        return [_place(parameter, params.get(path, _ABSENT)) for path, parameter in self.space.items()]
+        space = self.space.items()
+        return [_coordinate(parameter, params[path]) if path in params else math.nan for path, parameter in space]
 
     @cached_property
     def choices(self) -> np.ndarray:
@@ -127,19 +128,8 @@ class _Encoded:
         return Trust(correlation, float((self.dead == self.dead[other]).mean()), int(both.sum()))
 
 
-_ABSENT = object()
-
-
-def _place(parameter: Parameter, value: Any) -> float:
-    if value is _ABSENT:
-        return math.nan
-    if parameter.choices is not None:
-        return float(parameter.choices.index(value))
-    assert parameter.low is not None and parameter.high is not None
-    low, high, here = float(parameter.low), float(parameter.high), float(value)
-    if parameter.log:
-        low, high, here = math.log(low), math.log(high), math.log(here)
-    return (here - low) / (high - low)
+def _coordinate(parameter: Parameter, value: Any) -> float:
+    return float(parameter.choices.index(value)) if parameter.choices is not None else parameter.position(float(value))
 
 
 def spearman(one: np.ndarray, other: np.ndarray) -> float:

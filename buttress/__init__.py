@@ -76,7 +76,7 @@ _MODULES = {
     "buttress.execution.local_training": ("Collapsed",),
     "buttress.execution.plan": ("Plan",),
     "buttress.monitors": ("AblationMonitor", "LatentMonitor"),
-    "buttress.rules.schema": ("RuleSet",),
+    "buttress.rules": ("RuleSet",),
     "buttress.spec.spec": ("SweepSpec",),
     "buttress.training.checkpoints": ("load_checkpoint",),
     "buttress.training.trainable": (

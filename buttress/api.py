@@ -365,12 +365,12 @@ def resolve_spec(
         if isinstance(tree.get("trainable"), type):
             tree["trainable"] = _trainable_name(tree["trainable"])
         if isinstance(tree.get("trainable"), str):
+            _refuse_main(tree["trainable"])
             tree.setdefault("name", tree["trainable"].partition(":")[0].rpartition(".")[2])
         found = SweepSpec.from_dict(tree, profile, _overrides(set))
     else:
         found = SweepSpec.load(find_spec(spec), profile=profile, overrides=_overrides(set))
-    if found.trainable.partition(":")[0] == "__main__":
-        raise _not_importable(found.trainable.partition(":")[2])
+    _refuse_main(found.trainable)
     earlier = (warm_start,) if isinstance(warm_start, str | os.PathLike | Sweep) else warm_start
     if earlier:
         told = (*found.warm_start, *(_sweep_text(sweep) for sweep in earlier))
@@ -382,21 +382,22 @@ def _trainable_name(cls: type) -> str:
     """The name by which workers import a class."""
     from buttress.training.registry import FAMILIES
 
-    if cls.__module__ == "__main__":
-        raise _not_importable(cls.__qualname__)
     name = f"{cls.__module__}:{cls.__qualname__}"
+    _refuse_main(name)
     if "<locals>" in name:
         problem = f"the class {cls.__name__} is defined inside a function, and workers cannot import it from there"
         raise BadInput(problem, key="trainable", accepted="a class at the top level of a module file")
     return next((family for family, target in FAMILIES.items() if target == name), name)
 
 
-def _not_importable(name: str) -> BadInput:
-    return BadInput(
-        f"the class {name} is defined in a notebook or in the script that is run: workers cannot import it from there",
-        key="trainable",
-        accepted=f"a class in a module file: put it into my_trainer.py beside this one, and name it my_trainer:{name}",
-    )
+def _refuse_main(trainable: str) -> None:
+    module, _, name = trainable.partition(":")
+    if module == "__main__":
+        raise BadInput(
+            f"the class {name} is defined in a notebook or in the script itself: workers cannot import it from there",
+            key="trainable",
+            accepted=f"a class in a module file: put it into my_trainer.py beside it, and name it my_trainer:{name}",
+        )
 
 
 def resolve_rules(rules: RulesSource) -> RuleSet:

@@ -25,7 +25,7 @@ def main(name: str) -> None:
         for path, value in best.params.items():
             print(f"  {path} = {value}")
         history = best.history()  # one row a report
-        objective = sweep.spec.objectives[0].metric
+        objective = next(iter(sweep.objectives))
         print(history.dropna(subset=[objective])[["epoch", objective]].tail(3).to_string(index=False), "\n")
 
     collapsed = sweep.table(where="outcome=collapsed", sort="-margin")

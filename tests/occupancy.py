@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from kept import Kept
+from collecting_sink import CollectingSink
 
 from buttress.rules import RuleEngine, RuleSet
 from buttress.trainables.occupancy.config import Config
@@ -22,7 +22,7 @@ SMALL_GRID: dict[str, Any] = {"point_cloud_range": (-6.4, -6.4, -1.6, 6.4, 6.4, 
 SMALL: dict[str, Any] = {"channels": (4, 8, 16), "latent_dim": 16, "pool": (2, 2, 1), "pose_dim": 16, "dropout": 0.0}
 
 
-class Judge(Kept):
+class Judge(CollectingSink):
     """Judges every report as a sweep does, and ends the trial at the verdict."""
 
     def __init__(self, epochs: int) -> None:
@@ -58,6 +58,6 @@ def config_of(recipe: str = "head", **groups: dict[str, Any]) -> Config:
 
 
 def train(config: Config, folder: Path, **more: Any) -> Any:
-    sink = more.pop("sink", None) or Kept("val/iou")
+    sink = more.pop("sink", None) or CollectingSink("val/iou")
     launch(config, Occupancy(), folder, sink=sink, **more)
     return sink

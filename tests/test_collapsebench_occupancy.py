@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from kept import Kept
+from collecting_sink import CollectingSink
 from occupancy import config_of, train
 from torch.nn import functional
 
@@ -74,7 +74,7 @@ def test_blind_is_a_precision_near_the_occupied_share() -> None:
 
 def test_the_watched_task_tells_its_loss_and_trains_the_same_network(tmp_path: Path) -> None:
     config = config_of("bce", model={"type": "simple"}, loss={"pose_weight": 0.0})
-    plain, watched = train(config, tmp_path / "plain"), Kept("val/iou")
+    plain, watched = train(config, tmp_path / "plain"), CollectingSink("val/iou")
     launch(config, load("occupancy").trainable(), tmp_path / "watched", sink=watched, workers=1)
     for one, other in zip(plain.reports, watched.reports, strict=True):
         metrics = dict(other.metrics)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from kept import Kept
+from collecting_sink import CollectingSink
 from sklearn.metrics import adjusted_rand_score, balanced_accuracy_score, r2_score
 from sklearn.mixture import GaussianMixture
 
@@ -38,13 +38,13 @@ def config_of(recipe: str = "standard", **groups: dict[str, Any]) -> Config:
     return Config.recipe(recipe, **groups)
 
 
-def train(config: Config, folder: Path, **more: Any) -> Kept:
-    sink = more.pop("sink", None) or Kept("val/recon")
+def train(config: Config, folder: Path, **more: Any) -> CollectingSink:
+    sink = more.pop("sink", None) or CollectingSink("val/recon")
     launch(config, Lithology(), folder, sink=sink, **more)
     return sink
 
 
-def task_of(config: Config, folder: Path, kept: Kept | None = None) -> LithologyTask:
+def task_of(config: Config, folder: Path, kept: CollectingSink | None = None) -> LithologyTask:
     """A task with the weights of a run's last checkpoint, in evaluation mode."""
     task = LithologyTask(config, Lithology().schedule(config), World.single(folder))
     if kept is not None:
@@ -231,7 +231,7 @@ def test_a_head_needs_labels(tmp_path: Path) -> None:
 def test_a_stopped_run_goes_on_to_the_same_numbers(tmp_path: Path) -> None:
     config = config_of("hybrid_semi", train={"epochs": 4, "plateau_patience": 0}, model={"dropout": 0.1})
     whole = train(config, tmp_path / "whole")
-    stopped = train(config, tmp_path / "stopped", sink=Kept("val/recon", until=2))
+    stopped = train(config, tmp_path / "stopped", sink=CollectingSink("val/recon", until=2))
     assert stopped.reports[-1].epoch < 4
     saved = tmp_path / "stopped" / "checkpoints/000002.pt"
     resumed = train(config, tmp_path / "stopped", resume=saved)
@@ -310,7 +310,7 @@ def test_plateau_of_the_hybrid_recipe_watches_the_training_loss(tmp_path: Path) 
 # ---- collapse
 
 
-def verdict(kept: Kept, epochs: int) -> Any:
+def verdict(kept: CollectingSink, epochs: int) -> Any:
     path = rules_file("lithology")
     assert path is not None
     engine = RuleEngine(RuleSet.load(path), budget_epochs=epochs)

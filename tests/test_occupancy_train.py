@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from kept import Kept
+from collecting_sink import CollectingSink
 from occupancy import SMALL_GRID, config_of, train
 from scipy.spatial.transform import Rotation
 
@@ -184,7 +184,7 @@ def test_batches_that_do_not_fit_are_refused(tmp_path: Path) -> None:
 def test_a_stopped_run_goes_on_to_the_same_numbers(tmp_path: Path) -> None:
     config = config_of(train={"epochs": 4}, model={"dropout": 0.1})
     whole = train(config, tmp_path / "whole")
-    train(config, tmp_path / "stopped", sink=Kept("val/iou", until=2))
+    train(config, tmp_path / "stopped", sink=CollectingSink("val/iou", until=2))
     saved = tmp_path / "stopped" / "checkpoints/000002.pt"
     resumed = train(config, tmp_path / "stopped", resume=saved)
     assert resumed.epochs[0].epoch == 3 and resumed.last == whole.last

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from kept import Kept
+from collecting_sink import CollectingSink
 
 from buttress.execution.setup import resolve_rules
 from buttress.rules import RuleEngine
@@ -42,7 +42,7 @@ def run(folder: Path, steps: int | None = None, report_every: int | None = None,
     fixed += [f"config.buttress.report_every={report_every}"] if report_every else []
     spec = SweepSpec.load(root, profile="quick", overrides=fixed)
     config = trial_config.build(spec, {**MIDDLE, **params}, Config, seed=5)
-    kept = Kept("val/l1")
+    kept = CollectingSink("val/l1")
     launch(config, Radio(), folder, sink=kept)
     return kept.reports
 

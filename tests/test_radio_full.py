@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from kept import Kept
+from collecting_sink import CollectingSink
 
 from buttress.trainables.radio import synthetic
 from buttress.trainables.radio.config import Config
@@ -38,7 +38,7 @@ def test_the_vae_and_its_discriminator_take_real_steps(tmp_path: Path, monkeypat
     assert sum(one.numel() for one in task.passes[1].module.parameters()) == 2_763_585
     assert task.dataset.size == (256, 256)
     del task
-    kept = Kept("val/l1")
+    kept = CollectingSink("val/l1")
     launch(config, Radio(), tmp_path / "run", sink=kept)
     assert kept.reports[-1].step == 3 and not any(one.nonfinite for one in kept.reports)
     assert kept.last["latent/dims"] == 3 * 64 * 64 and 0 < kept.last["val/l1"] < 2

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from kept import Kept
+from collecting_sink import CollectingSink
 from PIL import Image
 
 from buttress.errors import BadInput
@@ -42,8 +42,8 @@ def config_of(loss: dict[str, Any] | None = None, **groups: dict[str, Any]) -> C
     return Config.of_groups(small, groups)
 
 
-def train(config: Config, folder: Path, **more: Any) -> Kept:
-    sink = more.pop("sink", None) or Kept("val/l1")
+def train(config: Config, folder: Path, **more: Any) -> CollectingSink:
+    sink = more.pop("sink", None) or CollectingSink("val/l1")
     launch(config, more.pop("family", None) or Radio(), folder, sink=sink, **more)
     return sink
 
@@ -59,7 +59,7 @@ def judged(reports: list[Reported]) -> Any:
 
 
 @pytest.fixture(scope="module")
-def plain(tmp_path_factory: pytest.TempPathFactory, own_cache: None) -> tuple[Config, Kept, Path]:
+def plain(tmp_path_factory: pytest.TempPathFactory, own_cache: None) -> tuple[Config, CollectingSink, Path]:
     folder = tmp_path_factory.mktemp("plain")
     return config_of(), train(config_of(), folder), folder
 
@@ -67,7 +67,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory, own_cache: None) -> tuple[Co
 # ---- what is reported
 
 
-def test_every_metric_that_is_declared_or_ruled_by_is_reported(plain: tuple[Config, Kept, Path]) -> None:
+def test_every_metric_that_is_declared_or_ruled_by_is_reported(plain: tuple[Config, CollectingSink, Path]) -> None:
     _, kept, _ = plain
     path = rules_file("radio")
     assert path is not None
@@ -81,7 +81,9 @@ def test_every_metric_that_is_declared_or_ruled_by_is_reported(plain: tuple[Conf
     assert all(np.isfinite(value) for one in kept.reports for value in one.metrics.values())
 
 
-def test_before_its_start_the_discriminator_is_absent_and_its_factor_zero(plain: tuple[Config, Kept, Path]) -> None:
+def test_before_its_start_the_discriminator_is_absent_and_its_factor_zero(
+    plain: tuple[Config, CollectingSink, Path],
+) -> None:
     _, kept, _ = plain
     rows = [(one.step, one.phase, one.metrics["train/disc_factor"], "train/disc_loss" in one.metrics)
             for one in kept.reports]  # fmt: skip
@@ -92,7 +94,9 @@ def test_before_its_start_the_discriminator_is_absent_and_its_factor_zero(plain:
     assert all(("train/g_loss" in one.metrics) == ("train/disc_loss" in one.metrics) for one in kept.reports)
 
 
-def test_a_checkpoint_evaluates_to_what_its_epoch_reported(plain: tuple[Config, Kept, Path], tmp_path: Path) -> None:
+def test_a_checkpoint_evaluates_to_what_its_epoch_reported(
+    plain: tuple[Config, CollectingSink, Path], tmp_path: Path
+) -> None:
     config, kept, folder = plain
     checkpoint = folder / str(kept.reports[-1].checkpoint)
     values, media = Radio().evaluate(config, checkpoint, World.single(tmp_path), "val")
@@ -185,7 +189,7 @@ def test_a_stopped_run_goes_on_to_the_same_numbers_across_the_switch(tmp_path: P
     whole = train(config, tmp_path / "whole")
     for until in (1, 2):  # before the discriminator's start, and after it
         folder = tmp_path / f"stopped{until}"
-        train(config, folder, sink=Kept("val/l1", until=until))
+        train(config, folder, sink=CollectingSink("val/l1", until=until))
         resumed = train(config, folder, resume=folder / f"checkpoints/{until:06d}.pt")
         assert resumed.epochs[0].epoch == until + 1 and resumed.last == whole.last
 
@@ -216,7 +220,7 @@ def test_the_average_is_what_is_evaluated_and_exported(tmp_path: Path) -> None:
 
 
 def reports(world: World, config: Config) -> list[tuple[int, dict[str, float]]]:
-    kept = Kept("val/l1")
+    kept = CollectingSink("val/l1")
     with Reporter(world, Radio().schedule(config), kept) as report:
         Radio().train(config, world, report, None)
     return [(one.step, one.metrics) for one in kept.reports]

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from kept import Kept
+from collecting_sink import CollectingSink
 
 from benchmarks.rainfall_thresholds import QUICK, judged, trial
 from buttress.trainables.rainfall.config import Config
@@ -87,6 +87,6 @@ def _continued(variant: str, epochs: int, folder: Path, resume: Path | None = No
     merged["loss"] |= {"lambda_mass": 0.0}
     merged["train"] |= {"epochs": epochs, "scheduler": "none", "lr": 5e-4}
 
-    kept = Kept("prior/crps")
+    kept = CollectingSink("prior/crps")
     launch(Config.model_validate(merged), Rainfall(), folder, sink=kept, resume=resume)
     return kept.reports

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from kept import Kept
+from collecting_sink import CollectingSink
 from pydantic import ValidationError
 
 from buttress.errors import BadInput
@@ -38,8 +38,8 @@ def config_of(**groups: dict[str, Any]) -> Config:
     return Config.of_groups(small, groups)
 
 
-def train(config: Config, folder: Path, **more: Any) -> Kept:
-    sink = more.pop("sink", None) or Kept("prior/crps")
+def train(config: Config, folder: Path, **more: Any) -> CollectingSink:
+    sink = more.pop("sink", None) or CollectingSink("prior/crps")
     launch(config, Rainfall(), folder, sink=sink, **more)
     return sink
 
@@ -232,14 +232,14 @@ def test_a_stopped_run_goes_on_to_the_same_numbers(tmp_path: Path) -> None:
         model={"dropout": 0.1},
     )  # fmt: skip
     whole = train(config, tmp_path / "whole")
-    train(config, tmp_path / "stopped", sink=Kept("prior/crps", until=2))
+    train(config, tmp_path / "stopped", sink=CollectingSink("prior/crps", until=2))
     resumed = train(config, tmp_path / "stopped", resume=tmp_path / "stopped" / "checkpoints/000002.pt")
     assert resumed.epochs[0].epoch == 3 and resumed.last == whole.last
 
 
 def reports(world: World, config: Config) -> list[tuple[int, dict[str, float], dict[str, list[float]]]]:
     """Step, metrics and vectors of every report of a run on the ranks of `world`; rank 1 has none."""
-    kept = Kept("prior/crps")
+    kept = CollectingSink("prior/crps")
     with Reporter(world, Rainfall().schedule(config), kept) as report:
         Rainfall().train(config, world, report, None)
     return [(one.step, one.metrics, one.vectors) for one in kept.reports]

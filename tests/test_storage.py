@@ -222,7 +222,7 @@ def test_an_outage_is_told_once_and_loses_nothing(
         writer.write(event_of(kept[0]))
         upload = told.upload(store, path)
         upload.barrier(lambda: False)
-        s3.door.shut()
+        s3.proxy.close()
         try:
             for line in kept[1:]:
                 writer.write(event_of(line))
@@ -230,7 +230,7 @@ def test_an_outage_is_told_once_and_loses_nothing(
             upload.barrier(lambda: time.monotonic() - began > 3)
             assert len(told.notes) == 1 and "is away" in told.notes[0] and str(path.parent) in told.notes[0]
         finally:
-            s3.door.open()
+            s3.proxy.open()
         upload.barrier(lambda: False)
         assert segments(store) == path.read_bytes()
         assert upload.close()

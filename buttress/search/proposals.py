@@ -6,7 +6,6 @@ Whole numbers, steps and choices repeat a trial when they are equal; numbers fro
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -192,16 +191,8 @@ class ExploredSpace:
                 exact.append((path, round((value - parameter.low) / parameter.step)))
             else:
                 exact.append((path, None))
-                positions.append(_position(parameter, float(value)))
+                positions.append(parameter.position(float(value)))
         return tuple(exact), positions
-
-
-def _position(parameter: Parameter, value: float) -> float:
-    assert parameter.low is not None and parameter.high is not None
-    low, high = float(parameter.low), float(parameter.high)
-    if parameter.log:
-        low, high, value = math.log(low), math.log(high), math.log(value)
-    return (value - low) / (high - low)
 
 
 def _values(parameter: Parameter) -> list[Any] | None:

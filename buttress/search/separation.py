@@ -223,11 +223,11 @@ def _of_ranks(inside: np.ndarray, ranks: np.ndarray) -> np.ndarray:
     trials, sizes = ranks.shape[1], inside.sum(axis=1, keepdims=True)
     sums = inside.astype(float) @ ranks.T
     spread = np.sqrt(sizes * (trials - sizes) / (trials - 1)) * max(float(ranks[0].std()), 1e-12)
-    return (sums - sizes * ranks[0].mean()) / spread  # type: ignore[no-any-return]
+    return (sums - sizes * ranks[0].mean()) / spread
 
 
 def _ranked(values: np.ndarray) -> np.ndarray:
     """Ranks, ties at their mean."""
     _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
     upto = np.cumsum(counts)
-    return (upto - (counts - 1) / 2)[inverse]  # type: ignore[no-any-return]
+    return (upto - (counts - 1) / 2)[inverse]

@@ -103,6 +103,14 @@ class Parameter(Section):
         value = min(max(value, self.low), self.high)
         return round(value) if self.whole else value
 
+    def position(self, value: float) -> float:
+        """Where a value lies in the range: 0 at `low`, 1 at `high`, on the log scale for the log kinds."""
+        assert self.low is not None and self.high is not None
+        low, high = float(self.low), float(self.high)
+        if self.log:
+            low, high, value = math.log(low), math.log(high), math.log(value)
+        return (value - low) / (high - low)
+
     def probes(self) -> list[Any]:
         """The values that a config has to accept to accept the range: every choice, or both ends and one between."""
         if self.choices is not None:

@@ -1,11 +1,11 @@
-"""A sink of a training without a sweep: what the family tests read a trial's numbers from."""
+"""A sink that keeps the reports of a run outside a sweep, for tests that read a trial's numbers."""
 
 from __future__ import annotations
 
 from buttress.training.trainable import Reported
 
 
-class Kept:
+class CollectingSink:
     """Keeps every report; stops the trial once `until` epochs have been reported.
 
     `objective`: a metric of the family that only the reports at an epoch's end hold.

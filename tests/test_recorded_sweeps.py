@@ -17,9 +17,10 @@ from buttress.analysis.table import rows
 from buttress.execution.setup import load
 from buttress.journal import Event, Header, Outcome, events, read
 from buttress.journal.events import Condemned
+from buttress.journal.mirror import mirror
 from buttress.rules import RuleSet
 from buttress.spec.spec import SweepSpec
-from buttress.storage import Storage, mirror
+from buttress.storage import Storage
 from buttress.sweep.state import SweepState
 
 ARCHIVE = Path(__file__).parent / "data" / "recorded_sweeps.tar.gz"

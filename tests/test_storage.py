@@ -16,8 +16,9 @@ from object_store import ObjectStore
 from buttress import storage
 from buttress.errors import BadInput
 from buttress.journal import JournalWriter, find, lines, owner, read, remote
+from buttress.journal.mirror import LEASE, SEGMENT, leased, mirror, segments
 from buttress.journal.remote import Upload
-from buttress.storage import LEASE, SEGMENT, Storage, leased, mirror, patiently, segments
+from buttress.storage import Storage, retry_while_away
 
 
 @pytest.fixture(scope="module")
@@ -83,13 +84,13 @@ def test_patience_ends_with_the_absence_and_with_the_time() -> None:
             raise OSError("away")
         return "back"
 
-    assert patiently(away, for_s=10) == "back" and len(calls) == 3
+    assert retry_while_away(away, for_s=10) == "back" and len(calls) == 3
     with pytest.raises(OSError, match="gone"):
-        patiently(lambda: _raise(OSError("gone")), for_s=0)
+        retry_while_away(lambda: _raise(OSError("gone")), for_s=0)
     with pytest.raises(FileNotFoundError):  # an answer
-        patiently(lambda: _raise(FileNotFoundError("no such object")), for_s=60)
+        retry_while_away(lambda: _raise(FileNotFoundError("no such object")), for_s=60)
     with pytest.raises(OSError, match="gone"):
-        patiently(lambda: _raise(OSError("gone")), for_s=60, over=lambda: True)
+        retry_while_away(lambda: _raise(OSError("gone")), for_s=60, over=lambda: True)
 
 
 def _raise(error: BaseException) -> None:

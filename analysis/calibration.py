@@ -176,7 +176,7 @@ class _Search:
             if self.allowed(proposal):
                 return proposal
         raise BadInput(
-            "no numbers of these rules keep the limit: what they look at does not tell the healthy from the dead",
+            "no numbers of these rules keep the limit: what they look at does not separate healthy from dead trials",
             key="--false-kill", value=self.limit, accepted="a higher limit, or rules with other signs",
         )  # fmt: skip
 

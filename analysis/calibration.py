@@ -95,7 +95,7 @@ def calibrate(
     Raises:
         BadInput: There are too few dead or healthy curves, the rules see nothing in them, or no numbers keep the limit.
     """
-    known = [curve for curve in curves if curve.truth is not None and curve.truth.is_ != "ambiguous"]
+    known = [curve for curve in curves if curve.truth is not None and curve.truth.outcome != "ambiguous"]
     dead = sum(curve.truth.dead for curve in known if curve.truth)
     if min(dead, len(known) - dead) < MIN_CURVES:
         raise BadInput(

@@ -13,9 +13,9 @@ from journal_lines import event_of
 from journals import mixed_sweep
 from object_store import ObjectStore
 
-from buttress import storage
 from buttress.errors import BadInput
 from buttress.journal import JournalWriter, find, lines, owner, read, remote
+from buttress.journal import mirror as journal_mirror
 from buttress.journal.mirror import LEASE, SEGMENT, leased, mirror, segments
 from buttress.journal.remote import Upload
 from buttress.storage import Storage, retry_while_away
@@ -161,7 +161,7 @@ def test_a_second_driver_is_refused_until_the_lease_is_over(
     assert (held := leased(store)) is not None and (held.host, held.pid) == ("elsewhere", 7)
     with pytest.raises(BadInput, match=r"run by another driver \(host elsewhere, pid 7.*not been heard of for 60 s"):
         Told().upload(store, path)
-    monkeypatch.setattr(storage, "LEASE_S", 0.05)
+    monkeypatch.setattr(journal_mirror, "LEASE_S", 0.05)
     time.sleep(0.06)
     assert leased(store) is None
     assert Told().upload(store, path).close()

@@ -95,7 +95,7 @@ def calibrate(
     Raises:
         BadInput: There are too few dead or healthy curves, the rules see nothing in them, or no numbers keep the limit.
     """
-    known = [curve for curve in curves if curve.truth is not None and curve.truth.is_ != "ambiguous"]
+    known = [curve for curve in curves if curve.truth is not None and curve.truth.outcome != "ambiguous"]
     dead = sum(curve.truth.dead for curve in known if curve.truth)
     if min(dead, len(known) - dead) < MIN_CURVES:
         raise BadInput(
@@ -134,7 +134,7 @@ class _Search:
         killing = {name: rule for name, rule in rules.rules.items() if rule.action == "kill"}
         self.rules = rules.model_copy(update={"rules": killing})
         self.curves, self.limit, self.delay, self.direction = curves, false_kill, delay, direction
-        gaps = [b["step"] - a["step"] for curve in curves for a, b in pairwise(curve.reports) if b["step"] > a["step"]]
+        gaps = [b.step - a.step for curve in curves for a, b in pairwise(curve.reports) if b.step > a.step]
         if not gaps:
             raise BadInput("no curve has two reports at different steps", accepted="several rows a curve")
         self.interval = round(statistics.median(gaps))
@@ -176,7 +176,7 @@ class _Search:
             if self.allowed(proposal):
                 return proposal
         raise BadInput(
-            "no numbers of these rules keep the limit: what they look at does not tell the healthy from the dead",
+            "no numbers of these rules keep the limit: what they look at does not separate healthy from dead trials",
             key="--false-kill", value=self.limit, accepted="a higher limit, or rules with other signs",
         )  # fmt: skip
 

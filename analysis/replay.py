@@ -11,11 +11,11 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from buttress.analysis.curves import Curve, Curves
+from buttress.analysis.curves import Curve, CurveSet
 from buttress.analysis.intervals import Share
 from buttress.errors import BadInput
 from buttress.rules.schema import Rule, RuleSet
-from buttress.sweep.evaluation import Judged
+from buttress.sweep.evaluation import TrialEvaluator
 
 #: Share of the healthy trials that are winners, the best ones by the objective.
 WINNER_SHARE = 0.05
@@ -65,18 +65,19 @@ class CurveReplay:
 
 def replay(curve: Curve, rules: RuleSet) -> CurveReplay:
     """Judges the curve's reports in order, until the rules kill it."""
-    judged = Judged(rules, [NO_OBJECTIVE], "min", curve.budget_epochs)
+    evaluation = TrialEvaluator(rules, [NO_OBJECTIVE], "min", curve.budget_epochs)
     killed: int | None = None
     warned: dict[str, float] = {}
     for index, report in enumerate(curve.reports):
-        verdict = judged.take_in(dict(report))
+        evaluation.add(report)
+        verdict = evaluation.engine.verdict
         for warning in verdict.warnings:
             warned.setdefault(warning.kind, curve.at[index])
         if verdict.final:
             killed = index
             break
-    verdict = judged.engine.verdict
-    spent = 1.0 if killed is None else curve.spent(killed)
+    verdict = evaluation.engine.verdict
+    spent = 1.0 if killed is None else curve.fraction_run(killed)
     final = killed is not None
     truth = curve.truth
     delay = max(0.0, spent - _onset(curve)) if truth is not None and truth.dead and final else None
@@ -92,14 +93,14 @@ def replay(curve: Curve, rules: RuleSet) -> CurveReplay:
         warned_at=tuple(warned.values()),
         spent=spent,
         reports=len(curve.reports),
-        truth=truth.is_ if truth else None,
+        truth=truth.outcome if truth else None,
         delay=delay,
     )
 
 
 def _onset(curve: Curve) -> float:
     """Share of the curve that lies behind a dead trial's onset; 0 where it is not known."""
-    return 0.0 if curve.truth is None or curve.truth.onset is None else curve.spent(curve.truth.onset)
+    return 0.0 if curve.truth is None or curve.truth.onset is None else curve.fraction_run(curve.truth.onset)
 
 
 def _delay(curve: Curve, found: CurveReplay) -> float:
@@ -167,7 +168,7 @@ def score(curves: Sequence[Curve], replayed: Sequence[CurveReplay], direction: s
     if not known:
         return None
     dead = [(curve, found) for curve, found in known if curve.truth and curve.truth.dead]
-    healthy = [(curve, found) for curve, found in known if curve.truth and curve.truth.is_ == "healthy"]
+    healthy = [(curve, found) for curve, found in known if curve.truth and curve.truth.outcome == "healthy"]
     ranked = ranked_healthy([curve for curve, _ in healthy], direction)
     wrong = [curve for curve, found in healthy if found.killed is not None]
     killed = set(map(id, wrong))  # not their names, which may recur
@@ -177,7 +178,7 @@ def score(curves: Sequence[Curve], replayed: Sequence[CurveReplay], direction: s
         caught=Share(len(caught), len(dead)),
         false_kill=Share(len(wrong), len(healthy)),
         winners=Share(sum(id(curve) in killed for curve in best), len(best)),
-        ambiguous=sum(curve.truth.is_ == "ambiguous" for curve, _ in known if curve.truth),
+        ambiguous=sum(curve.truth.outcome == "ambiguous" for curve, _ in known if curve.truth),
         median_delay=statistics.median(found.delay or 0.0 for found in caught) if caught else None,
         mean_delay=statistics.fmean(_delay(curve, found) for curve, found in dead) if dead else 0.0,
         median_spent=statistics.median(found.spent for found in caught) if caught else None,
@@ -192,7 +193,7 @@ def ranked_healthy(curves: Sequence[Curve], direction: str) -> list[Curve]:
     """The healthy curves with a value, best first."""
     sign = -1.0 if direction == "max" else 1.0
     valued = [(sign * c.truth.value, c.name, c) for c in curves if c.truth and c.truth.value is not None]
-    healthy = [entry for entry in valued if entry[2].truth and entry[2].truth.is_ == "healthy"]
+    healthy = [entry for entry in valued if entry[2].truth and entry[2].truth.outcome == "healthy"]
     return [curve for _, _, curve in sorted(healthy, key=lambda entry: entry[:2])]
 
 
@@ -208,7 +209,7 @@ def _among(healthy: Sequence[tuple[Curve, CurveReplay]], mark: str) -> Share:
 
 def _saved(known: Sequence[tuple[Curve, CurveReplay]]) -> float:
     def cost(curve: Curve) -> float:
-        return curve.seconds[-1] if curve.seconds else float(curve.reports[-1]["step"])
+        return curve.seconds[-1] if curve.seconds else float(curve.reports[-1].step)
 
     def run(curve: Curve, found: CurveReplay) -> float:
         if found.killed is None:
@@ -219,7 +220,7 @@ def _saved(known: Sequence[tuple[Curve, CurveReplay]]) -> float:
     return 1 - sum(run(curve, found) for curve, found in known) / whole if whole else 0.0
 
 
-def replay_result(found: Curves, rules: RuleSet, *, family: str) -> dict[str, Any]:
+def replay_result(found: CurveSet, rules: RuleSet, *, family: str) -> dict[str, Any]:
     """Replays all curves of a source under rules.
 
     Args:
@@ -254,7 +255,7 @@ def coverage_notes(curves: Sequence[Curve], rules: RuleSet) -> list[str]:
     Raises:
         BadInput: None of the rules can.
     """
-    held = {name for curve in curves for report in curve.reports for name in (*report["metrics"], *report["nonfinite"])}
+    held = {name for curve in curves for report in curve.reports for name in (*report.metrics, *report.nonfinite)}
     active = {name: rule for name, rule in rules.rules.items() if rule.action != "off"}
     blind = [name for name, rule in active.items() if not _sees(rule, rules.aliases, held)]
     if blind and len(blind) == len(active):
@@ -263,7 +264,7 @@ def coverage_notes(curves: Sequence[Curve], rules: RuleSet) -> list[str]:
         problem = "the curves hold nothing that a rule looks at"
         raise BadInput(problem, value=sorted(held), accepted=f"{', '.join(needed)}, or aliases in the rules file")
     notes = [f"the curves do not hold what these rules look at: {', '.join(blind)}"] if blind else []
-    timeless = not any(report["epoch"] for curve in curves for report in curve.reports)
+    timeless = not any(report.epoch for curve in curves for report in curve.reports)
     if waiting := [name for name, rule in active.items() if timeless and rule.grace.epochs and name not in blind]:
         names = ", ".join(waiting)
         notes.append(f"the curves have no epochs, so these rules wait for their grace: {names}; see --steps-per-epoch")

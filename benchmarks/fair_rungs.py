@@ -35,15 +35,15 @@ from benchmarks.command import arguments, told  # noqa: E402
 from benchmarks.simulated import as_today  # noqa: E402
 from benchmarks.simulator import Drawn, play, report_of  # noqa: E402
 from benchmarks.surrogate import SURROGATES, bench_space  # noqa: E402
-from buttress import journal  # noqa: E402
-from buttress.analysis.curves import Curve, Curves  # noqa: E402
+from buttress.analysis.curves import Curve, CurveSet  # noqa: E402
 from buttress.analysis.intervals import Share  # noqa: E402
 from buttress.execution.setup import resolve_rules  # noqa: E402
+from buttress.journal.events import Report  # noqa: E402
 from buttress.rules import RuleSet  # noqa: E402
 from buttress.search.halving import Decision, Rungs  # noqa: E402
 from buttress.spec import trial_config  # noqa: E402
 from buttress.spec.spec import SweepSpec  # noqa: E402
-from buttress.sweep.evaluation import Judged  # noqa: E402
+from buttress.sweep.evaluation import TrialEvaluator  # noqa: E402
 from buttress.training import registry  # noqa: E402
 from buttress.training.trainable import Reported  # noqa: E402
 
@@ -79,18 +79,17 @@ class Judge:
         return self._known[id(curve)]
 
     def _judged(self, curve: Curve) -> Iterator[Seen]:
-        judged = Judged(self._rules, [self._objective], self._direction, curve.budget_epochs)
+        evaluation = TrialEvaluator(self._rules, [self._objective], self._direction, curve.budget_epochs)
         better = max if self._direction == "max" else min
         anything: float | None = None
         for index in range(len(curve.reports)):
-            line = journal.report("0000", 1, index, report_of(curve, index))
-            verdict = judged.take_in(line)
-            value = line["metrics"].get(self._objective)
+            report = evaluation.add(Report.of("0000", 1, index, report_of(curve, index)))
+            value = report.metrics.get(self._objective)
             if value is not None:
                 anything = value if anything is None else better(anything, value)
             yield Seen(
-                verdict.state in ("collapsed", "diverged"), value is not None, line["epoch"],
-                line["full_beta_epochs"], line["phase"], judged.value, anything,
+                report.state in ("collapsed", "diverged"), value is not None, report.epoch,
+                report.full_beta_epochs, report.phase, evaluation.value, anything,
             )  # fmt: skip
 
 
@@ -178,11 +177,11 @@ def one(policy: Halving, curves: Sequence[Curve], sign: float, surrogate: Any) -
 
 def warm_up(curve: Curve) -> int:
     """Epochs until full beta."""
-    return int(curve.reports[-1]["epoch"] - curve.reports[-1]["full_beta_epochs"])
+    return int(curve.reports[-1].epoch - curve.reports[-1].full_beta_epochs)
 
 
 def _healthy(curve: Curve) -> bool:
-    return curve.truth is not None and curve.truth.is_ == "healthy" and curve.truth.value is not None
+    return curve.truth is not None and curve.truth.outcome == "healthy" and curve.truth.value is not None
 
 
 class Recorded:
@@ -190,7 +189,7 @@ class Recorded:
 
     name = "recorded"
 
-    def __init__(self, curves: Curves) -> None:
+    def __init__(self, curves: CurveSet) -> None:
         self._curves = once(curves.curves)
         self._own = {id(curve.about["params"]): curve for curve in self._curves}
 
@@ -204,7 +203,7 @@ class Recorded:
 class StandIns:
     """Draws of the whole space, with the curves that a stand-in gives them."""
 
-    def __init__(self, name: str, curves: Curves, space: SweepSpec, Config: type[Any]) -> None:
+    def __init__(self, name: str, curves: CurveSet, space: SweepSpec, Config: type[Any]) -> None:
         self.name, self._space, self._config = name, space, Config
         self._surrogate = SURROGATES[name](curves)
         self._known: dict[int, Curve] = {}
@@ -262,7 +261,7 @@ def _run(
     return ran
 
 
-def study(family: str, curves: Curves, sweeps: int, tell: Callable[[str], None]) -> dict[str, Any]:
+def study(family: str, curves: CurveSet, sweeps: int, tell: Callable[[str], None]) -> dict[str, Any]:
     space, direction = as_today(bench_space(curves), load(family).spec()), str(curves.about["direction"])
     Config = registry.load(family).Config
     judge = Judge(resolve_rules(space), str(curves.about["objective"]), direction)
@@ -304,7 +303,7 @@ def _row(name: str, row: Mapping[str, Any]) -> str:
     )
 
 
-def _warm_up(curves: Curves) -> dict[str, float]:
+def _warm_up(curves: CurveSet) -> dict[str, float]:
     """Epochs until full beta, over the bench: what age and epochs differ by."""
     warm = [warm_up(curve) for curve in once(curves.curves)]
     budget = max(curve.budget_epochs for curve in curves.curves)

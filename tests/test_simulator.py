@@ -6,18 +6,20 @@ import json
 import random
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from journal_lines import events_of, recorded
 from sweeps import RULES, Toy, ToyConfig, World, state
 from sweeps import spec as toy_spec
 
 from benchmarks.simulator import TURNAROUND_S, Drawn, Event, Simulator, play
 from benchmarks.surrogate import SURROGATES, Forest, Nearest, Once
 from buttress import journal
-from buttress.analysis.curves import Curve, Curves, Truth
+from buttress.analysis.curves import Curve, CurveSet, Truth
 from buttress.spec import trial_config
 from buttress.spec.spec import SweepSpec
 from buttress.training.trainable import Reported
@@ -34,7 +36,7 @@ def spec(**changes: Any) -> SweepSpec:
     return toy_spec(**{"trainable": "test_simulator:Recorded", "rules": {}, **changes})
 
 
-def bench(count: int = 120, noise: float = 0.0, seed: int = 5) -> Curves:
+def bench(count: int = 120, noise: float = 0.0, seed: int = 5) -> CurveSet:
     """Toy trials as CollapseBench would hold them: dead where the rules' KL ends below 0.5 (beta above 2)."""
     made, rng, curves = spec(), random.Random(seed), []
     while len(curves) < count:
@@ -44,11 +46,10 @@ def bench(count: int = 120, noise: float = 0.0, seed: int = 5) -> Curves:
             continue
         reports = list(World().reports(config.model_dump(mode="json")))
         lines = tuple(
-            {
-                "epoch": r.epoch, "step": r.step, "full_beta_epochs": r.full_beta_epochs,
-                "full_beta_steps": r.full_beta_steps, "phase": 0, "closing": False, "nonfinite": [],
-                "metrics": dict(r.metrics),
-            }
+            recorded(
+                epoch=r.epoch, step=r.step, full_beta_epochs=r.full_beta_epochs,
+                full_beta_steps=r.full_beta_steps, phase=0, metrics=dict(r.metrics),
+            )
             for r in reports
         )  # fmt: skip
         value = max(r.metrics.get("val/score", 0.0) for r in reports) + noise * rng.random()
@@ -58,7 +59,7 @@ def bench(count: int = 120, noise: float = 0.0, seed: int = 5) -> Curves:
         seconds = tuple(r.seconds for r in reports)
         curves.append(Curve(str(len(curves)), lines, tuple(r.step for r in reports), 8, truth, seconds, about))
     about = {"family": "toy", "objective": "val/score", "direction": "max", "spec": made.to_dict()}
-    return Curves(tuple(curves), about)
+    return CurveSet(tuple(curves), about)
 
 
 # --- stand-ins ------------------------------------------------------------------------------------------------------
@@ -93,7 +94,7 @@ def test_what_is_not_active_is_far_from_what_is() -> None:
         Curve(c.name, c.reports, c.at, 8, c.truth, c.seconds, {**c.about, "params": params})
         for c, params in zip(curves.curves, given, strict=True)
     ]
-    nearest = Nearest(Curves(tuple(changed), {**curves.about, "spec": tree}))
+    nearest = Nearest(CurveSet(tuple(changed), {**curves.about, "spec": tree}))
     assert nearest.curve(given[0] | {"loss.beta": given[0]["loss.beta"]}) is changed[0]
     assert "train.lr" in nearest.curve(given[0] | {"train.lr": 0.4}).about["params"] or nearest._weights[2] < 1e-3
 
@@ -165,7 +166,7 @@ def test_a_simulated_sweep_is_the_same_every_time() -> None:
     one, two = simulated()[0].state, simulated()[0].state
     for trial, outcome in one.outcomes.items():
         other = two.outcomes[trial]
-        assert {k: v for k, v in outcome.items() if k != "time"} == {k: v for k, v in other.items() if k != "time"}
+        assert replace(outcome, time=0.0) == replace(other, time=0.0)
     assert len(one.outcomes) == 16
 
 
@@ -175,7 +176,7 @@ def test_its_journal_is_a_sweeps_journal(tmp_path: Path) -> None:
     assert read.counts() == dict(made.state.counts) and read.ended is not None
     lines = list(journal.lines(tmp_path / journal.FILE))[1:]
     again = state(spec(), rules=RULES)
-    again.replay([line for line in lines if line["line"] != "end"])
+    again.replay(events_of(line for line in lines if line["line"] != "end"))
     assert again.outcomes.keys() == made.state.outcomes.keys()
     told = [[t.state for t in one.study.trials()] for one in (again, made.state)]
     assert told[0] == told[1]
@@ -186,16 +187,16 @@ def test_rules_and_rungs_decide_as_in_a_real_sweep() -> None:
     counts = made.state.counts
     assert counts["collapsed"] > 3 and counts["pruned"] > 3 and counts["completed"] > 3
     dead = {event.trial for event in seen if event.curve.truth and event.curve.truth.dead}
-    assert not dead & {trial for trial, line in made.state.outcomes.items() if line["outcome"] == "completed"}
+    assert not dead & {trial for trial, line in made.state.outcomes.items() if line.outcome == "completed"}
     assert made.state.rungs is not None
-    collapsed = {trial for trial, line in made.state.outcomes.items() if line["outcome"] == "collapsed"}
+    collapsed = {trial for trial, line in made.state.outcomes.items() if line.outcome == "collapsed"}
     assert not collapsed & set(made.state.rungs.values(2))
 
 
 def test_simulated_hours_end_a_sweep() -> None:
     made = Simulator(spec(budget={"trials": 500, "hours": 10 / 3600}), Forest(bench()), slots=2, rules=RULES)
     finish = made.run()
-    assert finish.seconds == 10 and finish.reason == "time budget spent" and finish.counts["suspended"] == 2
+    assert finish.seconds == 10 and finish.reason == "time budget spent" and finish.counts["unfinished"] == 2
     assert 5 < sum(finish.counts.values()) < 500
 
 

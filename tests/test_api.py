@@ -308,6 +308,7 @@ class Interrupting(buttress.Callback):
             _thread.interrupt_main()
 
 
+@pytest.mark.long
 def test_ctrl_c_returns_a_sweep_that_resume_ends(
     ray_cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -65,7 +65,7 @@ test-all: $(STAMP)
 	@$(BIN)/python -m pytest $(ARGS)
 
 test-cluster: $(STAMP)
-	@$(BIN)/python -m pytest tests/test_cluster_hosts.py $(ARGS)
+	@$(BIN)/python -m pytest tests/test_cluster_hosts.py tests/test_cluster_mission.py $(ARGS)
 
 docs: $(STAMP)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet

@@ -134,7 +134,7 @@ class _Search:
         killing = {name: rule for name, rule in rules.rules.items() if rule.action == "kill"}
         self.rules = rules.model_copy(update={"rules": killing})
         self.curves, self.limit, self.delay, self.direction = curves, false_kill, delay, direction
-        gaps = [b["step"] - a["step"] for curve in curves for a, b in pairwise(curve.reports) if b["step"] > a["step"]]
+        gaps = [b.step - a.step for curve in curves for a, b in pairwise(curve.reports) if b.step > a.step]
         if not gaps:
             raise BadInput("no curve has two reports at different steps", accepted="several rows a curve")
         self.interval = round(statistics.median(gaps))

@@ -8,7 +8,8 @@ from __future__ import annotations
 from typing import Any
 
 from buttress.analysis.selection import best_epoch
-from buttress.journal.records import Breaker, Journal, TrialRecord
+from buttress.journal.events import CircuitBroken
+from buttress.journal.records import Journal, TrialRecord
 from buttress.search.separation import Fate, Region, regions
 from buttress.wording import listing
 
@@ -51,7 +52,7 @@ def region_sentence(journal: Journal, record: TrialRecord) -> str | None:
     return f"it lay in {_listed(inside)}" if inside else None
 
 
-def breaker_sentence(breaker: Breaker) -> str:
+def breaker_sentence(breaker: CircuitBroken) -> str:
     """Why the circuit breaker stopped the sweep, and what to do about it."""
     found = [Region.from_dict(region) for region in breaker.regions]
     ended = f" ({breaker.ended} of them have ended)" if breaker.ended < breaker.first else ""

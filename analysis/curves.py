@@ -26,6 +26,7 @@ from typing import Any
 
 from buttress import journal
 from buttress.errors import BadInput
+from buttress.journal.events import Report
 from buttress.wording import plural
 
 #: For curves without steps: long enough that a grace in steps has passed after one epoch.
@@ -42,7 +43,6 @@ DEAD = ("collapsed", "diverged")
 TRUTHS = ("healthy", *DEAD, "ambiguous")
 
 Row = Mapping[str, Any]
-Line = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -71,11 +71,13 @@ class Truth:
 
 @dataclass(frozen=True)
 class Curve:
-    """One trial's reports, with the keys of a journal's report lines that judging reads, and `at`: how the source
-    numbers them (by step, else by epoch). `seconds`: training time up to each report, where the source tells it."""
+    """One trial's reports, and `at`: how the source numbers them (by step, else by epoch).
+
+    `seconds`: training time up to each report, where the source tells it.
+    """
 
     name: str
-    reports: tuple[Line, ...]
+    reports: tuple[Report, ...]
     at: tuple[float, ...]
     budget_epochs: int
     truth: Truth | None = None
@@ -85,7 +87,7 @@ class Curve:
     def spent(self, index: int) -> float:
         """Share of the curve that lies behind report `index`."""
         first, last = self.reports[index], self.reports[-1]
-        return first["step"] / last["step"] if last["step"] else (index + 1) / len(self.reports)
+        return first.step / last.step if last.step else (index + 1) / len(self.reports)
 
 
 @dataclass(frozen=True)
@@ -247,7 +249,7 @@ def _curve(
     given = "full_beta_steps" in rows[0] and "full_beta_epochs" in rows[0]
     full = None if given else _full_from(rows)
     phases = [_count(row, "phase", path) for row in rows]
-    reports: list[Line] = []
+    reports: list[Report] = []
     for index, row in enumerate(rows):
         metrics = {key: value for key, value in row.items() if key not in _MOMENT and not isinstance(value, str)}
         present = {key: float(value) for key, value in metrics.items() if value is not None}
@@ -256,16 +258,20 @@ def _curve(
         if given:
             age = (_count(row, "full_beta_epochs", path), _count(row, "full_beta_steps", path))
         reports.append(
-            {
-                "epoch": epochs[index],
-                "step": steps[index],
-                "full_beta_epochs": age[0],
-                "full_beta_steps": age[1],
-                "phase": phases[index] - (0 if given else min(phases)),
-                "closing": bool(_count(row, "closing", path)),
-                "metrics": {key: value if math.isfinite(value) else None for key, value in present.items()},
-                "nonfinite": [key for key, value in present.items() if not math.isfinite(value)],
-            }
+            Report(
+                time=0.0,
+                trial=name,
+                attempt=1,
+                seq=index,
+                epoch=epochs[index],
+                step=steps[index],
+                full_beta_epochs=age[0],
+                full_beta_steps=age[1],
+                phase=phases[index] - (0 if given else min(phases)),
+                closing=bool(_count(row, "closing", path)),
+                metrics={key: value if math.isfinite(value) else None for key, value in present.items()},
+                nonfinite=tuple(key for key, value in present.items() if not math.isfinite(value)),
+            )
         )
     spent = [row.get("cpu_s") for row in rows]
     seconds = tuple(float(each) for each in spent if isinstance(each, (int, float)))
@@ -333,18 +339,9 @@ def _from_journal(read: journal.Journal) -> Curves:
     for record in read.trials.values():
         if not record.reports:
             continue
-        names = ("epoch", "step", "full_beta_epochs", "full_beta_steps", "phase", "closing")
-        reports = tuple(
-            {
-                **{name: getattr(report, name) for name in names},
-                "metrics": dict(report.metrics),
-                "nonfinite": list(report.nonfinite),
-            }
-            for report in record.reports
-        )
         at, seconds = tuple(r.step for r in record.reports), tuple(r.seconds for r in record.reports)
-        budget = record.budget_epochs or reports[-1]["epoch"]
-        curves.append(Curve(record.id, reports, at, int(budget), None, seconds, {"params": record.params}))
+        budget = record.budget_epochs or record.reports[-1].epoch
+        curves.append(Curve(record.id, record.reports, at, int(budget), None, seconds, {"params": record.params}))
     if not curves:
         raise BadInput("no trial of this sweep has reported anything yet", where=read.path)
     objective = read.objectives[0]
@@ -355,4 +352,4 @@ def _from_journal(read: journal.Journal) -> Curves:
 
 def objectives(curves: Iterable[Curve]) -> set[str]:
     """Every metric that some curve reports."""
-    return {key for curve in curves for report in curve.reports for key in report["metrics"]}
+    return {key for curve in curves for report in curve.reports for key in report.metrics}

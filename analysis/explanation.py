@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 from buttress.analysis.collapse_regions import region_sentence
 from buttress.analysis.selection import best_epoch, best_trial, pareto_front
 from buttress.analysis.table import epoch_budget, epochs_run, epochs_saved, searched_paths
-from buttress.journal import Condemned, Journal, Rung, TrialRecord
+from buttress.journal import Journal, TrialRecord
+from buttress.journal.events import Condemned, RungDecision
 from buttress.rules import Evidence
 from buttress.wording import duration, listing, number, percent, plural, sparkline, times
 
@@ -63,7 +64,6 @@ def explain(journal: Journal, name: str) -> Explanation:
     parts = {
         "why": _why(journal, record),
         "audit": _audit(journal, record),
-        "probation": _probation(journal, record),
         "saved": _saved(record),
         "best valid epoch": _best(journal, record),
         "parameters": _parameters(journal, record),
@@ -81,9 +81,6 @@ def stop_reason(journal: Journal, record: TrialRecord) -> str:
     """One sentence on why the trial was stopped or failed; for any other trial, how far it came."""
     done = record.outcome
     epoch, _ = epochs_run(record)
-    if done is None and record.state == "suspended" and (aside := record.probation) is not None:
-        why = evidence_sentence(telling(aside.evidence)) if aside.evidence else aside.message or str(aside.rule)
-        return f"Set aside at epoch {number(epoch)} of {number(epoch_budget(record))}: {why}"
     if done is None:
         return f"{record.state} at epoch {number(epoch)} of {number(epoch_budget(record))}"
     if done.outcome in ("collapsed", "diverged"):
@@ -183,16 +180,6 @@ def _audit(journal: Journal, record: TrialRecord) -> list[str]:
     return [*lines, "at its end it was healthy: a false kill" if wrong else "at its end it was not healthy"]
 
 
-def _probation(journal: Journal, record: TrialRecord) -> list[str]:
-    if record.probation is None:
-        return []
-    lines = [*_condemned(journal, record.probation), "it was set aside with its last checkpoint"]
-    back = [start.attempt for start in record.attempts if start.time >= record.probation.time]
-    if back:
-        return [*lines, f"it ranked among the others of its age and came back as attempt {back[0]}"]
-    return [*lines, "it did not rank among the others of its age" if record.outcome else "it waits for its turn"]
-
-
 def _condemned(journal: Journal, verdict: Condemned) -> list[str]:
     at = f"at epoch {verdict.epochs} of {number(verdict.epochs_budget)}, step {number(verdict.step)}"
     lines = [f"{at}, the rule {_rule_text(journal, verdict.rule or '')} held"]
@@ -274,12 +261,12 @@ def _of(record: TrialRecord) -> str:
     return f"{number(epoch or 0)} of {number(epoch_budget(record))} epochs"
 
 
-def _age(rung: Rung) -> str:
+def _age(rung: RungDecision) -> str:
     phase = f" of phase {rung.phase}" if rung.phase else ""
     return f"rung {rung.age}{phase}"
 
 
-def _rung(rung: Rung, journal: Journal) -> str:
+def _rung(rung: RungDecision, journal: Journal) -> str:
     first = journal.objectives[0]
     others = plural(rung.peers, "trial")
     if rung.cutoff is None:

@@ -20,7 +20,8 @@ from buttress.journal import Journal, owner
 from buttress.wording import clock, duration, number, percent, plural
 
 STYLE = {
-    "completed": "green", "running": "cyan", "suspended": "dim cyan", "pruned": "yellow", "collapsed": "red",
+    "completed": "green", "running": "cyan", "waiting": "dim cyan", "paused": "dim cyan",
+    "pruned": "yellow", "collapsed": "red",
     "diverged": "magenta", "failed": "bold red",
 }
 ARROW = {"min": "↓", "max": "↑"}
@@ -188,7 +189,7 @@ def render_status(journal: Journal) -> RenderableType:
     if journal.torn:
         blocks.append(Text(f"the last line of its journal is torn ({journal.torn} bytes are left out)", style="yellow"))
     blocks += [Text(problem, style="yellow") for problem in journal.problems]
-    live = [row for row in rows(journal) if row["outcome"] in ("running", "suspended")]
+    live = [row for row in rows(journal) if row["outcome"] in ("running", "waiting", "paused")]
     if live:
         blocks += [Text(), _FitsWidth(lambda width: render_table(journal, live, width=width))]
     return Group(*blocks)

@@ -15,7 +15,7 @@ from buttress.analysis.curves import Curve, Curves
 from buttress.analysis.intervals import Share
 from buttress.errors import BadInput
 from buttress.rules.schema import Rule, RuleSet
-from buttress.sweep.evaluation import Judged
+from buttress.sweep.evaluation import TrialEvaluator
 
 #: Share of the healthy trials that are winners, the best ones by the objective.
 WINNER_SHARE = 0.05
@@ -65,17 +65,18 @@ class CurveReplay:
 
 def replay(curve: Curve, rules: RuleSet) -> CurveReplay:
     """Judges the curve's reports in order, until the rules kill it."""
-    judged = Judged(rules, [NO_OBJECTIVE], "min", curve.budget_epochs)
+    evaluation = TrialEvaluator(rules, [NO_OBJECTIVE], "min", curve.budget_epochs)
     killed: int | None = None
     warned: dict[str, float] = {}
     for index, report in enumerate(curve.reports):
-        verdict = judged.take_in(dict(report))
+        evaluation.add(report)
+        verdict = evaluation.engine.verdict
         for warning in verdict.warnings:
             warned.setdefault(warning.kind, curve.at[index])
         if verdict.final:
             killed = index
             break
-    verdict = judged.engine.verdict
+    verdict = evaluation.engine.verdict
     spent = 1.0 if killed is None else curve.spent(killed)
     final = killed is not None
     truth = curve.truth
@@ -208,7 +209,7 @@ def _among(healthy: Sequence[tuple[Curve, CurveReplay]], mark: str) -> Share:
 
 def _saved(known: Sequence[tuple[Curve, CurveReplay]]) -> float:
     def cost(curve: Curve) -> float:
-        return curve.seconds[-1] if curve.seconds else float(curve.reports[-1]["step"])
+        return curve.seconds[-1] if curve.seconds else float(curve.reports[-1].step)
 
     def run(curve: Curve, found: CurveReplay) -> float:
         if found.killed is None:
@@ -254,7 +255,7 @@ def coverage_notes(curves: Sequence[Curve], rules: RuleSet) -> list[str]:
     Raises:
         BadInput: None of the rules can.
     """
-    held = {name for curve in curves for report in curve.reports for name in (*report["metrics"], *report["nonfinite"])}
+    held = {name for curve in curves for report in curve.reports for name in (*report.metrics, *report.nonfinite)}
     active = {name: rule for name, rule in rules.rules.items() if rule.action != "off"}
     blind = [name for name, rule in active.items() if not _sees(rule, rules.aliases, held)]
     if blind and len(blind) == len(active):
@@ -263,7 +264,7 @@ def coverage_notes(curves: Sequence[Curve], rules: RuleSet) -> list[str]:
         problem = "the curves hold nothing that a rule looks at"
         raise BadInput(problem, value=sorted(held), accepted=f"{', '.join(needed)}, or aliases in the rules file")
     notes = [f"the curves do not hold what these rules look at: {', '.join(blind)}"] if blind else []
-    timeless = not any(report["epoch"] for curve in curves for report in curve.reports)
+    timeless = not any(report.epoch for curve in curves for report in curve.reports)
     if waiting := [name for name, rule in active.items() if timeless and rule.grace.epochs and name not in blind]:
         names = ", ".join(waiting)
         notes.append(f"the curves have no epochs, so these rules wait for their grace: {names}; see --steps-per-epoch")

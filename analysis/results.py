@@ -91,7 +91,7 @@ class Sweep:
 
     @property
     def counts(self) -> dict[str, int]:
-        """How many trials ended as what; `running` and `suspended` count those that have not ended."""
+        """How many trials ended as what; `running`, `waiting` and `paused` count those that have not ended."""
         return self.journal.counts()
 
     @property
@@ -294,7 +294,7 @@ class Trial:
 
     @property
     def outcome(self) -> str:
-        """`completed`, `collapsed`, `diverged`, `pruned`, `failed`; `running` or `suspended` before its end."""
+        """`completed`, `collapsed`, `diverged`, `pruned`, `failed`; `running`, `waiting` or `paused` before its end."""
         return self.record.state
 
     @property

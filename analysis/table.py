@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 FIXED_COLUMNS = ("trial", "outcome", "kind", "margin", "warnings", "epoch", "step", "epochs_saved", "seconds", "seed")
 #: The order of outcomes in a table: what can be used first, what needs a look last.
-ORDER = ("completed", "running", "suspended", "pruned", "collapsed", "diverged", "failed")
+ORDER = ("completed", "running", "waiting", "paused", "pruned", "collapsed", "diverged", "failed")
 
 
 def rows(journal: Journal, *, all: bool = False) -> list[Row]:

@@ -70,7 +70,7 @@ def _health(axes: Axes, view: View, judged: list[tuple[Curve, CurveReplay]]) -> 
     for curve, found in judged:
         assert curve.truth is not None
         colour, alpha = LOOKS[curve.truth.is_]
-        values = [report["metrics"].get(view.health) for report in curve.reports]
+        values = [report.metrics.get(view.health) for report in curve.reports]
         points = [(curve.spent(i), max(value, view.least)) for i, value in enumerate(values) if value is not None]
         label = None if curve.truth.is_ in named else curve.truth.is_
         named.add(curve.truth.is_)
@@ -108,7 +108,7 @@ def _objective(axes: Axes, view: View, judged: list[tuple[Curve, CurveReplay]], 
     for curve, found in judged:
         truth = curve.truth
         assert truth is not None
-        values = [report["metrics"].get(objective) for report in curve.reports]
+        values = [report.metrics.get(objective) for report in curve.reports]
         value = truth.value if truth.value is not None else next((v for v in reversed(values) if v is not None), None)
         where = curve.about["params"].get(view.decides)
         if value is None or where is None:

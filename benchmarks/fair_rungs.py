@@ -35,15 +35,15 @@ from benchmarks.command import arguments, told  # noqa: E402
 from benchmarks.simulated import as_today  # noqa: E402
 from benchmarks.simulator import Drawn, play, report_of  # noqa: E402
 from benchmarks.surrogate import SURROGATES, bench_space  # noqa: E402
-from buttress import journal  # noqa: E402
 from buttress.analysis.curves import Curve, Curves  # noqa: E402
 from buttress.analysis.intervals import Share  # noqa: E402
 from buttress.execution.setup import resolve_rules  # noqa: E402
+from buttress.journal.events import Report  # noqa: E402
 from buttress.rules import RuleSet  # noqa: E402
 from buttress.search.halving import Decision, Rungs  # noqa: E402
 from buttress.spec import trial_config  # noqa: E402
 from buttress.spec.spec import SweepSpec  # noqa: E402
-from buttress.sweep.evaluation import Judged  # noqa: E402
+from buttress.sweep.evaluation import TrialEvaluator  # noqa: E402
 from buttress.training import registry  # noqa: E402
 from buttress.training.trainable import Reported  # noqa: E402
 
@@ -79,18 +79,17 @@ class Judge:
         return self._known[id(curve)]
 
     def _judged(self, curve: Curve) -> Iterator[Seen]:
-        judged = Judged(self._rules, [self._objective], self._direction, curve.budget_epochs)
+        evaluation = TrialEvaluator(self._rules, [self._objective], self._direction, curve.budget_epochs)
         better = max if self._direction == "max" else min
         anything: float | None = None
         for index in range(len(curve.reports)):
-            line = journal.report("0000", 1, index, report_of(curve, index))
-            verdict = judged.take_in(line)
-            value = line["metrics"].get(self._objective)
+            report = evaluation.add(Report.of("0000", 1, index, report_of(curve, index)))
+            value = report.metrics.get(self._objective)
             if value is not None:
                 anything = value if anything is None else better(anything, value)
             yield Seen(
-                verdict.state in ("collapsed", "diverged"), value is not None, line["epoch"],
-                line["full_beta_epochs"], line["phase"], judged.value, anything,
+                report.state in ("collapsed", "diverged"), value is not None, report.epoch,
+                report.full_beta_epochs, report.phase, evaluation.value, anything,
             )  # fmt: skip
 
 
@@ -178,7 +177,7 @@ def one(policy: Halving, curves: Sequence[Curve], sign: float, surrogate: Any) -
 
 def warm_up(curve: Curve) -> int:
     """Epochs until full beta."""
-    return int(curve.reports[-1]["epoch"] - curve.reports[-1]["full_beta_epochs"])
+    return int(curve.reports[-1].epoch - curve.reports[-1].full_beta_epochs)
 
 
 def _healthy(curve: Curve) -> bool:

@@ -50,7 +50,7 @@ def judged(family: Family, curves: Curves) -> dict[str, Any]:
         if forecast.collapses is not None:
             ended.append((forecast.collapses, dead))
         for name, metric in SHOWN.items():
-            came = curve.reports[-1]["metrics"].get(metric)
+            came = curve.reports[-1].metrics.get(metric)
             if not dead and came is not None and name in forecast.numbers:
                 numbers.setdefault(name, []).append((forecast.numbers[name], came))
     found: dict[str, Any] = {}

@@ -31,8 +31,8 @@ class Memory(Callback):
         self.at = {f"{trial:04d}" for trial in trials}
         self.read: list[dict[str, list[dict[str, float]]]] = []
 
-    def on_event(self, line: Any, live: Any = None) -> None:
-        if line["line"] == "report" and line["seq"] == 0 and line["trial"] in self.at:
+    def on_event(self, event: Any, trial: Any = None) -> None:
+        if event.line == "report" and event.seq == 0 and event.trial in self.at:
             self.read.append(processes())
 
 

@@ -27,10 +27,13 @@ from benchmarks.watched import name_of
 from buttress.execution.driver import Driver, start
 from buttress.execution.ray_session import NAMESPACE, prepare_environment
 from buttress.execution.setup import new_id
+from buttress.journal.events import Outcome
 from buttress.rules import RuleSet
 from buttress.spec import trial_config
 from buttress.spec.spec import SweepSpec
-from buttress.sweep.state import Line, LiveTrial, SweepState
+from buttress.sweep.outcomes import outcome
+from buttress.sweep.state import SweepState
+from buttress.sweep.trial import ActiveTrial
 from buttress.training import registry
 from buttress.training.trainable import Reported
 
@@ -73,51 +76,52 @@ class StockState(SweepState):
     def __init__(self, *given: Any, tuner: StockTune) -> None:
         super().__init__(*given)
         self.tuner = tuner
+        self.proposals._draw = self._tuners_draw  # type: ignore[method-assign]
         self._drawn = ""  # the tuner's name of the newest draw
         self._theirs: dict[str, str] = {}  # trial -> the tuner's name of it, until the tuner has let go of it
         self._epoch: dict[str, int] = {}
 
-    def next_trial(self, leaving: Collection[str] = ()) -> LiveTrial | None:
+    def next_trial(self, leaving: Collection[str] = ()) -> ActiveTrial | None:
         with self._lock:
             live = super().next_trial(leaving)
             if live is not None:
                 self._theirs[live.id] = self._drawn
             return live
 
-    def _draw(self) -> tuple[int, dict[str, Any]] | None:
+    def _tuners_draw(self) -> tuple[int, dict[str, Any]]:
         drawn = self.tuner.draw()
         assert drawn is not None
         self._drawn = drawn.trial
-        return self.study.give(drawn.params)
+        return self.study.enqueue(drawn.params)
 
-    def reported(self, trial: str, attempt: int, reported: Reported) -> Line | None:
+    def reported(self, trial: str, attempt: int, reported: Reported) -> Outcome | None:
         with self._lock:
             decided = super().reported(trial, attempt, reported)
-            live = self.live.get(trial)
+            live = self.active.get(trial)
             fresh = reported.epoch > self._epoch.get(trial, 0)
-            if live is None or not live.runs(attempt) or trial not in self._theirs or not fresh:
+            if live is None or not live.accepts(attempt) or trial not in self._theirs or not fresh:
                 return decided
             if self.tuner.value(reported.metrics) is not None:
                 self._epoch[trial] = reported.epoch
             if self.tuner.reported(self._theirs[trial], reported):
                 del self._theirs[trial]
                 if reported.epoch < live.epochs:  # at its last epoch it ends by itself
-                    self._conclude(live, "pruned", kind="asha", message="stopped by ASHA")
+                    self._record(outcome(live, "pruned", kind="asha", message="stopped by ASHA"))
             return self.outcomes.get(trial)
 
-    def finished(self, trial: str, attempt: int) -> Line | None:
+    def finished(self, trial: str, attempt: int) -> Outcome | None:
         with self._lock:
-            outcome = super().finished(trial, attempt)
+            ended = super().finished(trial, attempt)
             if trial in self.outcomes and trial in self._theirs:
                 self.tuner.finished(self._theirs.pop(trial))
-            return outcome
+            return ended
 
-    def raised(self, trial: str, attempt: int, error: str, kind: str = "exception") -> Line | None:
+    def raised(self, trial: str, attempt: int, error: str, kind: str = "exception") -> Outcome | None:
         with self._lock:
-            outcome = super().raised(trial, attempt, error, kind)
+            ended = super().raised(trial, attempt, error, kind)
             if trial in self.outcomes and trial in self._theirs:
                 self.tuner.refuse(self._theirs.pop(trial))
-            return outcome
+            return ended
 
 
 class StockDriver(Driver):
@@ -191,7 +195,7 @@ def direction_of(spec: SweepSpec) -> str:
 # --- what its lines say ---------------------------------------------------------------------------------------------
 
 
-def lines_in(folder: Path) -> list[Line]:
+def lines_in(folder: Path) -> list[dict[str, Any]]:
     """All lines under a run's folder by time: the journal, and of a stock run the files of its workers."""
     paths = [*folder.glob(LINES), *folder.glob(f"*/{LINES}"), *folder.glob(f"{REPORTS}/*.jsonl")]
     texts = [text for path in paths for text in path.read_text().splitlines(keepends=True)]
@@ -199,7 +203,9 @@ def lines_in(folder: Path) -> list[Line]:
     return sorted(lines, key=lambda line: float(line["time"]))
 
 
-def trials_of(lines: Iterable[Line], family: Family, spec: SweepSpec, arm: str, began: float) -> tuple[Ran, ...]:
+def trials_of(
+    lines: Iterable[dict[str, Any]], family: Family, spec: SweepSpec, arm: str, began: float
+) -> tuple[Ran, ...]:
     """The trials that began, with every report; times in seconds since `began`."""
     objective = spec.objectives[0].metric
     value = value_of(family, TOLD[arm], objective)
@@ -212,7 +218,7 @@ def trials_of(lines: Iterable[Line], family: Family, spec: SweepSpec, arm: str, 
             params[trial], busy[trial], seen[trial] = line["params"], [], []
         elif kind == "start":
             busy[trial].append([t, None])
-        elif kind in ("outcome", "suspended", "lost") and busy.get(trial) and busy[trial][-1][1] is None:
+        elif kind in ("outcome", "paused", "lost") and busy.get(trial) and busy[trial][-1][1] is None:
             busy[trial][-1][1] = t
         elif kind == "report":
             seen[trial].append(seen_of(line, family, objective, value, t))
@@ -234,7 +240,7 @@ def seen_of(line: Mapping[str, Any], family: Family, objective: str, value: Valu
     )  # fmt: skip
 
 
-def best_completed(lines: Iterable[Line], until: float, spec: SweepSpec) -> str | None:
+def best_completed(lines: Iterable[dict[str, Any]], until: float, spec: SweepSpec) -> str | None:
     """What our sweep calls its best at `until` (epoch seconds): of the completed trials, by their best valid epoch."""
     metric = spec.objectives[0].metric
     ended = [line for line in lines if line["line"] == "outcome" and line["time"] <= until]

@@ -68,8 +68,8 @@ def _within(parameter: Parameter, value: Any) -> bool:
 
 
 def _best_by(curve: Curve, metric: str, direction: str, epochs: int) -> float | None:
-    in_time = [line for line in curve.reports if line["full_beta_epochs"] >= 1 and line["epoch"] <= epochs]
-    values = [line["metrics"].get(metric) for line in in_time]
+    in_time = [line for line in curve.reports if line.full_beta_epochs >= 1 and line.epoch <= epochs]
+    values = [line.metrics.get(metric) for line in in_time]
     known = [value for value in values if value is not None and math.isfinite(value)]
     return (max if direction == "max" else min)(known, default=None)
 

@@ -39,7 +39,7 @@ from benchmarks.versus_stock import summed  # noqa: E402
 from buttress.analysis.curves import Curve, Curves  # noqa: E402
 from buttress.analysis.intervals import Share  # noqa: E402
 from buttress.errors import BadInput  # noqa: E402
-from buttress.search.optuna_study import STARTUP, Study, Told  # noqa: E402
+from buttress.search.optuna_study import STARTUP_TRIALS, SamplerResult, Study  # noqa: E402
 from buttress.search.separation import Fate, Region, regions  # noqa: E402
 from buttress.spec.sections import Breaker  # noqa: E402
 from buttress.spec.spec import SweepSpec  # noqa: E402
@@ -62,31 +62,31 @@ PARTS = {"deadly": Part(0.9, 6, 0.8), "deadliest": Part(0.97, 2, 0.0)}
 class FailStudy(Study):
     """Told that the trial failed, which the sampler does not learn from."""
 
-    def tell(self, ask: int, told: Told) -> None:
-        super().tell(ask, Told(TrialState.FAIL, note=told.note) if _dead(told) else told)
+    def tell(self, ask: int, result: SamplerResult) -> None:
+        super().tell(ask, SamplerResult(TrialState.FAIL, note=result.note) if _dead(result) else result)
 
 
 class UntilOneLives(Study):
     """As a sweep is told, and random until a trial lives, instead of every second draw."""
 
     def _sampler(self, ask: int) -> optuna.samplers.BaseSampler:
-        return self._at_random(ask) if ask >= STARTUP and self.stranded else super()._sampler(ask)
+        return self._at_random(ask) if ask >= STARTUP_TRIALS and self.stranded else super()._sampler(ask)
 
 
 class WorstStudy(Study):
     """Told that the trial completed, with the worst value there has been (0 before any)."""
 
-    def tell(self, ask: int, told: Told) -> None:
-        if _dead(told):
+    def tell(self, ask: int, result: SamplerResult) -> None:
+        if _dead(result):
             values = [trial.value for trial in self.trials() if trial.state == TrialState.COMPLETE]
             known = [value for value in values if value is not None]
             worst = (min if self.study.direction.name == "MAXIMIZE" else max)(known, default=0.0)
-            told = Told(TrialState.COMPLETE, (worst,), note=told.note)
-        super().tell(ask, replace(told, constraints={}))
+            result = SamplerResult(TrialState.COMPLETE, (worst,), note=result.note)
+        super().tell(ask, replace(result, constraints={}))
 
 
-def _dead(told: Told) -> bool:
-    return told.constraints.get("collapse", 0.0) > 0
+def _dead(result: SamplerResult) -> bool:
+    return result.constraints.get("collapse", 0.0) > 0
 
 
 def alone(study: type[Study]) -> type[Study]:
@@ -181,9 +181,9 @@ def breaker(family: Family, surrogate: Surrogate, seeds: int) -> dict[str, Any]:
         tree = family.space.to_dict() | {"seed": seed, "budget": {"trials": Breaker().first + SLOTS}}
         simulator = Simulator(SweepSpec.from_dict(tree), surrogate, slots=SLOTS)
         simulator.run()
-        if (line := simulator.state.tripped) is not None:
+        if (event := simulator.state.tripped) is not None:
             tripped += 1
-            named.update({region["path"] for region in line["regions"]})
+            named.update({region["path"] for region in event.regions})
     return {"tripped": Share(tripped, seeds).to_dict(), "named": dict(named)}
 
 

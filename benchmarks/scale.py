@@ -185,7 +185,7 @@ class Scaled(driver.Driver):
                 ray.get(self.mailbox.submit.remote(Assignment.from_json(found["assignment"])))
             elif found is None:
                 time.sleep(0.05)
-            elif not self.state.live:
+            elif not self.state.active:
                 break
             else:
                 time.sleep(0.1)

@@ -12,7 +12,7 @@ import functools
 import hashlib
 import json
 import multiprocessing
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -31,8 +31,9 @@ from benchmarks.surrogate import SURROGATES, Once, Surrogate, bench_space
 from buttress.analysis.curves import Curves
 from buttress.callbacks.base import Callback
 from buttress.execution.setup import commit, resolve_rules, versions
+from buttress.journal.events import Audited, Report
 from buttress.rules import RuleSet
-from buttress.search.optuna_study import Study, Told
+from buttress.search.optuna_study import SamplerResult, Study
 from buttress.spec.spec import SweepSpec
 from buttress.training import registry
 
@@ -44,8 +45,8 @@ TOP = 0.95  # quantile of the healthy values that is the target
 @dataclass(frozen=True)
 class Run:
     """One arm, one seed. `reached`: core-seconds of the sweep until the target, None if never. Of our arms also
-    `healthy`: trials that are healthy in truth and have ended or been set aside; `killed`: those of them that a rule
-    stopped, or set aside without their coming back. `audited`: condemned trials that ran on to their end; `acquitted`:
+    `healthy`: trials that are healthy in truth and have ended; `killed`: those of them that a rule stopped. `audited`:
+    condemned trials that ran on to their end; `acquitted`:
     those of them that the sweep itself says ended healthy, `wronged`: those that are healthy in truth; `audit_s`: the
     core-seconds that they ran after their verdicts."""
 
@@ -76,8 +77,8 @@ class Watch:
         truth, report = event.curve.truth, event.curve.reports[event.number]
         assert truth is not None
         self.dead[event.trial], self.healthy[event.trial] = truth.dead, truth.is_ == "healthy"
-        value = report["metrics"].get(self.objective)
-        if value is None or truth.is_ != "healthy" or report["full_beta_epochs"] < 1:
+        value = report.metrics.get(self.objective)
+        if value is None or truth.is_ != "healthy" or report.full_beta_epochs < 1:
             return
         if self.best is None or self.sign * value > self.sign * self.best:
             self.best = value
@@ -96,11 +97,11 @@ class Condemned(Callback):
         self._since: dict[str, float] = {}
         self._now: dict[str, float] = {}
 
-    def on_event(self, line: Mapping[str, Any], live: Any = None) -> None:
-        if line["line"] == "audit":
-            self._since[line["trial"]] = line["seconds"]
-        elif line["line"] == "report" and line["trial"] in self._since:
-            self._now[line["trial"]] = line["seconds"]
+    def on_event(self, event: Any, trial: Any = None) -> None:
+        if isinstance(event, Audited):
+            self._since[event.trial] = event.seconds or 0.0
+        elif isinstance(event, Report) and event.trial in self._since:
+            self._now[event.trial] = event.seconds
 
     @property
     def seconds(self) -> float:
@@ -128,16 +129,16 @@ class MixedStudy(Study):
 class FlatStudy(Study):
     """Told that a trial collapsed, but not by how much."""
 
-    def tell(self, ask: int, told: Told) -> None:
-        flat = {name: 1.0 if value > 0 else -1.0 for name, value in told.constraints.items()}
-        super().tell(ask, replace(told, constraints=flat))
+    def tell(self, ask: int, result: SamplerResult) -> None:
+        flat = {name: 1.0 if value > 0 else -1.0 for name, value in result.constraints.items()}
+        super().tell(ask, replace(result, constraints=flat))
 
 
 class PrunedStudy(Study):
     """Told PRUNED and nothing else, as a tuner without constraints would be."""
 
-    def tell(self, ask: int, told: Told) -> None:
-        super().tell(ask, replace(told, constraints={}))
+    def tell(self, ask: int, result: SamplerResult) -> None:
+        super().tell(ask, replace(result, constraints={}))
 
 
 OURS: dict[str, dict[str, Any]] = {
@@ -151,8 +152,6 @@ OURS: dict[str, dict[str, Any]] = {
     "ours with 10 % audited": {"spec": {"audit": {"share": 0.1}}},
     "ours with 25 % audited": {"spec": {"audit": {"share": 0.25}}},
     "ours with all audited": {"spec": {"audit": {"share": 1.0}}},
-    "ours with probation": {"spec": {"probation": {"epochs": 3}}},
-    "ours with probation of suspects": {"spec": {"probation": {"epochs": 3, "when": "suspect"}}},
 }
 
 
@@ -211,19 +210,19 @@ class Family:
         made_with = {"rules": rules or self.rules, "see": watch, "callbacks": (condemned,)}
         simulator = Simulator(made, surrogate, slots=SLOTS, **made_with)
         if study is not None:
-            simulator.state.study = study(made, simulator.state.directions, simulator.trainable.Config)
+            state = simulator.state
+            state.study = state.proposals.study = study(made, state.directions, simulator.trainable.Config)
         simulator.run()
         done = {
-            trial: line["best"]["metrics"][self.objective]
-            for trial, line in simulator.state.outcomes.items()
-            if line["outcome"] == "completed"
+            trial: outcome.best.metrics[self.objective]
+            for trial, outcome in simulator.state.outcomes.items()
+            if outcome.outcome == "completed" and outcome.best is not None
         }
         better = max if self.direction == "max" else min
         run = watch.run(better(done, key=lambda trial: done[trial]) if done else None)
-        ends = {trial: line["outcome"] for trial, line in simulator.state.outcomes.items()}
-        ends |= {trial: "collapsed" for trial, live in simulator.state.live.items() if live.suspended is not None}
+        ends = {trial: outcome.outcome for trial, outcome in simulator.state.outcomes.items()}
         healthy = [trial for trial in ends if watch.healthy[trial]]
-        audited = [trial for trial, line in simulator.state.outcomes.items() if line["audited"]]
+        audited = [trial for trial, outcome in simulator.state.outcomes.items() if outcome.audited]
         return replace(
             run,
             healthy=len(healthy),

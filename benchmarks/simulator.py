@@ -23,11 +23,12 @@ from buttress import journal
 from buttress.analysis.curves import Curve
 from buttress.callbacks.base import Callback
 from buttress.execution.setup import header, load, new_id, resolve_rules
+from buttress.journal.events import Ended
 from buttress.rules import RuleSet
-from buttress.search.warm_start import gathered
+from buttress.search.warm_start import collect
 from buttress.spec.spec import SweepSpec
 from buttress.sweep.result import CIRCUIT_BREAKER, SweepResult
-from buttress.sweep.state import Line, SweepState
+from buttress.sweep.state import SweepState
 from buttress.training.trainable import Reported
 
 #: From the end of a trial to the start of the next in a warm slot, in seconds (benchmarks/slots.py measures it).
@@ -80,13 +81,13 @@ def report_of(curve: Curve, index: int, begin: int = 0) -> Reported:
     checkpoint."""
     line = curve.reports[index]
     assert curve.seconds is not None
-    ends = line["epoch"] > (curve.reports[index - 1]["epoch"] if index else 0)
-    metrics = {name: math.nan if value is None else value for name, value in line["metrics"].items()}
+    ends = line.epoch > (curve.reports[index - 1].epoch if index else 0)
+    metrics = {name: math.nan if value is None else value for name, value in line.metrics.items()}
     return Reported(
-        epoch=line["epoch"], step=line["step"], full_beta_epochs=line["full_beta_epochs"],
-        full_beta_steps=line["full_beta_steps"], phase=line["phase"], metrics=metrics,
-        nonfinite=tuple(line["nonfinite"]), closing=line["closing"],
-        checkpoint=f"checkpoints/{line['epoch']:06d}.pt" if ends else None,
+        epoch=line.epoch, step=line.step, full_beta_epochs=line.full_beta_epochs,
+        full_beta_steps=line.full_beta_steps, phase=line.phase, metrics=metrics,
+        nonfinite=tuple(line.nonfinite), closing=line.closing,
+        checkpoint=f"checkpoints/{line.epoch:06d}.pt" if ends else None,
         seconds=curve.seconds[index] - (curve.seconds[begin - 1] if begin else 0.0),
     )  # fmt: skip
 
@@ -155,17 +156,17 @@ class StatePolicy:
         if live is None:
             return None
         source = live.resume_point
-        return Drawn(live.id, live.params, source["seq"] + 1 if source else 0)
+        return Drawn(live.id, live.params, source.seq + 1 if source else 0)
 
     def begun(self, trial: str, slot: str) -> None:
         self.state.started(trial, slot)
 
     def reported(self, trial: str, reported: Reported) -> bool:
-        live = self.state.live[trial]
+        live = self.state.active[trial]
         return self.state.reported(trial, live.attempt, reported) is not None
 
     def finished(self, trial: str) -> None:
-        self.state.finished(trial, self.state.live[trial].attempt)
+        self.state.finished(trial, self.state.active[trial].attempt)
 
 
 class Simulator:
@@ -197,31 +198,32 @@ class Simulator:
     def run(self) -> SweepResult:
         if self.folder is None:
             return self._run(Path())
-        with journal.JournalWriter(self.folder / journal.FILE, fsync=()) as self._writer:
+        with journal.JournalWriter(self.folder / journal.FILE, fsync=False) as self._writer:
             self._write(header(self.spec, self.trainable, self.rules, self.sweep))
             finish = self._run(self.folder)
-            self._write(journal.end(reason=finish.reason, counts=finish.counts, seconds=finish.seconds))
+            self._write(Ended(reason=finish.reason, counts=finish.counts, seconds=finish.seconds))
         return finish
 
     def _run(self, folder: Path) -> SweepResult:
         limit = self.spec.budget.hours * 3600 if self.spec.budget.hours else math.inf
         policy = StatePolicy(self.state)
         if self.spec.warm_start:
-            self.state.warm_start(gathered(self.spec, self.trainable))
+            self.state.warm_start(collect(self.spec, self.trainable))
         tripped = lambda: self.state.tripped  # noqa: E731
         played = play(policy, self.surrogate, slots=self.slots, seconds=limit, see=self._see, over=tripped)
         counts = {**self.state.counts}
-        if self.state.live:
-            counts["suspended"] = len(self.state.live)
-        reason = "time budget spent" if played.unfinished else "space exhausted" if self.state.spent else "budget spent"
+        if self.state.active:
+            counts["unfinished"] = len(self.state.active)
+        reason = "space exhausted" if self.state.proposals.exhausted else "budget spent"
+        reason = "time budget spent" if played.unfinished else reason
         reason = CIRCUIT_BREAKER if self.state.tripped else reason
         return SweepResult(self.sweep, folder, str(folder), counts, played.seconds, reason)
 
-    def _write(self, line: Line) -> None:
+    def _write(self, event: journal.Event) -> None:
         if self._writer is not None:
-            self._writer.write(line)
+            self._writer.write(event)
 
-    def _line(self, line: Line) -> None:
-        live = self.state.live.get(line.get("trial") or "")
+    def _line(self, event: journal.Event) -> None:
+        active = self.state.active.get(getattr(event, "trial", ""))
         for callback in self.callbacks:
-            callback.on_event(line, live)
+            callback.on_event(event, active)

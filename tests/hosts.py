@@ -1,4 +1,4 @@
-"""Hosts on one machine: each with a network, a process table, a home and an sshd of its own, and no way out.
+"""Simulates hosts on one machine: each has its own network, process table, home and sshd, and no route to the outside.
 
 A host is a set of Linux namespaces (mount, PID, network, UTS, IPC) whose first process is this file, run as
 `hosts.py SETTINGS.json`. Hosts share a bridge in a network namespace that leads nowhere, and, if asked for, one folder
@@ -32,11 +32,11 @@ import psutil
 
 NETWORK = "10.77.0"
 ROOT = Path(__file__).parents[1]
-#: Under each of these a host has files of its own; what it must see of the machine below them is mounted again.
-#: The home of every host's only user, a file system of the host's own.
+#: The home of every host's only user.
 HOME = "/root"
+#: A host has its own files under each of these; what it needs of the machine's files there is mounted again.
 OWN = (HOME, "/tmp", "/run", "/dev/shm")
-#: What a host's first process says in its log: that all is there, or what was refused.
+#: What a host's first process writes to its log: that it is ready, or what was refused.
 READY, REFUSED = "ready", "refused: "
 
 
@@ -45,12 +45,12 @@ MEMORY = 3 << 30
 
 
 class Refused(RuntimeError):
-    """The machine does not allow something that hosts are made of: which command, and what it said."""
+    """The machine does not allow a command that hosts need; the message holds the command and its output."""
 
 
 @cache
 def lacking() -> str | None:
-    """Why hosts cannot be made here; None where they can. Makes two, and logs in from one to the other (2 s)."""
+    """Returns why hosts cannot be made here, or None. Makes two hosts and logs in from one to the other (2 s)."""
     if sys.platform != "linux" or os.geteuid() != 0:
         return "hosts in namespaces need Linux and root"
     needed = ("unshare", "nsenter", "ip", "mount", "sshd", "ssh", "ssh-keygen", "rsync", "ps")
@@ -80,7 +80,7 @@ def _which(tool: str) -> str | None:
 
 
 class Host:
-    """One host; `run` runs a command on it as if typed at its console, in a login shell."""
+    """One host; `run` runs a command on it in a shell, in the user's home."""
 
     def __init__(self, name: str, address: str, process: subprocess.Popen[str], log: Path) -> None:
         self.name, self.address, self._process, self._log = name, address, process, log
@@ -91,7 +91,7 @@ class Host:
 
     @property
     def first(self) -> int:
-        """The host's process 1, as this machine counts."""
+        """The process id of the host's process 1 on this machine."""
         children = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text().split()
         if not children:
             raise RuntimeError(f"{self.name} is down: {self._log.read_text()}")
@@ -122,16 +122,22 @@ class Host:
         self.run(f"chmod {mode:o} {shlex.quote(path)}")
 
     def processes(self, *words: str) -> list[str]:
-        """Titles of the host's processes that hold all of `words`."""
+        """Returns the titles of the host's processes that contain all of `words`."""
         titles = self.run("ps -eo args --no-headers", timeout=30).stdout.splitlines()
         return [title for title in titles if all(word in title for word in words)]
 
 
 @contextmanager
 def hosts(names: list[str], folder: Path, shared: Path | None = None) -> Iterator[dict[str, Host]]:
-    """Hosts of these names, up and reachable by SSH from each other with one key; `shared` is /mnt on all of them.
+    """Starts hosts that reach each other by SSH with one key, and stops them at the end.
 
-    Raises Refused where the machine does not allow them.
+    Args:
+        names: The hosts' names.
+        folder: Where their files and logs are.
+        shared: A folder that is /mnt on all of them.
+
+    Raises:
+        Refused: The machine does not allow them.
     """
     folder.mkdir(parents=True, exist_ok=True)
     _run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / "key"))
@@ -217,19 +223,19 @@ def _run(*command: str) -> None:
 
 
 def boot(settings: dict[str, Any]) -> None:
-    """Own files, own address, own sshd; then the duties of process 1 until the host is killed."""
+    """Sets up files, address and sshd, then reaps processes until the host is killed."""
     socket.sethostname(settings["name"])
     _files(settings)
     _home(settings)
     _python()
-    _until(lambda: Path("/sys/class/net/eth0").exists() or _has_link(), "no cable")
+    _until(lambda: Path("/sys/class/net/eth0").exists() or _has_link(), "no network interface")
     _run("ip", "link", "set", "lo", "up")
     _run("ip", "address", "add", f"{settings['address']}/24", "dev", "eth0")
     _run("ip", "link", "set", "eth0", "up")
     _sshd(settings["address"])
     print(READY, flush=True)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    while True:  # adopts what its parents leave behind, and buries it
+    while True:  # reaps orphans, as process 1 has to
         try:
             os.wait()
         except ChildProcessError:

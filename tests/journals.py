@@ -16,8 +16,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import journal_lines
+from journal_lines import Line, event_of
+
 from buttress import journal
-from buttress.journal import Best, Journal, JournalWriter, Line
+from buttress.journal import Best, Journal, JournalWriter
 
 Params = Mapping[str, Any] | None
 BEGIN = 1_700_000_000.0
@@ -75,7 +78,7 @@ class SyntheticSweep:
         self.lines: list[Line] = []
         self.seqs: dict[str, int] = {}
         self.add(
-            journal.header(
+            journal_lines.header(
                 sweep=sweep, name=sweep.rsplit("-", 1)[0], rules=RULES, metrics=METRICS, trainable="toy", seed=7,
                 spec={"search": {path: {"uniform": [0, 1]} for path in search}, "trainable": "toy"},
                 objectives=[{"metric": name, "direction": way} for name, way in self.objectives.items()],
@@ -105,13 +108,15 @@ class SyntheticSweep:
                 group = group.setdefault(name, {})
             group[leaf] = value
         self.add(
-            journal.trial(id, ask=int(id), params=drawn, config=config, seed=100 + int(id), budget_epochs=self.budget)
+            journal_lines.trial(
+                id, ask=int(id), params=drawn, config=config, seed=100 + int(id), budget_epochs=self.budget
+            )
         )
         self.start(id, 1)
 
     def start(self, id: str, attempt: int, **more: Any) -> None:
         self.seqs[id] = 0
-        self.add(journal.start(id, attempt, slot=0, host="node-a", pid=4242, **more))
+        self.add(journal_lines.start(id, attempt, slot=0, host="node-a", pid=4242, **more))
 
     def epoch(
         self,
@@ -130,11 +135,11 @@ class SyntheticSweep:
             epoch, epoch * 50, dict(metrics), full_beta_epochs=epoch, full_beta_steps=epoch * 50,
             **{"checkpoint": f"checkpoint-{epoch:04d}.pt", "seconds": 2.0 * epoch, **more},
         )
-        self.add(journal.report(id, attempt, self.seqs[id], reported, valid=valid, **judged))
+        self.add(journal_lines.report(id, attempt, self.seqs[id], reported, valid=valid, **judged))
 
     def outcome(self, id: str, outcome: str, *, attempt: int = 1, epochs: int = 0, **more: Any) -> None:
         self.add(
-            journal.outcome(
+            journal_lines.outcome(
                 id, attempt, outcome, epochs=epochs,
                 **{"epochs_budget": self.budget, "step": epochs * 50, "seconds": 2.0 * epochs, **more},
             )
@@ -207,7 +212,7 @@ class SyntheticSweep:
         for epoch, value in enumerate(values, 1):
             self.epoch(id, epoch, {first: value, "latent/kl_total": 6.0, "latent/active_kl": 3.0, "latent/dims": 10.0})
         self.add(
-            journal.rung(
+            journal_lines.rung(
                 id, 1, age=len(values), phase=0, value=values[-1], cutoff=cutoff, peers=9, decision="stop",
             )
         )
@@ -231,16 +236,16 @@ class SyntheticSweep:
         self.outcome(id, "failed", kind="exception", error=text)
 
     def end(self, reason: str = "done") -> None:
-        self.add(journal.end(reason=reason, counts=self.journal().counts(), seconds=float(len(self.lines))))
+        self.add(journal_lines.end(reason=reason, counts=self.journal().counts(), seconds=float(len(self.lines))))
 
     # -------------------------------------------------------------------------------------------------- the result
 
     def write(self, runs: Path) -> Path:
         """`runs/<sweep id>/journal.jsonl`, as a driver would have written it."""
         path = runs / self.sweep / "journal.jsonl"
-        with JournalWriter(path, fsync=()) as writer:
+        with JournalWriter(path, fsync=False) as writer:
             for line in self.lines:
-                writer.write(line)
+                writer.write(event_of(line))
         return path
 
     def journal(self, *, alive: bool = False) -> Journal:

@@ -1,9 +1,8 @@
-"""An S3 server of the tests' own on loopback (moto), and a door to it that can be shut: what an outage looks like."""
+"""An S3 server on loopback (moto) behind a TCP proxy that can be closed, which is an outage to its clients."""
 
 from __future__ import annotations
 
 import contextlib
-import os
 import selectors
 import socket
 import subprocess
@@ -28,7 +27,12 @@ def free_port() -> int:
 
 
 class ObjectStore:
-    """moto's server with one bucket, `sweeps`; `environment` is what a process needs to reach it through the door."""
+    """moto's server with one bucket, `sweeps`.
+
+    Attributes:
+        proxy: What lies between the server and its clients.
+        environment: The variables that a client needs to reach the server through the proxy.
+    """
 
     def __init__(self) -> None:
         port = free_port()
@@ -40,8 +44,8 @@ class ObjectStore:
                 break
             assert self._server.poll() is None and time.monotonic() < deadline, "moto's server does not start"
             time.sleep(0.1)
-        self.door = Door(port)
-        self.environment = {**CREDENTIALS, "AWS_ENDPOINT_URL": f"http://127.0.0.1:{self.door.port}"}
+        self.proxy = TcpProxy(port)
+        self.environment = {**CREDENTIALS, "AWS_ENDPOINT_URL": f"http://127.0.0.1:{self.proxy.port}"}
         self._create("sweeps")
 
     def _create(self, bucket: str) -> None:
@@ -49,22 +53,21 @@ class ObjectStore:
 
         keys = {"access_key": "test", "secret_key": "test", "region": "us-east-1", "scheme": "http"}
         S3FileSystem(
-            endpoint_override=f"127.0.0.1:{self.door.port}", allow_bucket_creation=True, **keys
+            endpoint_override=f"127.0.0.1:{self.proxy.port}", allow_bucket_creation=True, **keys
         ).create_dir(bucket)
 
     def close(self) -> None:
-        self.door.close()
+        self.proxy.close()
         self._server.kill()
         self._server.wait()
 
 
-class Door:
-    """A TCP proxy to `port` on loopback. Shut, it drops what passes and refuses what comes."""
+class TcpProxy:
+    """A TCP proxy to `port` on loopback. Closed, it drops its connections and refuses new ones."""
 
     def __init__(self, port: int) -> None:
         self._target, self.port = port, free_port()
-        self._over = False
-        self._through: set[socket.socket] = set()
+        self._connections: set[socket.socket] = set()
         self._listener: socket.socket | None = None
         self.open()
 
@@ -73,17 +76,15 @@ class Door:
         self._listener = listener
         threading.Thread(target=self._accept, args=(listener,), daemon=True).start()
 
-    def shut(self) -> None:
+    def close(self) -> None:
         listener, self._listener = self._listener, None
         if listener is not None:
             with contextlib.suppress(OSError):
                 listener.shutdown(socket.SHUT_RDWR)
             listener.close()
-        for one in list(self._through):
+        for one in list(self._connections):
             with contextlib.suppress(OSError):
                 one.shutdown(socket.SHUT_RDWR)
-
-    close = shut
 
     def _accept(self, listener: socket.socket) -> None:
         with contextlib.suppress(OSError):
@@ -93,7 +94,7 @@ class Door:
 
     def _pass(self, client: socket.socket) -> None:
         with contextlib.suppress(OSError), client, socket.create_connection(("127.0.0.1", self._target)) as server:
-            self._through |= {client, server}
+            self._connections |= {client, server}
             try:
                 with selectors.DefaultSelector() as waiting:
                     waiting.register(client, selectors.EVENT_READ, server)
@@ -106,8 +107,4 @@ class Door:
                                 return
                             key.data.sendall(content)
             finally:
-                self._through -= {client, server}
-
-
-def environment_of(store: ObjectStore) -> dict[str, str]:
-    return {**os.environ, **store.environment}
+                self._connections -= {client, server}

@@ -8,11 +8,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from buttress.journal import plain
+from journal_lines import Line
+
+from buttress.journal import Event
 from buttress.rules import RuleSet
 from buttress.spec import validation
 from buttress.spec.spec import SweepSpec
-from buttress.sweep.state import Line, SweepState
+from buttress.sweep.state import SweepState
 from buttress.training.trainable import Buttress, Metric, Reported, Schedule, Section
 
 
@@ -82,7 +84,11 @@ def spec(checked: bool = True, **changes: Any) -> SweepSpec:
 def state(made: SweepSpec | None = None, lines: list[Line] | None = None, rules: RuleSet = RULES) -> SweepState:
     """A state that writes its lines, as JSON would have them, to the list `lines`."""
     written = lines if lines is not None else []
-    return SweepState(made or spec(), Toy(), rules, lambda line: written.append(json.loads(json.dumps(plain(line)))))
+
+    def write(event: Event) -> None:
+        written.append(json.loads(json.dumps(event.to_line())))
+
+    return SweepState(made or spec(), Toy(), rules, write)
 
 
 @dataclass
@@ -123,7 +129,7 @@ def drive(sweep: SweepState, world: World | None = None, reports: int | None = N
     while (live := sweep.next_trial()) is not None:
         source = live.resume_point
         sweep.started(live.id, "slot-0")
-        done = source["epoch"] if source else 0
+        done = next(r.epoch for r in live.evaluation.reports if r.seq == source.seq) if source else 0
         for reported in world.reports(live.config, from_epoch=done):
             if reports is not None and made >= reports:
                 return made

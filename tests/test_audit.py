@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from journal_lines import Line, event_of, events_of
 from optuna.trial import TrialState
 from rich.console import Console
 from sweeps import RULES, Toy, World, drive, spec, state
@@ -27,7 +28,6 @@ from buttress.errors import BadInput
 from buttress.execution.setup import header
 from buttress.journal.records import Journal, fold
 from buttress.spec.spec import SweepSpec
-from buttress.sweep.state import Line
 from buttress.training.trainable import Reported
 
 
@@ -86,23 +86,23 @@ def test_the_draw_is_a_trials_own_and_takes_its_share() -> None:
 def test_an_audited_trial_runs_to_its_end_and_keeps_the_verdict_that_would_have_killed_it() -> None:
     killed, _, before = played(audited(0.0))
     sweep, lines, journal = played(audited())
-    first = next(trial for trial, line in killed.outcomes.items() if line["outcome"] == "collapsed")
+    first = next(trial for trial, line in killed.outcomes.items() if line.outcome == "collapsed")
     was, record = before.trials[first].outcome, journal.trials[first]  # up to here both sweeps were the same
     assert was is not None and record.outcome is not None and record.audit is not None
     assert (record.audit.kind, record.audit.margin) == (was.kind, was.margin)
     assert (record.audit.epochs, record.audit.evidence) == (was.epochs, was.evidence)
     assert was.epochs < 3 and (record.outcome.epochs, record.outcome.audited) == (8, True)
     assert record.outcome.outcome == "collapsed" and (record.outcome.margin or 0) > 0
-    collapsed = [line for line in sweep.outcomes.values() if line["outcome"] == "collapsed"]
-    assert len(collapsed) >= 3 and all(line["epochs"] == 8 for line in collapsed)
-    assert [line["trial"] for line in lines if line["line"] == "audit"] == [line["trial"] for line in collapsed]
+    collapsed = [line for line in sweep.outcomes.values() if line.outcome == "collapsed"]
+    assert len(collapsed) >= 3 and all(line.epochs == 8 for line in collapsed)
+    assert [line["trial"] for line in lines if line["line"] == "audit"] == [line.trial for line in collapsed]
 
 
 def test_a_diverged_trial_is_not_audited() -> None:
     sweep, lines, _ = played(audited())
-    diverged = {trial for trial, line in sweep.outcomes.items() if line["outcome"] == "diverged"}
+    diverged = {trial for trial, line in sweep.outcomes.items() if line.outcome == "diverged"}
     assert diverged and not diverged & {line["trial"] for line in lines if line["line"] == "audit"}
-    assert all(sweep.outcomes[trial]["epochs"] < 8 for trial in diverged)
+    assert all(sweep.outcomes[trial].epochs < 8 for trial in diverged)
 
 
 def test_one_that_recovers_completes_is_told_so_and_can_win() -> None:
@@ -112,8 +112,8 @@ def test_one_that_recovers_completes_is_told_so_and_can_win() -> None:
     assert saved
     for trial in saved:
         outcome = sweep.outcomes[trial]
-        assert outcome["audited"] and outcome["margin"] < 0
-        assert outcome["best"]["epoch"] == 8  # and none of those that looked collapsed
+        assert outcome.audited and outcome.margin < 0
+        assert outcome.best is not None and outcome.best.epoch == 8  # and none of those that looked collapsed
         first, last = (t for t in sweep.study.trials() if sweep.asks.get(t.number) == trial)
         assert first.number == journal.trials[trial].ask and first.params == last.params
         assert first.state == TrialState.PRUNED and first.constraints["collapse"] > 0  # told when it was condemned
@@ -136,7 +136,7 @@ def test_rungs_neither_stop_an_audited_trial_nor_compare_others_with_it() -> Non
     rungs = [(number, line["trial"]) for number, line in enumerate(lines) if line["line"] == "rung"]
     assert rungs and not [trial for number, trial in rungs if number > since.get(trial, len(lines))]
     assert not any(since.keys() & sweep.rungs.values(age).keys() for age in range(9))
-    assert all(sweep.outcomes[trial]["epochs"] == 8 for trial in since)
+    assert all(sweep.outcomes[trial].epochs == 8 for trial in since)
 
 
 def test_one_that_diverges_later_ends_there() -> None:
@@ -147,7 +147,7 @@ def test_one_that_diverges_later_ends_there() -> None:
     assert sweep.reported(live.id, 1, report(epoch=2, kl=0.1)) is None and live.audited
     bad = replace(report(epoch=3, kl=0.1), metrics={"latent/kl_total": 0.1, "train/nonfinite": 1.0})
     outcome = sweep.reported(live.id, 1, bad)
-    assert outcome is not None and (outcome["outcome"], outcome["audited"]) == ("diverged", True)
+    assert outcome is not None and (outcome.outcome, outcome.audited) == ("diverged", True)
 
 
 def test_one_cut_off_by_its_time_limit_keeps_its_collapse_and_counts_for_nothing() -> None:
@@ -159,7 +159,7 @@ def test_one_cut_off_by_its_time_limit_keeps_its_collapse_and_counts_for_nothing
     sweep.reported(live.id, 1, report(epoch=1, kl=0.1))
     sweep.reported(live.id, 1, report(epoch=2, kl=0.1, score=9.0))
     outcome = sweep.out_of_time(live.id, 1.0)
-    assert outcome is not None and (outcome["outcome"], outcome["audited"]) == ("collapsed", False)
+    assert outcome is not None and (outcome.outcome, outcome.audited) == ("collapsed", False)
     found = audit_summary(journal_of(made, lines))
     assert found is not None and (found.false_kills, found.unfinished) == (Share(0, 0), 1)
 
@@ -179,7 +179,7 @@ def test_every_prefix_of_an_audited_sweeps_journal_resumes_to_the_same_sweep() -
         for cut in range(0, len(whole), every):
             again = [dict(line) for line in whole[:cut]]
             sweep = state(made, again)
-            sweep.replay([dict(line) for line in whole[:cut]])
+            sweep.replay(events_of(whole[:cut]))
             drive(sweep, world)
             assert essence(again) == expected, f"cut after line {cut}: {whole[cut - 1]['line']}"
             assert {line["trial"] for line in again if line["line"] == "audit"} == chosen
@@ -189,7 +189,7 @@ def test_every_prefix_of_an_audited_sweeps_journal_resumes_to_the_same_sweep() -
 def test_a_journal_from_before_the_audit_is_replayed_as_it_was() -> None:
     sweep, lines, _ = played(audited(0.0))
     later = state(audited(1.0), again := [dict(line) for line in lines])
-    later.replay([dict(line) for line in lines])
+    later.replay(events_of(lines))
     assert later.outcomes.keys() == sweep.outcomes.keys() and len(again) == len(lines)
 
 
@@ -221,7 +221,7 @@ def test_the_sweep_reports_its_own_false_kill_rate_with_an_interval() -> None:
 def test_without_an_audit_nothing_is_said_and_with_nobody_drawn_that_is_said() -> None:
     assert audit_summary(played(audited(0.0))[2]) is None
     few, _, journal = played(audited(1e-6))
-    collapsed = sum(line["outcome"] == "collapsed" for line in few.outcomes.values())
+    collapsed = sum(line.outcome == "collapsed" for line in few.outcomes.values())
     assert f"none of {collapsed} condemned trials was drawn" in render_summary(journal).plain
 
 
@@ -243,10 +243,10 @@ def test_a_simulated_sweep_audits_too(tmp_path: Path) -> None:
 
     made, seen = simulated(audit={"share": 1.0})
     outcomes = made.state.outcomes
-    chosen = [line for line in outcomes.values() if line["audited"]]
-    assert chosen and all(line["epochs"] == 8 and line["outcome"] == "collapsed" for line in chosen)
+    chosen = [line for line in outcomes.values() if line.audited]
+    assert chosen and all(line.epochs == 8 and line.outcome == "collapsed" for line in chosen)
     stopped = {event.trial for event in seen if event.stopped}
-    assert not stopped & {line["trial"] for line in chosen}
+    assert not stopped & {line.trial for line in chosen}
 
 
 def test_who_watches_is_told(tmp_path: Path) -> None:
@@ -260,8 +260,8 @@ def test_who_watches_is_told(tmp_path: Path) -> None:
     progress.start()
     for line in lines:
         live = SimpleNamespace(params={}, config={}, epochs=8) if line["line"] != "outcome" else None
-        progress.on_event(line, live)
-        runs.on_event(line, live)
+        progress.on_event(event_of(line), live)
+        runs.on_event(event_of(line), live)
     progress.stop()
     runs.close()
     chosen = {line["trial"] for line in lines if line["line"] == "audit"}

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from journal_lines import recorded
 from typer.testing import CliRunner
 
 from buttress.analysis.calibration import calibrate, write_rules
@@ -24,13 +25,13 @@ REPORTS, GAP = 40, 50
 
 def curve(name: str, kls: list[float], truth: str, onset: int | None = None, value: float | None = None) -> Curve:
     reports = [
-        {
-            "epoch": i // 5, "step": GAP * i, "full_beta_epochs": i // 5, "full_beta_steps": GAP * i, "phase": 0,
-            "closing": False, "nonfinite": [], "metrics": {"latent/kl_total": kl},
-        }
+        recorded(
+            epoch=i // 5, step=GAP * i, full_beta_epochs=i // 5, full_beta_steps=GAP * i, phase=0,
+            metrics={"latent/kl_total": kl},
+        )
         for i, kl in enumerate(kls, 1)
     ]  # fmt: skip
-    return Curve(name, tuple(reports), tuple(r["step"] for r in reports), 12, Truth(truth, onset, value))
+    return Curve(name, tuple(reports), tuple(r.step for r in reports), 12, Truth(truth, onset, value))
 
 
 def population(seed: int, late: int = 8) -> list[Curve]:
@@ -130,7 +131,7 @@ def test_the_command_in_the_files_first_line_makes_the_file_again(tmp_path: Path
         for each in population(1):
             assert each.truth is not None
             for report in each.reports:
-                writer.writerow([each.name, report["step"], report["metrics"]["latent/kl_total"], each.truth.is_])
+                writer.writerow([each.name, report.step, report.metrics["latent/kl_total"], each.truth.is_])
     options = ["--family", "lithology", "--rules", str(start), "--steps-per-epoch", "250", "--false-kill", "0.1"]
     first = CliRunner().invoke(app, ["calibrate", str(table), *options, "-o", str(made)])
     assert first.exit_code == 0, first.output

@@ -1,8 +1,8 @@
-"""A cluster's whole life, as docs/clusters.md tells it: four hosts with sshd, `ray up`, a sweep, `ray down`.
+"""A cluster from `ray up` to `ray down` as docs/clusters.md describes it, on four hosts with an sshd each.
 
-The file is clusters/onprem.yaml with the addresses and the login filled in. One host is the laptop that everything is
-typed on; /mnt stands for network storage. Trials have two workers, each as large as a host, so that every trial spans
-both. Skipped where namespaces cannot be made; what that takes stands in hosts.py.
+The file is clusters/onprem.yaml with the addresses and the login filled in. One host is the laptop, on which every
+command is run; /mnt is the network storage. Trials have two workers, each as large as a host, so that every trial spans
+both. Skipped where namespaces cannot be made; hosts.py says what that takes.
 """
 
 from __future__ import annotations

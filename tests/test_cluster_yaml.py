@@ -69,7 +69,7 @@ def test_installs_the_pinned_versions_from_files_that_exist(cluster: dict[str, A
     missing = [local for local in mounts.values() if not (ROOT / local).exists()]
     assert missing == []
     packages = {path.parent.name for path in ROOT.glob("*/__init__.py")} - {"tests", "benchmarks"}
-    assert packages <= set(mounts.values()), "a room that no node would have"
+    assert packages <= set(mounts.values()), "a package that no node would have"
 
 
 def broken(cluster: dict[str, Any], change: str) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from io import StringIO
 from typing import Any
 
 import pytest
+from journal_lines import Line
 from rich.console import Console
 from sweeps import RULES, Toy, drive, spec, state
 
@@ -19,9 +20,9 @@ from buttress.analysis.collapse_regions import (
 from buttress.analysis.explanation import explain
 from buttress.analysis.render import render_sweep
 from buttress.execution.setup import header
-from buttress.journal.records import Breaker, Journal, fold
+from buttress.journal.events import CircuitBroken
+from buttress.journal.records import Journal, fold
 from buttress.search.separation import Region
-from buttress.sweep.state import Line
 
 BETA = Region("loss.beta", "above", 2.0, 14, 15, 1, 5, 0.001).to_dict()
 LR = Region("train.lr", "below", 0.01, 4, 4, 11, 16, 0.03).to_dict()
@@ -73,13 +74,13 @@ def test_a_sweep_in_which_nothing_collapses_says_nothing() -> None:
 
 
 def test_the_breaker_names_the_ranges_to_narrow_or_says_that_there_are_none() -> None:
-    told = breaker_sentence(Breaker(20, 19, 18, (BETA, LR), 0.0))
+    told = breaker_sentence(CircuitBroken(20, 19, 18, (BETA, LR), 0.0))
     assert told == (
         "the circuit breaker stopped the sweep: 18 of its first 20 trials (19 of them have ended) collapsed, with "
         "loss.beta above 2 (14 of 15 collapsed there, 1 of 5 elsewhere) and train.lr below 0.01 (4 of 4 collapsed "
         "there, 11 of 16 elsewhere); narrow loss.beta and train.lr"
     )
-    assert "no searched range separates them" in breaker_sentence(Breaker(20, 20, 20, (), 0.0))
+    assert "no searched range separates them" in breaker_sentence(CircuitBroken(20, 20, 20, (), 0.0))
 
 
 def test_a_tripped_sweep_says_so_below_its_table_until_it_is_resumed() -> None:

@@ -151,13 +151,12 @@ def test_every_report_comes_back_from_the_file(made: tuple[Path, Family, list[fl
     for curve, entry in zip(found.curves, records, strict=True):
         assert len(curve.reports) == len(entry["reports"]) >= 4
         for ours, theirs in zip(curve.reports, entry["reports"], strict=True):
-            assert {key: ours[key] for key in ("epoch", "step", "full_beta_epochs", "full_beta_steps", "closing")} == {
-                key: theirs[key] for key in ("epoch", "step", "full_beta_epochs", "full_beta_steps", "closing")
-            }
-            assert ours["nonfinite"] == sorted(theirs["nonfinite"]) and set(ours["metrics"]) == set(theirs["metrics"])
+            for key in ("epoch", "step", "full_beta_epochs", "full_beta_steps", "closing"):
+                assert getattr(ours, key) == theirs[key]
+            assert list(ours.nonfinite) == sorted(theirs["nonfinite"]) and set(ours.metrics) == set(theirs["metrics"])
             for name, value in theirs["metrics"].items():
-                assert ours["metrics"][name] == (None if value is None else pytest.approx(value, rel=1e-6))
-        assert curve.reports[-1]["closing"] and curve.truth is not None
+                assert ours.metrics[name] == (None if value is None else pytest.approx(value, rel=1e-6))
+        assert curve.reports[-1].closing and curve.truth is not None
         assert curve.seconds is not None and list(curve.seconds) == sorted(curve.seconds)
         assert entry["measured"]["error_posterior"] > 0 and entry["measured"]["standard_error"] > 0
 
@@ -203,8 +202,9 @@ def test_the_written_definitions_give_the_published_truth_again(family: str) -> 
     assert bench.about["min_steps"] == definitions.min_steps
     names = ("truth", "state", "blind", "onset", "late_bloomer", "recoverer", "looked_dead")
     for curve in bench.curves:
-        assert curve.reports[-1]["closing"] or curve.about["error"]  # nobody was stopped
-        found = truth_of({**curve.about, "reports": curve.reports}, definitions, objective, direction)
+        assert curve.reports[-1].closing or curve.about["error"]  # nobody was stopped
+        entry = {**curve.about, "reports": [vars(report) for report in curve.reports]}
+        found = truth_of(entry, definitions, objective, direction)
         assert {name: found[name] for name in names} == {name: curve.about[name] for name in names}, curve.name
         for name in ("value", "last_value"):
             assert found[name] == (None if curve.about[name] is None else pytest.approx(curve.about[name], rel=1e-6))

@@ -15,10 +15,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import journal_lines
 import pytest
+from journal_lines import event_of
 from journals import Reported, SyntheticSweep, mixed_sweep
 
-from buttress import journal
 from buttress.errors import BadInput
 from buttress.journal import JournalUnwritable, JournalWriter, find, fold, owner, read
 
@@ -32,12 +33,12 @@ def header(sweep: str = "toy-ab12cd") -> dict[str, Any]:
 def opened(path: Path, **more: Any) -> JournalWriter:
     """A journal with its header, ready for more."""
     writer = JournalWriter(path, **more)
-    writer.write(header())
+    writer.write(event_of(header()))
     return writer
 
 
 def write_trial(writer: JournalWriter, id: str = "0000") -> None:
-    writer.write(journal.trial(id, ask=int(id), params={}, config={}, seed=1, budget_epochs=3))
+    writer.write(event_of(journal_lines.trial(id, ask=int(id), params={}, config={}, seed=1, budget_epochs=3)))
 
 
 # --- what is written is what is read ----------------------------------------------------------------------------------
@@ -50,7 +51,7 @@ def test_a_sweep_is_read_back_as_it_was_written(tmp_path: Path) -> None:
     assert found.header.sweep == "toy-ab12cd"
     assert [objective.metric for objective in found.objectives] == ["ari"]
     assert found.counts() == {
-        "completed": 2, "collapsed": 1, "diverged": 1, "pruned": 1, "failed": 1, "suspended": 1,
+        "completed": 2, "collapsed": 1, "diverged": 1, "pruned": 1, "failed": 1, "waiting": 1,
     }  # fmt: skip
     collapsed = found.trials["0002"]
     assert collapsed.outcome is not None
@@ -64,9 +65,9 @@ def test_floats_come_back_bit_for_bit(tmp_path: Path) -> None:
     values = [0.1 + 0.2, 1 / 3, 5e-324, 1.7976931348623157e308, 1e-5, -0.0, 1e16]
     with opened(tmp_path / "j") as writer:
         write_trial(writer)
-        writer.write(journal.start("0000", 1, slot=0))
+        writer.write(event_of(journal_lines.start("0000", 1, slot=0)))
         metrics = {f"m{index}": value for index, value in enumerate(values)}
-        writer.write(journal.report("0000", 1, 0, Reported(1, 10, metrics)))
+        writer.write(event_of(journal_lines.report("0000", 1, 0, Reported(1, 10, metrics))))
     got = list(read(tmp_path / "j").trials["0000"].reports[0].metrics.values())
     assert [value.hex() for value in got if value is not None] == [value.hex() for value in values]
 
@@ -74,11 +75,10 @@ def test_floats_come_back_bit_for_bit(tmp_path: Path) -> None:
 def test_nan_and_infinity_become_null_and_are_named_in_nonfinite(tmp_path: Path) -> None:
     with opened(tmp_path / "j") as writer:
         write_trial(writer)
-        writer.write(journal.start("0000", 1, slot=0))
+        writer.write(event_of(journal_lines.start("0000", 1, slot=0)))
         metrics = {"a": float("nan"), "b": float("inf"), "c": 1.0}
-        writer.write(
-            journal.report("0000", 1, 0, Reported(1, 10, metrics, vectors={"v": [1.0, float("nan")]}, nonfinite=("b",)))
-        )
+        reported = Reported(1, 10, metrics, vectors={"v": [1.0, float("nan")]}, nonfinite=("b",))
+        writer.write(event_of(journal_lines.report("0000", 1, 0, reported)))
     text = (tmp_path / "j").read_text()
     assert "NaN" not in text and "Infinity" not in text
     report = read(tmp_path / "j").trials["0000"].reports[0]
@@ -98,9 +98,9 @@ def test_a_hundred_thousand_lines_are_read_in_seconds(tmp_path: Path) -> None:
     metrics = {f"latent/m{index}": 0.123456789 * index for index in range(20)}
     with opened(tmp_path / "j") as writer:
         write_trial(writer)
-        writer.write(journal.start("0000", 1, slot=0))
-        first = journal.report("0000", 1, 0, Reported(1, 1, metrics))
-        writer.write(first)
+        writer.write(event_of(journal_lines.start("0000", 1, slot=0)))
+        first = journal_lines.report("0000", 1, 0, Reported(1, 1, metrics))
+        writer.write(event_of(first))
     line = json.dumps(first) + "\n"
     with (tmp_path / "j").open("a") as handle:
         handle.write(line * 20_000)
@@ -117,7 +117,7 @@ def test_the_newest_attempt_counts_and_what_its_checkpoint_covers() -> None:
     book.trial("0000")
     for epoch in (1, 2, 3):
         book.epoch("0000", epoch, {"ari": 0.1 * epoch})
-    book.add(journal.lost("0000", 1, reason="node gone"))
+    book.add(journal_lines.lost("0000", 1, reason="node gone"))
     book.start("0000", 2, resumed_from=2, resumed_attempt=1, checkpoint="checkpoint-0002.pt")
     book.epoch("0000", 3, {"ari": 0.33}, attempt=2)
     record = book.journal().trials["0000"]
@@ -165,25 +165,25 @@ def test_nothing_counts_after_the_outcome() -> None:
     assert book.journal().trials["0002"] == before
 
 
-def test_an_unfinished_trial_runs_while_its_driver_lives_and_is_suspended_after(tmp_path: Path) -> None:
+def test_an_unfinished_trial_runs_while_its_driver_lives_and_waits_after(tmp_path: Path) -> None:
     path = tmp_path / "sweep" / "journal.jsonl"
     with opened(path) as writer:
         write_trial(writer)
-        assert read(path).trials["0000"].state == "suspended"  # it waits for a slot
-        writer.write(journal.start("0000", 1, slot=0))
+        assert read(path).trials["0000"].state == "waiting"  # it waits for a slot
+        writer.write(event_of(journal_lines.start("0000", 1, slot=0)))
         assert read(path).trials["0000"].state == "running"
-        writer.write(journal.lost("0000", 1, reason="killed"))
-        assert read(path).trials["0000"].state == "suspended"
-        writer.write(journal.start("0000", 2, slot=0))
+        writer.write(event_of(journal_lines.lost("0000", 1, reason="killed")))
+        assert read(path).trials["0000"].state == "waiting"
+        writer.write(event_of(journal_lines.start("0000", 2, slot=0)))
         assert read(path).trials["0000"].state == "running"
-    assert read(path).trials["0000"].state == "suspended"
+    assert read(path).trials["0000"].state == "waiting"
 
 
-def test_after_a_resume_a_trial_is_suspended_until_it_starts_again() -> None:
+def test_after_a_resume_a_trial_waits_until_it_starts_again() -> None:
     book = SyntheticSweep()
     book.trial("0000")
-    book.add(journal.resume(versions={}))
-    assert book.journal(alive=True).trials["0000"].state == "suspended"
+    book.add(journal_lines.resume(versions={}))
+    assert book.journal(alive=True).trials["0000"].state == "waiting"
     book.start("0000", 2)
     assert book.journal(alive=True).trials["0000"].state == "running"
 
@@ -200,11 +200,11 @@ def test_every_prefix_of_a_journal_can_be_read_and_gone_on_with(tmp_path: Path) 
     for whole, (begin, end) in enumerate(zip([0, *ends], ends, strict=False)):
         for cut in (begin, begin + 1, (begin + end) // 2, end - 1):
             path.write_bytes(text[:cut])
-            with JournalWriter(path, fsync=()) as writer:
+            with JournalWriter(path, fsync=False) as writer:
                 assert writer.cut == cut - begin
                 assert writer.fresh == (whole == 0)
                 if whole:
-                    writer.write(journal.refused(ask=99, params={}, reason="gone on"))
+                    writer.write(event_of(journal_lines.refused(ask=99, params={}, reason="gone on")))
             if whole:
                 expected = fold(book.lines[:whole])
                 assert read(path).trials == expected.trials
@@ -238,9 +238,9 @@ import sys; sys.path[:0] = ["tests", "."]
 from test_journal import *
 writer = opened(Path({str(path)!r}))
 write_trial(writer)
-writer.write(journal.start("0000", 1, slot=0))
+writer.write(event_of(journal_lines.start("0000", 1, slot=0)))
 for seq in range(10**9):
-    writer.write(journal.report("0000", 1, seq, Reported(1, seq, {{"a": 0.1}})))
+    writer.write(event_of(journal_lines.report("0000", 1, seq, Reported(1, seq, {{"a": 0.1}}))))
 """
     process = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT)
     deadline = time.monotonic() + 20
@@ -254,7 +254,7 @@ for seq in range(10**9):
     seqs = [report.seq for report in read(path).trials["0000"].reports]
     assert len(seqs) > 50 and seqs == list(range(len(seqs)))
     with JournalWriter(path) as writer:
-        writer.write(journal.outcome("0000", 1, "failed"))
+        writer.write(event_of(journal_lines.outcome("0000", 1, "failed")))
     assert read(path).trials["0000"].state == "failed"
 
 
@@ -312,7 +312,7 @@ def test_lines_that_must_not_be_lost_are_on_the_disk_before_write_returns(
         kinds = []
         for line in mixed_sweep().lines:
             before = len(synced)
-            writer.write(line)
+            writer.write(event_of(line))
             if len(synced) > before:
                 assert synced[-1] == (tmp_path / "j").stat().st_size
                 kinds.append(line["line"])
@@ -324,11 +324,11 @@ def test_lines_of_many_threads_stay_whole(tmp_path: Path) -> None:
     with opened(tmp_path / "j") as writer:
         for trial in range(6):
             write_trial(writer, f"{trial:04d}")
-            writer.write(journal.start(f"{trial:04d}", 1, slot=trial))
+            writer.write(event_of(journal_lines.start(f"{trial:04d}", 1, slot=trial)))
 
         def work(trial: str) -> None:
             for seq in range(100):
-                writer.write(journal.report(trial, 1, seq, Reported(1, seq, {"a": 1.0})))
+                writer.write(event_of(journal_lines.report(trial, 1, seq, Reported(1, seq, {"a": 1.0}))))
 
         threads = [threading.Thread(target=work, args=(f"{trial:04d}",)) for trial in range(6)]
         for thread in threads:
@@ -373,16 +373,16 @@ def test_a_journal_begins_with_one_header(tmp_path: Path) -> None:
     with JournalWriter(tmp_path / "j") as writer:
         with pytest.raises(ValueError, match="header"):
             write_trial(writer)
-        writer.write(header())
+        writer.write(event_of(header()))
         with pytest.raises(ValueError, match="header"):
-            writer.write(header())
+            writer.write(event_of(header()))
 
 
 def test_a_line_that_json_cannot_hold_is_refused_and_not_written(tmp_path: Path) -> None:
     with opened(tmp_path / "j") as writer:
         size = (tmp_path / "j").stat().st_size
         with pytest.raises(TypeError, match=r"object at params\.x$"):
-            writer.write(journal.refused(ask=1, params={"x": object()}, reason=""))
+            writer.write(event_of(journal_lines.refused(ask=1, params={"x": object()}, reason="")))
         assert (tmp_path / "j").stat().st_size == size
 
 
@@ -433,7 +433,7 @@ def lacking(path: Path) -> None:
         (foreign_json, "not a Buttress journal"),
         (newer, "schema: this journal was written by a newer Buttress (got 2); accepted: schema 1"),
         (damaged, "line 5 is damaged"),
-        (lacking, "line 4 (report) lacks 'epoch'"),
+        (lacking, "line 4 (report) lacks epoch"),
     ],
 )
 def test_a_file_that_cannot_be_read_is_told_in_one_sentence(

@@ -287,7 +287,7 @@ class Hesitant:
     def __call__(self) -> Any:
         drawn = len(self.sweep.state.asks)
         if drawn == 4:
-            if self.idle_since is None and not self.sweep.state.live:
+            if self.idle_since is None and not self.sweep.state.active:
                 self.idle_since = time.monotonic()
             if self.idle_since is None or time.monotonic() - self.idle_since < 3:
                 self.nothing += 1

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from journal_lines import event_of
 from rich.console import Console
 
 from buttress.analysis.explanation import evidence_sentence
@@ -33,12 +34,13 @@ COLLAPSED: dict[str, Any] = {
     "evidence": EVIDENCE,
     "epochs": 3,
     "epochs_budget": 25,
-    "best": {"epoch": 2, "metrics": {"ari": 0.9}},
+    "best": {"epoch": 2, "step": 10, "metrics": {"ari": 0.9}},
 }
 
 
 def completed(ari: float) -> dict[str, Any]:
-    return {"outcome": "completed", "epochs": 25, "epochs_budget": 25, "best": {"epoch": 21, "metrics": {"ari": ari}}}
+    best = {"epoch": 21, "step": 10, "metrics": {"ari": ari}}
+    return {"outcome": "completed", "epochs": 25, "epochs_budget": 25, "best": best}
 
 
 def terminal(width: int = 120, height: int = 30) -> Console:
@@ -181,7 +183,7 @@ def test_without_a_terminal_a_status_line_now_and_then(monkeypatch: pytest.Monke
 def test_what_happened_before_the_start_is_counted_and_not_shown() -> None:
     progress, text = plain()
     for trial in range(3):
-        progress.on_event({"line": "outcome", "trial": f"{trial:04}", **completed(0.1 * trial)})
+        progress.on_event(event_of({"line": "outcome", "trial": f"{trial:04}", **completed(0.1 * trial)}))
     progress.start()
     assert text.getvalue() == ""
     progress.stop()
@@ -193,23 +195,22 @@ def test_journal_lines_drive_it() -> None:
     live = SimpleNamespace(params={"loss.beta": 0.1}, epochs=25)
     progress.start()
     for line in (
-        {"line": "header"},
-        {"line": "trial", "trial": "0000"},
+        {"line": "trial", "trial": "0000", "ask": 0, "params": {}, "config": {}},
         {"line": "start", "trial": "0000", "slot": "slot-1", "attempt": 1},
         {
             "line": "report",
             "trial": "0000",
-            "epoch": 2,
+            "attempt": 1, "seq": 3, "epoch": 2, "step": 8, "full_beta_epochs": 2, "full_beta_steps": 8, "phase": 0,
             "metrics": {"ari": 0.3, "latent/kl_total": None},
             "state": "healthy",
             "suspects": [],
         },
         {"line": "lost", "trial": "0000", "reason": "the node went away"},
     ):
-        progress.on_event(line, live)
+        progress.on_event(event_of(line), live)
     assert "2/25" in drawn(progress) and "lost" in drawn(progress)
-    progress.on_event({"line": "start", "trial": "0000", "slot": "slot-0", "attempt": 2}, live)
-    progress.on_event({"line": "outcome", "trial": "0000", **COLLAPSED}, None)
+    progress.on_event(event_of({"line": "start", "trial": "0000", "slot": "slot-0", "attempt": 2}), live)
+    progress.on_event(event_of({"line": "outcome", "trial": "0000", **COLLAPSED}), None)
     progress.stop()
     assert "0000 started in slot 1: loss.beta=0.1" in text.getvalue()
     assert "0000 lost its workers (the node went away)" in text.getvalue()
@@ -283,7 +284,7 @@ def test_signs_say_what_is_known(metrics: dict[str, float | None], text: str) ->
          "at epoch 4 of 9: worse than 0.2"),
         ({"outcome": "diverged", "rule": "diverged", "margin": 12.9, "epochs": 1, "epochs_budget": 9},
          "at epoch 1 of 9: margin +12.90"),
-        ({"outcome": "suspended"}, "at epoch - of -"),
+        ({"outcome": "failed"}, "at epoch - of -"),
     ],
 )  # fmt: skip
 def test_an_ending_says_how_far_and_why(outcome: dict[str, Any], text: str) -> None:

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from buttress.errors import BadInput
 from buttress.execution.plan import sample_configs
 from buttress.execution.setup import resolve_rules
-from buttress.search.building import build
+from buttress.search.proposals import build
 from buttress.spec import validation
 from buttress.spec.spec import SweepSpec
 from buttress.trainables.radio.config import Config

@@ -9,8 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import journal_lines
 import numpy as np
 import pytest
+from journal_lines import Line
 from sweeps import Toy, ToyConfig, World, spec
 
 from benchmarks.collapsebench.family import Family, load
@@ -30,12 +32,10 @@ from benchmarks.real_sweeps import kept, planned, table
 from benchmarks.real_target import CURVES, bench_target, could_draw, fallback
 from benchmarks.stock_policies import StockTune
 from benchmarks.watched import name_of
-from buttress import journal
 from buttress.analysis.curves import Curves, read
 from buttress.errors import BadInput
 from buttress.journal import plain
 from buttress.rules import RuleSet
-from buttress.sweep.state import Line
 from buttress.training.registry import load as load_trainable
 from buttress.training.trainable import Reported
 
@@ -161,8 +161,8 @@ def test_lithologys_target_is_of_the_bench_trials_that_its_quick_space_could_dra
         if not params["model.batch_norm"] or params.get("loss.anneal_epochs", 2) > 6:
             continue
         assert curve.truth is not None
-        lines = [line for line in curve.reports if line["epoch"] <= 18 and line["full_beta_epochs"] >= 1]
-        known = [line["metrics"]["val/ari"] for line in lines if line["metrics"].get("val/ari") is not None]
+        lines = [line for line in curve.reports if line.epoch <= 18 and line.full_beta_epochs >= 1]
+        known = [line.metrics["val/ari"] for line in lines if line.metrics.get("val/ari") is not None]
         if curve.truth.is_ == "healthy":
             values.append(max(known))
     found = bench_target(held, space("lithology"))
@@ -198,11 +198,11 @@ def a_trial(trial: str, at: float) -> tuple[list[Line], list[Line]]:
     """What the driver and what a worker would write of it."""
     reports = [reported(1, 4.0, 0.2), reported(2, 0.1, None), reported(3, 4.0, math.nan, nonfinite=("val/score",))]
     driver = [
-        journal.trial(trial, ask=0, params={"loss.beta": at}, config={}, seed=1, budget_epochs=8),
-        journal.start(trial, 1, slot="slot-0"),
-        journal.outcome(trial, 1, "pruned"),
+        journal_lines.trial(trial, ask=0, params={"loss.beta": at}, config={}, seed=1, budget_epochs=8),
+        journal_lines.start(trial, 1, slot="slot-0"),
+        journal_lines.outcome(trial, 1, "pruned"),
     ]
-    worker = [journal.report(trial, 1, seq, each) for seq, each in enumerate(reports)]
+    worker = [journal_lines.report(trial, 1, seq, each) for seq, each in enumerate(reports)]
     for line, after in zip([*driver, *worker], [0.0, 0.5, 9.0, 2.0, 4.0, 6.0], strict=True):
         line["time"] = 1000.0 + at + after
     return driver, worker
@@ -245,7 +245,7 @@ def test_a_torn_line_of_a_worker_that_was_killed_is_left_out(tmp_path: Path) -> 
 def test_our_winner_is_the_best_that_has_completed_when_the_clock_stops() -> None:
     def ends(trial: str, outcome: str, score: float, time: float) -> Line:
         best = {"epoch": 8, "step": 80, "metrics": {"val/score": score}}
-        return {**journal.outcome(trial, 1, outcome, best=best), "time": time}
+        return {**journal_lines.outcome(trial, 1, outcome, best=best), "time": time}
 
     lines = [ends("0000", "completed", 0.4, 5), ends("0001", "pruned", 0.9, 6), ends("0002", "completed", 0.5, 7),
              ends("0003", "collapsed", 0.95, 8), ends("0004", "completed", 0.8, 11)]  # fmt: skip
@@ -322,7 +322,7 @@ def test_in_our_slots_a_stock_tuner_draws_and_stops_as_it_does_by_itself() -> No
             alone.finished(drawn.trial)
         if live.id not in state.outcomes:
             state.finished(live.id, live.attempt)
-        ended[state.outcomes[live.id]["outcome"]] += 1
+        ended[state.outcomes[live.id].outcome] += 1
     assert ended["pruned"] >= 2 and ended["completed"] + ended["failed"] >= 2
     assert set(ended) <= {"pruned", "completed", "failed"}  # a third of the toy's space collapses
     assert not any(line["line"] in ("rung", "breaker") for line in lines)

@@ -172,8 +172,8 @@ def test_half_a_minute_without_storage_loses_nothing_and_is_told_once(s3: Object
     folder = prepare(tmp_path / "here", budget={"trials": 8})
     running = command(folder, s3, "run", "resumable.yaml", "--out", "s3://sweeps/outage")
     store = sweep_in(Storage("s3://sweeps/outage"), running, 9)
-    s3.door.shut()
-    threading.Timer(30.0, s3.door.open).start()
+    s3.proxy.close()
+    threading.Timer(30.0, s3.proxy.open).start()
     out, err = ended(running)
     told = out + err
     assert told.count("is away") == 1 and told.count("the storage is back after") == 1, told[-3000:]

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import journal_lines
 import pytest
 from journals import mixed_sweep
 
@@ -50,14 +51,14 @@ def table(path: Path, rows: Sequence[Row]) -> Path:
 def test_an_empty_cell_is_absent_and_nan_is_not_finite(tmp_path: Path) -> None:
     path = table(tmp_path / "run.csv", [{"step": 10, "kl": 1.0, "ce": ""}, {"step": 20, "kl": "nan", "ce": "-inf"}])
     (curve,) = read(path).curves
-    assert [report["metrics"] for report in curve.reports] == [{"kl": 1.0}, {"kl": None, "ce": None}]
-    assert [report["nonfinite"] for report in curve.reports] == [[], ["kl", "ce"]]
+    assert [report.metrics for report in curve.reports] == [{"kl": 1.0}, {"kl": None, "ce": None}]
+    assert [report.nonfinite for report in curve.reports] == [(), ("kl", "ce")]
 
 
 def test_epochs_from_zero_count_as_completed_and_bring_steps(tmp_path: Path) -> None:
     path = table(tmp_path / "run.csv", [{"epoch": epoch, "kl": 1.0} for epoch in range(3)])
     (curve,) = read(path, steps_per_epoch=7).curves
-    moments = [(r["epoch"], r["step"], r["full_beta_epochs"]) for r in curve.reports]
+    moments = [(r.epoch, r.step, r.full_beta_epochs) for r in curve.reports]
     assert moments == [(1, 7, 1), (2, 14, 2), (3, 21, 3)]
     assert curve.at == (0, 1, 2)
 
@@ -74,7 +75,7 @@ def test_epochs_from_zero_count_as_completed_and_bring_steps(tmp_path: Path) -> 
 def test_beta_is_full_from_where_it_never_moves_again(tmp_path: Path, betas: list[float], ages: list[int]) -> None:
     rows = [{"epoch": epoch, "beta": beta, "kl": 1.0} for epoch, beta in enumerate(betas)]
     (curve,) = read(table(tmp_path / "run.csv", rows)).curves
-    assert [report["full_beta_epochs"] for report in curve.reports] == ages
+    assert [report.full_beta_epochs for report in curve.reports] == ages
 
 
 def test_parquet_and_csv_of_the_same_curves_are_judged_the_same(tmp_path: Path) -> None:
@@ -101,7 +102,7 @@ def test_a_sweep_is_replayed_from_its_journal(tmp_path: Path) -> None:
     assert found.about["objective"] == "ari" and {curve.name for curve in found.curves} == set(records)
     for curve in found.curves:
         assert curve.at == tuple(report.step for report in records[curve.name].reports)
-        assert [r["metrics"] for r in curve.reports] == [r.metrics for r in records[curve.name].reports]
+        assert [r.metrics for r in curve.reports] == [r.metrics for r in records[curve.name].reports]
 
 
 @pytest.mark.parametrize(
@@ -150,7 +151,7 @@ def test_cells_without_a_number_are_told_of(tmp_path: Path) -> None:
     rows = [{"step": step, "kl": kl, "by": "me"} for step, kl in ((1, 2.0), (2, "2;5"), (3, "?"))]
     found = read(table(tmp_path / "run.csv", rows))
     assert found.notes == ("column kl: 2 cells without a number left out, such as '2;5'",)
-    assert [report["metrics"] for report in found.curves[0].reports] == [{"kl": 2.0}, {}, {}]
+    assert [report.metrics for report in found.curves[0].reports] == [{"kl": 2.0}, {}, {}]
 
 
 def test_curves_of_several_files_that_are_called_alike_are_told_apart(tmp_path: Path) -> None:
@@ -203,12 +204,14 @@ def test_wilson_intervals(count: int, of: int, low: float, high: float) -> None:
 
 
 def made(name: str, kls: Sequence[float], truth: str, onset: int | None = None, value: float | None = None) -> Curve:
-    moment = {"full_beta_epochs": 1, "phase": 0, "closing": False, "nonfinite": []}
     reports = [
-        {**moment, "epoch": 1, "step": 100 * i, "full_beta_steps": 100 * i, "metrics": {"latent/kl_total": kl}}
+        journal_lines.recorded(
+            epoch=1, step=100 * i, full_beta_epochs=1, full_beta_steps=100 * i, phase=0,
+            metrics={"latent/kl_total": kl},
+        )
         for i, kl in enumerate(kls, 1)
-    ]
-    at = tuple(report["step"] for report in reports)
+    ]  # fmt: skip
+    at = tuple(report.step for report in reports)
     return Curve(name, tuple(reports), at, 1, Truth(truth, onset, value))
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from journal_lines import event_of
 
 from buttress.analysis.selection import best_trial
 from buttress.callbacks.base import Callback
@@ -164,7 +165,7 @@ def suspended(request: Any, whole: Journal, tmp_path: Path) -> tuple[Path, str]:
     last = next(n for n, line in enumerate(raw) if line["line"] == "report" and line["epoch"] == 3)
     with JournalWriter(folder / "journal.jsonl") as journal:
         for line in raw[: last + 1]:
-            journal.write(line)
+            journal.write(event_of(line))
     checkpoint = folder / "trials" / raw[last]["trial"] / raw[last]["checkpoint"]
     checkpoint.parent.mkdir(parents=True)
     torch.save({"epoch": 3, "model": {"weight": torch.ones(1, 1)}}, checkpoint)

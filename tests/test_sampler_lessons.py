@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from journal_lines import recorded
 from optuna.trial import TrialState
 from sweeps import RULES, ToyConfig
 from sweeps import spec as toy_spec
@@ -14,20 +15,20 @@ from benchmarks.fair_rungs import Halving, Judge, one, warm_up
 from benchmarks.sampler_lessons import FailStudy, WorstStudy, deadly
 from buttress.analysis.curves import Curve, Truth
 from buttress.search.halving import Rungs
-from buttress.search.optuna_study import Told
+from buttress.search.optuna_study import SamplerResult
 
 
 def curve(name: str, warm: int, slope: float, *, epochs: int = 12, truth: str = "healthy", kl: float = 5.0) -> Curve:
     """A trial that learns by `slope` an epoch once beta is full, one core-second an epoch."""
     reports = tuple(
-        {
-            "epoch": epoch, "step": epoch * 10, "full_beta_epochs": max(0, epoch - warm),
-            "full_beta_steps": max(0, epoch - warm) * 10, "phase": 0, "closing": False, "nonfinite": [],
-            "metrics": {"val/score": slope * max(0, epoch - warm), "latent/kl_total": kl},
-        }
+        recorded(
+            epoch=epoch, step=epoch * 10, full_beta_epochs=max(0, epoch - warm),
+            full_beta_steps=max(0, epoch - warm) * 10, phase=0,
+            metrics={"val/score": slope * max(0, epoch - warm), "latent/kl_total": kl},
+        )
         for epoch in range(1, epochs + 1)
     )  # fmt: skip
-    seconds = tuple(float(report["epoch"]) for report in reports)
+    seconds = tuple(float(report.epoch) for report in reports)
     value = slope * (epochs - warm)
     return Curve(name, reports, seconds, epochs, Truth(truth, None, value), seconds, {"params": {"name": name}})
 
@@ -78,7 +79,7 @@ def test_dead_trials_are_killed_in_every_arm_and_leave_the_rungs() -> None:
 
 def test_a_value_late_for_its_rung_enters_it_all_the_same_on_epochs() -> None:
     sparse = [
-        Curve(c.name, tuple(r for r in c.reports if r["epoch"] in (5, 9, 12)), (5.0, 9.0, 12.0), 12, c.truth,
+        Curve(c.name, tuple(r for r in c.reports if r.epoch in (5, 9, 12)), (5.0, 9.0, 12.0), 12, c.truth,
               (5.0, 9.0, 12.0), c.about)
         for c in CURVES
     ]  # fmt: skip
@@ -112,8 +113,8 @@ def test_the_deadly_part_is_cut_by_the_range_that_kills() -> None:
 def test_what_the_other_samplers_are_told(study: Any, state: TrialState) -> None:
     made = study(toy_spec(), ["max"], ToyConfig)
     for value in (0.3, 0.7):
-        made.tell(made.ask()[0], Told(TrialState.COMPLETE, (value,), {"collapse": -1.0}))
-    made.tell(made.ask()[0], Told(TrialState.PRUNED, constraints={"collapse": 2.0}))
+        made.tell(made.ask()[0], SamplerResult(TrialState.COMPLETE, (value,), {"collapse": -1.0}))
+    made.tell(made.ask()[0], SamplerResult(TrialState.PRUNED, constraints={"collapse": 2.0}))
     last = made.trials()[-1]
     assert last.state == state and not last.constraints
     assert last.value == (0.3 if study is WorstStudy else None)

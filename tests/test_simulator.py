@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from journal_lines import events_of, recorded
 from sweeps import RULES, Toy, ToyConfig, World, state
 from sweeps import spec as toy_spec
 
@@ -44,11 +45,10 @@ def bench(count: int = 120, noise: float = 0.0, seed: int = 5) -> Curves:
             continue
         reports = list(World().reports(config.model_dump(mode="json")))
         lines = tuple(
-            {
-                "epoch": r.epoch, "step": r.step, "full_beta_epochs": r.full_beta_epochs,
-                "full_beta_steps": r.full_beta_steps, "phase": 0, "closing": False, "nonfinite": [],
-                "metrics": dict(r.metrics),
-            }
+            recorded(
+                epoch=r.epoch, step=r.step, full_beta_epochs=r.full_beta_epochs,
+                full_beta_steps=r.full_beta_steps, phase=0, metrics=dict(r.metrics),
+            )
             for r in reports
         )  # fmt: skip
         value = max(r.metrics.get("val/score", 0.0) for r in reports) + noise * rng.random()
@@ -175,7 +175,7 @@ def test_its_journal_is_a_sweeps_journal(tmp_path: Path) -> None:
     assert read.counts() == dict(made.state.counts) and read.ended is not None
     lines = list(journal.lines(tmp_path / journal.FILE))[1:]
     again = state(spec(), rules=RULES)
-    again.replay([line for line in lines if line["line"] != "end"])
+    again.replay(events_of(line for line in lines if line["line"] != "end"))
     assert again.outcomes.keys() == made.state.outcomes.keys()
     told = [[t.state for t in one.study.trials()] for one in (again, made.state)]
     assert told[0] == told[1]
@@ -186,16 +186,16 @@ def test_rules_and_rungs_decide_as_in_a_real_sweep() -> None:
     counts = made.state.counts
     assert counts["collapsed"] > 3 and counts["pruned"] > 3 and counts["completed"] > 3
     dead = {event.trial for event in seen if event.curve.truth and event.curve.truth.dead}
-    assert not dead & {trial for trial, line in made.state.outcomes.items() if line["outcome"] == "completed"}
+    assert not dead & {trial for trial, line in made.state.outcomes.items() if line.outcome == "completed"}
     assert made.state.rungs is not None
-    collapsed = {trial for trial, line in made.state.outcomes.items() if line["outcome"] == "collapsed"}
+    collapsed = {trial for trial, line in made.state.outcomes.items() if line.outcome == "collapsed"}
     assert not collapsed & set(made.state.rungs.values(2))
 
 
 def test_simulated_hours_end_a_sweep() -> None:
     made = Simulator(spec(budget={"trials": 500, "hours": 10 / 3600}), Forest(bench()), slots=2, rules=RULES)
     finish = made.run()
-    assert finish.seconds == 10 and finish.reason == "time budget spent" and finish.counts["suspended"] == 2
+    assert finish.seconds == 10 and finish.reason == "time budget spent" and finish.counts["unfinished"] == 2
     assert 5 < sum(finish.counts.values()) < 500
 
 

@@ -7,6 +7,7 @@ from collections import Counter
 from typing import Any
 
 import pytest
+from journal_lines import Line, events_of
 from optuna.trial import TrialState
 from sweeps import RULES, Toy, World, drive, spec, state
 
@@ -14,8 +15,7 @@ from buttress.analysis.selection import best_trial
 from buttress.errors import BadInput
 from buttress.execution.setup import header
 from buttress.journal.records import fold
-from buttress.search.building import unsettled
-from buttress.sweep.state import Line
+from buttress.search.proposals import never_settles
 from buttress.training.trainable import Reported, Schedule
 
 
@@ -51,16 +51,16 @@ def test_a_collapsed_trial_is_never_best_exported_or_complete() -> None:
     made = spec()
     sweep = state(made, lines)
     drive(sweep)
-    collapsed = {trial for trial, line in sweep.outcomes.items() if line["outcome"] in ("collapsed", "diverged")}
+    collapsed = {trial for trial, line in sweep.outcomes.items() if line.outcome in ("collapsed", "diverged")}
     complete = {sweep.asks[t.number] for t in sweep.study.trials() if t.state == TrialState.COMPLETE}
     assert collapsed and complete and not collapsed & complete
     journal = fold([header(made, Toy(), RULES, "toy-000000"), *lines])
     winner = best_trial(journal)
     assert winner is not None and winner.id not in collapsed
-    assert all(sweep.outcomes[trial]["margin"] > 0 for trial in collapsed)
-    margins = [line["margin"] for line in sweep.outcomes.values() if line["outcome"] == "collapsed"]
+    assert all(sweep.outcomes[trial].margin > 0 for trial in collapsed)
+    margins = [line.margin for line in sweep.outcomes.values() if line.outcome == "collapsed"]
     assert len(margins) >= 3 and len(set(margins)) == len(margins)
-    assert all(sweep.outcomes[trial]["kind"] and sweep.outcomes[trial]["evidence"] for trial in collapsed)
+    assert all(sweep.outcomes[trial].kind and sweep.outcomes[trial].evidence for trial in collapsed)
 
 
 def test_every_prefix_of_a_journal_resumes_to_the_same_sweep(whole: list[Line]) -> None:
@@ -68,7 +68,7 @@ def test_every_prefix_of_a_journal_resumes_to_the_same_sweep(whole: list[Line]) 
     for cut in range(len(whole)):
         lines = [dict(line) for line in whole[:cut]]
         again = state(lines=lines)
-        again.replay([dict(line) for line in whole[:cut]])
+        again.replay(events_of(whole[:cut]))
         drive(again)
         assert essence(lines) == expected, f"cut after line {cut}: {whole[cut - 1]['line']}"
 
@@ -76,7 +76,7 @@ def test_every_prefix_of_a_journal_resumes_to_the_same_sweep(whole: list[Line]) 
 def test_a_verdict_without_its_outcome_line_gets_it_on_resume(whole: list[Line]) -> None:
     cut = next(n for n, line in enumerate(whole) if line["line"] == "outcome" and line["outcome"] == "collapsed")
     lines: list[Line] = []
-    state(lines=lines).replay([dict(line) for line in whole[:cut]])
+    state(lines=lines).replay(events_of(whole[:cut]))
     assert [line["line"] for line in lines] == ["outcome"]
     assert essence(lines) == essence(whole[cut : cut + 1])
 
@@ -88,7 +88,7 @@ def test_reports_after_the_verdict_change_nothing() -> None:
     told = [sweep.reported(live.id, live.attempt, reported) for reported in World().reports(live.config)]
     verdict = next(outcome for outcome in told if outcome is not None)
     assert told.count(verdict) == 1 and told[-1] is None
-    assert sweep.outcomes[live.id] == verdict and verdict["epochs"] < 3
+    assert sweep.outcomes[live.id] == verdict and verdict.epochs < 3
     assert sweep.finished(live.id, live.attempt) == verdict
 
 
@@ -98,13 +98,13 @@ def test_a_lost_trial_goes_on_and_is_given_up_after_three_losses() -> None:
     live = next(trial for trial in iter(sweep.next_trial, None) if 0.1 < trial.config["loss"]["beta"] < 1)
     for loss in range(3):
         sweep.started(live.id, "slot-0")
-        for reported in World().reports(live.config, from_epoch=(live.resume_point or {"epoch": 0})["epoch"]):
+        for reported in World().reports(live.config, from_epoch=loss):
             if reported.epoch > loss + 1:
                 break
             assert sweep.reported(live.id, live.attempt, reported) is None
         outcome = sweep.lost(live.id, live.attempt, "the node is gone")
         assert (outcome is None) == (loss < 2)
-    assert outcome is not None and (outcome["outcome"], outcome["kind"]) == ("failed", "infrastructure")
+    assert outcome is not None and (outcome.outcome, outcome.kind) == ("failed", "infrastructure")
     assert [line["resumed_from"] for line in lines if line["line"] == "start"] == [None, 2, 5]
     assert sweep.study.trials()[live.ask].state == TrialState.FAIL
 
@@ -136,7 +136,7 @@ def test_a_trial_without_a_valid_epoch_failed() -> None:
     sweep.started(live.id, "slot-0")
     sweep.reported(live.id, 1, report(epoch=1, kl=0.1, score=9.0))  # suspect: the patience is not used up
     outcome = sweep.finished(live.id, 1)
-    assert outcome is not None and (outcome["outcome"], outcome["kind"]) == ("failed", "no valid epoch")
+    assert outcome is not None and (outcome.outcome, outcome.kind) == ("failed", "no valid epoch")
 
 
 def test_a_suspect_or_non_finite_or_warm_up_epoch_is_never_best() -> None:
@@ -151,7 +151,7 @@ def test_a_suspect_or_non_finite_or_warm_up_epoch_is_never_best() -> None:
     sweep.reported(live.id, 1, report(epoch=5, kl=5.0, score=0.2))
     sweep.reported(live.id, 1, report(epoch=6, kl=5.0, score=0.1))
     outcome = sweep.finished(live.id, 1)
-    assert outcome is not None and outcome["best"]["epoch"] == 5
+    assert outcome is not None and outcome.best is not None and outcome.best.epoch == 5
 
 
 def test_a_trial_that_ends_suspect_gets_a_closing_check() -> None:
@@ -164,7 +164,7 @@ def test_a_trial_that_ends_suspect_gets_a_closing_check() -> None:
         sweep.reported(live.id, 1, report(epoch=2, kl=0.2, score=0.6))
         sweep.reported(live.id, 1, report(epoch=2, kl=kl, closing=True))
         outcome = sweep.finished(live.id, 1)
-        assert outcome is not None and outcome["outcome"] == expected
+        assert outcome is not None and outcome.outcome == expected
 
 
 def test_an_impossible_requirement_is_an_error_that_names_it() -> None:
@@ -174,9 +174,9 @@ def test_an_impossible_requirement_is_an_error_that_names_it() -> None:
 
 
 def test_a_schedule_that_never_settles_is_refused() -> None:
-    assert unsettled(Schedule(epochs=10, full_at_epoch=4)) is None
-    assert unsettled(Schedule(epochs=10, full_at_epoch=10)) is not None
-    assert "never" in str(unsettled(Schedule(epochs=10, full_at_epoch=math.inf)))
+    assert never_settles(Schedule(epochs=10, full_at_epoch=4)) is None
+    assert never_settles(Schedule(epochs=10, full_at_epoch=10)) is not None
+    assert "never" in str(never_settles(Schedule(epochs=10, full_at_epoch=math.inf)))
 
 
 def test_enough_healthy_trials_end_the_sweep() -> None:

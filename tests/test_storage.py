@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from journal_lines import event_of
 from journals import mixed_sweep
 from object_store import ObjectStore
 
@@ -108,7 +109,7 @@ def written(path: Path, kept: list[dict]) -> None:
     path.unlink(missing_ok=True)
     with JournalWriter(path) as writer:
         for line in kept:
-            writer.write(line)
+            writer.write(event_of(line))
 
 
 def test_the_journal_is_there_line_for_line_in_segments_and_readable_at_any_moment(
@@ -119,10 +120,10 @@ def test_the_journal_is_there_line_for_line_in_segments_and_readable_at_any_mome
     path = tmp_path / "spool" / "journal.jsonl"
     told = Told()
     with JournalWriter(path) as writer:
-        writer.write(kept[0])
+        writer.write(event_of(kept[0]))
         upload = told.upload(store, path)
         for count, line in enumerate(kept[1:], 2):
-            writer.write(line)
+            writer.write(event_of(line))
             if count % 7 == 0:
                 upload.barrier(lambda: False)
                 assert segments(store) == path.read_bytes()
@@ -218,18 +219,18 @@ def test_an_outage_is_told_once_and_loses_nothing(
     kept = mixed_sweep().lines
     path, told = tmp_path / "spool" / "journal.jsonl", Told()
     with JournalWriter(path) as writer:
-        writer.write(kept[0])
+        writer.write(event_of(kept[0]))
         upload = told.upload(store, path)
         upload.barrier(lambda: False)
-        s3.door.shut()
+        s3.proxy.close()
         try:
             for line in kept[1:]:
-                writer.write(line)
+                writer.write(event_of(line))
             began = time.monotonic()
             upload.barrier(lambda: time.monotonic() - began > 3)
             assert len(told.notes) == 1 and "is away" in told.notes[0] and str(path.parent) in told.notes[0]
         finally:
-            s3.door.open()
+            s3.proxy.open()
         upload.barrier(lambda: False)
         assert segments(store) == path.read_bytes()
         assert upload.close()

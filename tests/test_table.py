@@ -9,6 +9,7 @@ import re
 from dataclasses import replace
 from typing import Any
 
+import journal_lines
 import pytest
 from journals import SyntheticSweep, mixed_sweep
 from rich.console import Console
@@ -319,14 +320,14 @@ def test_why_tells_the_other_outcomes_too(mixed: Journal) -> None:
     assert "12 plus the share of the budget" in str(explain(mixed, "4"))
     assert 'File "train.py", line 3, in train' in str(explain(mixed, "5"))
     assert stop_reason(mixed, mixed.trials["0005"]) == "RuntimeError: out of memory"
-    assert explain(mixed, "6").headline == "Trial 0006 of toy-ab12cd is suspended: 1 of 10 epochs (step 50)."
+    assert explain(mixed, "6").headline == "Trial 0006 of toy-ab12cd is waiting: 1 of 10 epochs (step 50)."
 
 
 def test_why_tells_losses_and_attempts() -> None:
     book = SyntheticSweep()
     book.trial("0000")
     book.epoch("0000", 1, {"ari": 0.1})
-    book.add(journals.lost("0000", 1, reason="worker died (signal 9)"))
+    book.add(journal_lines.lost("0000", 1, reason="worker died (signal 9)"))
     book.start("0000", 2, resumed_from=1)
     attempts = dict(explain(book.journal(), "0").sections)["attempts"]
     assert attempts == (
@@ -339,8 +340,8 @@ def test_why_tells_losses_and_attempts() -> None:
 def test_a_rung_without_a_valid_value_and_one_without_a_cutoff_are_told() -> None:
     book = SyntheticSweep()
     book.trial("0000")
-    book.add(journals.rung("0000", 1, age=2, phase=0, value=0.3, cutoff=None, peers=1, decision="continue"))
-    book.add(journals.rung("0000", 1, age=6, phase=1, value=None, cutoff=0.4, peers=5, decision="stop"))
+    book.add(journal_lines.rung("0000", 1, age=2, phase=0, value=0.3, cutoff=None, peers=1, decision="continue"))
+    book.add(journal_lines.rung("0000", 1, age=6, phase=1, value=None, cutoff=0.4, peers=5, decision="stop"))
     book.outcome("0000", "pruned", epochs=6)
     told = str(explain(book.journal(), "0"))
     assert "at rung 2: went on with 0.3: no cut-off yet among 1 trial" in told

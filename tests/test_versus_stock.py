@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from journal_lines import recorded
 from sweeps import ToyConfig
 from test_simulator import bench, spec
 
@@ -69,10 +70,10 @@ def test_tunes_asha_stops_as_the_class_itself_does() -> None:
         if event.trial not in known:
             known.add(event.trial)
             asha.on_trial_add(None, Trial(event.trial))
-        if "val/score" not in report["metrics"]:
+        if "val/score" not in report.metrics:
             assert not event.stopped
             continue
-        result = {"training_iteration": report["epoch"], "value": report["metrics"]["val/score"]}
+        result = {"training_iteration": report.epoch, "value": report.metrics["val/score"]}
         assert (asha.on_trial_result(None, Trial(event.trial), result) == "STOP") == event.stopped
         if event.stopped:
             asha.on_trial_complete(None, Trial(event.trial), result)
@@ -80,8 +81,9 @@ def test_tunes_asha_stops_as_the_class_itself_does() -> None:
 
 def curve(truth: str, values: list[float]) -> Curve:
     reports = tuple(
-        {"epoch": i, "step": i, "full_beta_epochs": i - 1, "full_beta_steps": i - 1, "phase": 0, "closing": False,
-         "nonfinite": [], "metrics": {"val/score": value}}
+        recorded(
+            epoch=i, step=i, full_beta_epochs=i - 1, full_beta_steps=i - 1, phase=0, metrics={"val/score": value}
+        )
         for i, value in enumerate(values, 1)
     )  # fmt: skip
     times = tuple(float(index) for index in range(len(values)))

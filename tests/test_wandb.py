@@ -16,6 +16,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from journal_lines import event_of
 
 from buttress.callbacks.wandb import MAX_FAILURES, WandbRuns, has_key, summary
 from buttress.training.trainable import Metric
@@ -164,23 +165,23 @@ def test_a_resumed_sweep_reuses_the_run_id(tmp_path: Path) -> None:
     assert {run.given["resume"] for run in wandb.runs} == {"allow"}
 
 
-def test_a_trial_without_outcome_is_closed_as_suspended(tmp_path: Path) -> None:
+def test_a_trial_without_outcome_is_closed_as_interrupted(tmp_path: Path) -> None:
     wandb = FakeWandb()
     runs = WandbRuns("toy", tmp_path, client=wandb)
     runs.start("0001", {}, {})
     runs.close()
     runs.report("0001", report(1))  # after the end: nothing
-    assert wandb.runs[0].summary["outcome"] == "suspended" and wandb.runs[0].exit_code == 0
+    assert wandb.runs[0].summary["outcome"] == "interrupted" and wandb.runs[0].exit_code == 0
 
 
 def test_journal_lines_drive_it(tmp_path: Path) -> None:
     wandb = FakeWandb()
     runs = WandbRuns("toy", tmp_path, client=wandb)
     live = SimpleNamespace(config={"loss": {"beta": 0.1}}, params={"loss.beta": 0.1})
-    runs.on_event({"line": "header"})
-    runs.on_event({"line": "start", "trial": "0001", "slot": "slot-0"}, live)
-    runs.on_event({"line": "report", "trial": "0001", **report(10, ari=0.2), "vectors": {}}, live)
-    runs.on_event({"line": "outcome", "trial": "0001", **COLLAPSED}, None)
+    runs.on_event(event_of({"line": "start", "trial": "0001", "attempt": 1, "slot": "slot-0"}), live)
+    moment = {"attempt": 1, "seq": 0, "full_beta_epochs": 1, "full_beta_steps": 10, "phase": 0}
+    runs.on_event(event_of({"line": "report", "trial": "0001", **moment, **report(10, ari=0.2), "vectors": {}}), live)
+    runs.on_event(event_of({"line": "outcome", "trial": "0001", **COLLAPSED}), None)
     runs.on_message("nothing")
     runs.close()
     (run,) = wandb.runs

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from journal_lines import Line, event_of, events_of
 from optuna.trial import TrialState
 from sweeps import RULES, Toy, drive, spec, state
 
@@ -14,11 +15,12 @@ from buttress import journal
 from buttress.errors import BadInput
 from buttress.execution import plan
 from buttress.execution.setup import header
+from buttress.journal.events import read_event
 from buttress.journal.records import fold
-from buttress.search.warm_start import _OUTSIDE, gathered, inside, resolved, sentence
+from buttress.search.warm_start import _OUTSIDE, collect, describe, inside, resolve_sweeps
 from buttress.spec.parameters import Parameter
 from buttress.spec.spec import SweepSpec
-from buttress.sweep.state import Line, SweepState
+from buttress.sweep.state import SweepState
 from buttress.training import registry
 
 
@@ -27,16 +29,16 @@ def record(folder: Path, sweep: str = "toy-aaaaaa", made: SweepSpec | None = Non
     made, lines = made or spec(), list[Line]()
     ran = state(made, lines)
     drive(ran)
-    with journal.JournalWriter(folder / sweep / journal.FILE, fsync=()) as writer:
+    with journal.JournalWriter(folder / sweep / journal.FILE, fsync=False) as writer:
         for line in [header(made, Toy(), RULES, sweep), *lines]:
-            writer.write(line)
+            writer.write(event_of(line))
     return ran
 
 
 def warmed(tmp_path: Path, lines: list[Line] | None = None, **changes: Any) -> SweepState:
     made = spec(**{"warm_start": [str(tmp_path / "toy-aaaaaa")], **changes})
     sweep = state(made, lines)
-    sweep.warm_start(gathered(made, Toy()))
+    sweep.warm_start(collect(made, Toy()))
     return sweep
 
 
@@ -72,7 +74,7 @@ def test_a_resumed_sweep_needs_the_earlier_one_no_more(tmp_path: Path) -> None:
     for cut in range(1, len(whole), 40):
         lines = [dict(line) for line in whole[:cut]]
         again = state(spec(warm_start=["gone"]), lines)
-        again.replay([dict(line) for line in whole[:cut]])
+        again.replay(events_of(whole[:cut]))
         drive(again)
         assert [(li["trial"], li["ask"], li["params"]) for li in lines if li["line"] == "trial"] == expected, cut
     read = fold([header(spec(), Toy(), RULES, "toy-bbbbbb"), *whole])
@@ -87,7 +89,8 @@ def test_what_the_present_space_could_not_have_drawn_is_left_out_and_counted(tmp
     wide = sum(trial.params["loss.beta"] > 1 for trial in old.study.trials() if trial.number in old.asks)
     (line,) = lines
     assert line["left_out"] == [{"sweep": "toy-aaaaaa", "reason": "loss.beta outside the space", "count": wide}]
-    assert len(line["told"]) == 16 - wide and f"left out: {wide} (loss.beta outside the space)" in sentence(line)
+    assert len(line["told"]) == 16 - wide
+    assert f"left out: {wide} (loss.beta outside the space)" in describe(read_event(line))
 
 
 def test_what_was_searched_may_be_fixed_now_and_the_other_way_round(tmp_path: Path) -> None:
@@ -131,15 +134,15 @@ def test_the_circuit_breaker_and_the_guard_look_at_this_sweep_alone(tmp_path: Pa
     record(tmp_path)
     sweep = warmed(tmp_path, breaker={"first": 5, "collapsed": 1.0})
     assert sweep.next_trial() is not None and sweep.tripped is None
-    assert sweep.draws.twin(sweep.study.trials()[0].params) is None
+    assert sweep.proposals.explored.trial_with(sweep.study.trials()[0].params) is None
 
 
 def test_names_are_looked_up_before_the_new_sweep_has_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     record(tmp_path / "runs")
-    assert resolved(spec(warm_start=["toy"])).warm_start == (str(tmp_path / "runs" / "toy-aaaaaa"),)
+    assert resolve_sweeps(spec(warm_start=["toy"])).warm_start == (str(tmp_path / "runs" / "toy-aaaaaa"),)
     with pytest.raises(BadInput, match=r"warm_start\.1: this earlier sweep cannot be read .*got 'nowhere'"):
-        resolved(spec(warm_start=["toy", "nowhere"]))
+        resolve_sweeps(spec(warm_start=["toy", "nowhere"]))
 
 
 @pytest.mark.parametrize(
@@ -166,5 +169,6 @@ def test_the_plan_says_what_earlier_sweeps_would_teach(tmp_path: Path, monkeypat
     lines: list[Line] = []
     warmed(tmp_path, lines)
     told = plan.make_plan(spec(warm_start=[str(tmp_path / "toy-aaaaaa")]), timing=False).warm_start
-    assert told == sentence(lines[0]) and told.startswith("16 of 16 trials of earlier sweeps are told to the sampler, ")
+    assert told == describe(read_event(lines[0]))
+    assert told.startswith("16 of 16 trials of earlier sweeps are told to the sampler, ")
     assert plan.make_plan(spec(), timing=False).warm_start is None

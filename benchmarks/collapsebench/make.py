@@ -26,7 +26,7 @@ from benchmarks.collapsebench.family import ROOT, Family, load
 from benchmarks.collapsebench.pack import overview, pack
 from buttress.errors import BadInput
 from buttress.journal import plain
-from buttress.search.building import unsettled
+from buttress.search.proposals import never_settles
 from buttress.spec import trial_config
 from buttress.spec.spec import SweepSpec
 from buttress.training.local_run import train
@@ -80,7 +80,8 @@ def configurations(spec: SweepSpec, trainable: Any, count: int) -> list[dict[str
             config = trial_config.build(spec, params, trainable.Config, schedule=trainable.schedule, epochs_path=path)
         except BadInput:
             continue
-        if trial_config.violated_requirement(spec, config) is None and unsettled(trainable.schedule(config)) is None:
+        refused = trial_config.violated_requirement(spec, config) or never_settles(trainable.schedule(config))
+        if refused is None:
             accepted.append(params)
     return accepted
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable
 
-from buttress.sweep.evaluation import Line
-from buttress.sweep.trial import LiveTrial
+from buttress.journal.events import Event
+from buttress.sweep.trial import ActiveTrial
 
 log = logging.getLogger("buttress")
 messages_log = logging.getLogger("buttress.messages")  # what callbacks are sent by `on_message`, where there are none
@@ -25,7 +25,7 @@ class Callback:
         >>> buttress.run("lithology", profile="quick", callbacks=[Messages()])          # doctest: +SKIP
     """
 
-    def on_event(self, event: Line, trial: LiveTrial | None = None) -> None:
+    def on_event(self, event: Event, trial: ActiveTrial | None = None) -> None:
         """A journal event has been written.
 
         Args:
@@ -51,7 +51,7 @@ class CallbackList:
         """Appends callbacks; they see what happens from now on."""
         self._callbacks += callbacks
 
-    def on_event(self, event: Line, trial: LiveTrial | None) -> None:
+    def on_event(self, event: Event, trial: ActiveTrial | None) -> None:
         """Calls `on_event` of every callback."""
         self._call(lambda callback: callback.on_event(event, trial))
 

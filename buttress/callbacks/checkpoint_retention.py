@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import heapq
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
+
+from buttress.journal.events import Outcome, Report
 
 #: Completed trials whose best checkpoint is kept.
 KEPT_TRIALS = 3
@@ -48,21 +51,21 @@ class Checkpoints:
         self._sign = 1.0 if direction == "max" else -1.0
         self._finished: list[tuple[float, str]] = []  # (value, larger is better; trial) of completed trials with files
 
-    def reported(self, trial: str, reports: list[dict[str, Any]], best: dict[str, Any] | None) -> None:
+    def reported(self, trial: str, reports: Sequence[Report], best: Report | None) -> None:
         """A report of a running trial came in: only its newest checkpoint and its best epoch's stay."""
-        written = [line["checkpoint"] for line in reports if line.get("checkpoint")]
+        written = [report.checkpoint for report in reports if report.checkpoint]
         keep = set(written[-1:])
-        if best and best.get("checkpoint"):
-            keep.add(best["checkpoint"])
+        if best is not None and best.checkpoint:
+            keep.add(best.checkpoint)
         for path in written[:-1]:
             if path not in keep:
                 self._files.delete(trial, path)
 
-    def ended(self, trial: str, outcome: dict[str, Any]) -> None:
+    def ended(self, trial: str, outcome: Outcome) -> None:
         """A trial has its outcome and its workers have left it."""
-        best = outcome.get("best") or {}
-        value: float | None = best["metrics"][self._metric] if best else None
-        keep = best.get("checkpoint") if outcome["outcome"] == "completed" and value is not None else None
+        best = outcome.best
+        value = best.metrics[self._metric] if best else None
+        keep = best.checkpoint if best and outcome.outcome == "completed" and value is not None else None
         for path in self._files.checkpoints(trial):
             if path != keep:
                 self._files.delete(trial, path)

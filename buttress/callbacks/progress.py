@@ -22,8 +22,19 @@ from rich.text import Text
 from buttress.analysis.explanation import evidence_sentence, telling
 from buttress.callbacks.base import Callback
 from buttress.callbacks.notebook import NotebookView
+from buttress.journal.events import (
+    AttemptStarted,
+    Audited,
+    CircuitBroken,
+    Event,
+    Outcome,
+    Paused,
+    Report,
+    WorkersLost,
+)
 from buttress.rules import Evidence
 from buttress.rules.transforms import WITHOUT_THRESHOLD
+from buttress.sweep.trial import ActiveTrial
 from buttress.wording import clock, number
 
 REFRESH_HZ = 2.0
@@ -36,7 +47,6 @@ COLOURS = {
     "diverged": "magenta",
     "pruned": "yellow",
     "failed": "bold red",
-    "suspended": "dim",
     "running": "cyan",
 }
 
@@ -179,13 +189,11 @@ class Progress(Callback):
                 self._seen.endings.append((trial, told, short))
         self._say(f"{trial} {told} {text}")
 
-    def trial_set_aside(self, trial: str, verdict: Mapping[str, Any]) -> None:
-        """The trial has left its slot and may come back, told by the keys of the journal's `suspended` line."""
-        told = {**verdict, "outcome": "collapsed"}
+    def trial_paused(self, trial: str, reason: str = "") -> None:
+        """The trial has left its slot and waits."""
         with self._lock:
             self._seen.running.pop(trial, None)
-            self._seen.endings.append((trial, "suspended", ending(told, self.heading.objective, short=True)))
-        self._say(f"{trial} set aside {ending(told, self.heading.objective)}")
+        self._say(f"{trial} paused{f': {reason}' if reason else ''}")
 
     def on_message(self, text: str) -> None:
         """Something a person should know; it stays above the live view."""
@@ -194,30 +202,28 @@ class Progress(Callback):
         else:
             self._say(text)
 
-    def on_event(self, line: Mapping[str, Any], live: Any = None) -> None:
-        """A journal line, of the kinds that are shown; `live` is its trial (`params`, `epochs`) if it goes on."""
-        match line["line"]:
-            case "start":
-                self.trial_started(line["trial"], live.params if live else {}, line["slot"])
-            case "report":
-                epochs = live.epochs if live else None
-                self.trial_reported(
-                    line["trial"], line["epoch"], epochs, line["metrics"], line["state"], line["suspects"]
-                )
-            case "lost":
+    def on_event(self, event: Event, trial: ActiveTrial | None = None) -> None:
+        """An event of the kinds that are shown; `trial` is its trial, if it goes on."""
+        match event:
+            case AttemptStarted():
+                self.trial_started(event.trial, trial.params if trial else {}, event.slot)
+            case Report():
+                epochs = trial.epochs if trial else None
+                self.trial_reported(event.trial, event.epoch, epochs, event.metrics, event.state, event.suspects)
+            case WorkersLost():
                 with self._lock:
-                    if row := self._seen.running.get(line["trial"]):
+                    if row := self._seen.running.get(event.trial):
                         row.state = "lost"
-                self.on_message(f"{line['trial']} lost its workers ({line['reason']}) and goes on from its checkpoint")
-            case "audit":
-                self.on_message(f"{line['trial']} is condemned by {line['rule']} and runs on to its end, to check it")
-            case "suspended":
-                self.trial_set_aside(line["trial"], line)
-            case "breaker":
-                share = f"{line['collapsed']} of the first {line['first']} trials"
-                self.on_message(f"{share} collapsed: the circuit breaker stops the sweep")
-            case "outcome":
-                self.trial_ended(line["trial"], line)
+                self.on_message(f"{event.trial} lost its workers ({event.reason}) and goes on from its checkpoint")
+            case Audited():
+                self.on_message(f"{event.trial} is condemned by {event.rule} and runs on to its end, to check it")
+            case Paused():
+                self.trial_paused(event.trial, event.reason)
+            case CircuitBroken():
+                told = f"{event.collapsed} of the first {event.first} trials collapsed"
+                self.on_message(f"{told}: the circuit breaker stops the sweep")
+            case Outcome():
+                self.trial_ended(event.trial, event.to_line())
 
     # --- the live view ----------------------------------------------------------------------------------------------
 

@@ -19,8 +19,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from buttress.callbacks.base import Callback
 from buttress.compat.wandb import EXPERIMENTAL_SETTINGS, disable_error_reporting, preserved_exit_hooks
+from buttress.journal.events import AttemptStarted, Event, Outcome, Report
 
 if TYPE_CHECKING:
+    from buttress.sweep.trial import ActiveTrial
     from buttress.training.trainable import Metric
 
 log = logging.getLogger("buttress.wandb")
@@ -100,18 +102,18 @@ class WandbRuns(Callback):
         """Write the trial's summary and tags from the journal's `outcome` line, and finish its run."""
         self._post(self._outcome, trial, dict(outcome))
 
-    def on_event(self, line: Mapping[str, Any], live: Any = None) -> None:
-        """A journal line, of the kinds that are logged; `live` is its trial (`config`, `params`), if it goes on."""
-        match line["line"]:
-            case "start" if live is not None:
-                self.start(line["trial"], live.config, live.params)
-            case "report":
-                self.report(line["trial"], line)
-            case "outcome":
-                self.outcome(line["trial"], line)
+    def on_event(self, event: Event, trial: ActiveTrial | None = None) -> None:
+        """An event of the kinds that are logged; `trial` is its trial, if it goes on."""
+        match event:
+            case AttemptStarted() if trial is not None:
+                self.start(event.trial, trial.config, trial.params)
+            case Report():
+                self.report(event.trial, vars(event))
+            case Outcome():
+                self.outcome(event.trial, event.to_line())
 
     def close(self, timeout: float = FINISH_TIMEOUT_S) -> None:
-        """Log what is waiting, finish every open run as `suspended`, and return after at most `timeout` seconds."""
+        """Log what is waiting, finish every open run as `interrupted`, and return after at most `timeout` seconds."""
         if self._closed or self._thread is None:
             self._closed = True
             return
@@ -141,7 +143,7 @@ class WandbRuns(Callback):
                 self._attempt(call, trial, *args)
         for trial in list(self._runs):
             if not self._given_up:
-                self._attempt(self._outcome, trial, {"outcome": "suspended"})
+                self._attempt(self._outcome, trial, {"outcome": "interrupted"})
 
     def _attempt(self, call: Callable[..., None], trial: str, *args: Any) -> None:
         try:

@@ -11,11 +11,12 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import queue
 import secrets
 import shutil
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,14 +29,15 @@ from buttress.execution.event_handler import AssignmentFactory, EventHandler
 from buttress.execution.messages import Command, DropTrial, StopTrial
 from buttress.execution.ray_session import NAMESPACE, connected, wait_for_released_resources
 from buttress.execution.setup import header, load, new_id, resolve_rules, versions
-from buttress.journal import DURABLE, JournalWriter
+from buttress.journal import JournalWriter
+from buttress.journal.events import CircuitBroken, Ended, Event, Header, Resumed, WarmStarted
 from buttress.rules import RuleSet
-from buttress.search.warm_start import gathered, resolved, sentence
+from buttress.search.warm_start import collect, describe, resolve_sweeps
 from buttress.spec.spec import SweepSpec
 from buttress.storage import Storage, is_url, origin
-from buttress.sweep.evaluation import Line
 from buttress.sweep.result import CIRCUIT_BREAKER, SweepResult
 from buttress.sweep.state import SweepState
+from buttress.sweep.trial import TrialState
 
 if TYPE_CHECKING:
     from buttress.execution.worker_pool import WorkerPool
@@ -56,7 +58,7 @@ class Driver:
         folder: Path,
         *,
         sweep: str,
-        earlier: list[Line] | None = None,
+        earlier: list[Event] | None = None,
         rules: RuleSet | None = None,
         address: str | None = None,
         callbacks: Sequence[Callback] = (),
@@ -70,13 +72,14 @@ class Driver:
         self.rules = rules or resolve_rules(self.spec)
         self.callbacks = CallbackList(callbacks)
         self._resumed = earlier is not None
-        self.earlier: list[Line] = earlier or []
+        self.earlier: list[Event] = earlier or []
         self._upload: Any = None
         self._failure: BaseException | None = None
         self._tune_done = threading.Event()
         self._pool_closed = threading.Event()  # nothing more will happen
         self._with_tune: set[str] = set()  # trials that Tune holds
         self._commands: list[Command] = []  # for the mailbox, at the drain thread's next exchange
+        self._requests: queue.SimpleQueue[Callable[[], list[Command]]] = queue.SimpleQueue()  # for the drain thread
 
     # --- the whole of it -----------------------------------------------------------------------------------------
 
@@ -99,10 +102,10 @@ class Driver:
             finally:
                 seconds = time.monotonic() - began
                 counts = {**self.state.counts}
-                if self.state.live:
-                    counts["suspended"] = len(self.state.live)
+                if self.state.active:
+                    counts["unfinished"] = len(self.state.active)
                 with contextlib.suppress(OSError):
-                    self._write(journal.end(reason=reason, counts=counts, seconds=seconds))
+                    self._write(Ended(reason=reason, counts=counts, seconds=seconds))
                 shutil.rmtree(self.folder / ".ray", ignore_errors=True)
         self._verify()
         return SweepResult(self.sweep, self.folder, self.where, counts, seconds, reason, interrupted)
@@ -122,7 +125,7 @@ class Driver:
 
     def _state(self) -> SweepState:
         """What decides in this sweep, before its first line."""
-        return SweepState(self.spec, self.trainable, self.rules, self._write, self._line)
+        return SweepState(self.spec, self.trainable, self.rules, self._write, self._on_event)
 
     @contextlib.contextmanager
     def _uploading(self) -> Iterator[None]:
@@ -140,9 +143,9 @@ class Driver:
         finally:
             self._upload.close()
 
-    def _write(self, line: Line) -> None:
-        self._writer.write(line)
-        if self._upload is not None and line["line"] in DURABLE:
+    def _write(self, event: Event) -> None:
+        self._writer.write(event)
+        if self._upload is not None and event.durable:
             self._upload.wake()
 
     def _open_journal(self) -> None:
@@ -150,18 +153,18 @@ class Driver:
             self._write(header(self.spec, self.trainable, self.rules, self.sweep))
             self._warm_start()
             return
-        self._write(journal.resume(versions=versions()))
+        self._write(Resumed(versions=versions()))
         self.state.replay(self.earlier)
-        if not any(line["line"] == "warm" for line in self.earlier):
+        if not any(isinstance(event, WarmStarted) for event in self.earlier):
             self._warm_start()
         for trial, outcome in self.state.outcomes.items():
             self.checkpoints.ended(trial, outcome)
 
     def _warm_start(self) -> None:
         if self.spec.warm_start:
-            line = gathered(self.spec, self.trainable)
-            self.state.warm_start(line)
-            self.callbacks.on_message(f"warm start: {sentence(line)}")
+            event = collect(self.spec, self.trainable)
+            self.state.warm_start(event)
+            self.callbacks.on_message(f"warm start: {describe(event)}")
 
     def _execute(self, ray: Any) -> str:
         from buttress.execution import mailbox, worker_pool
@@ -210,9 +213,10 @@ class Driver:
         """Why the sweep ended that nothing kept from its end."""
         if self.state.tripped:
             return CIRCUIT_BREAKER
-        if self.state.live:
-            return "time budget spent"
-        if self.state.spent:
+        if self.state.active:
+            paused = all(trial.state is TrialState.PAUSED for trial in self.state.active.values())
+            return "trials are paused" if paused else "time budget spent"
+        if self.state.proposals.exhausted:
             self.callbacks.on_message("space exhausted: every configuration that the spec allows has been run")
             return "space exhausted"
         healthy = self.spec.budget.healthy
@@ -233,6 +237,16 @@ class Driver:
     def _is_over(self) -> bool:
         return self._failure is not None or self.state.tripped is not None
 
+    # --- called from any thread -----------------------------------------------------------------------------------
+
+    def pause_trial(self, trial: str, reason: str = "") -> None:
+        """A running trial leaves its slot and waits, with its last checkpoint; nothing for one that does not run."""
+        self._requests.put(lambda: self.events.pause(trial, reason))
+
+    def continue_trial(self, trial: str) -> None:
+        """A paused trial waits for a slot, to go on from its checkpoint; nothing for one that is not paused."""
+        self._requests.put(lambda: self.events.continue_trial(trial))
+
     # --- called by Tune -----------------------------------------------------------------------------------------------
 
     def _next_trial(self) -> dict[str, Any] | str | None:
@@ -246,19 +260,17 @@ class Driver:
                 return Searcher.FINISHED
             if len(self._with_tune) >= self.pool.count_usable():
                 return None
-            live = self.state.next_trial(leaving=self._with_tune | self.events.leaving)
-            self.events.close_files()
+            trial = self.state.next_trial(leaving=self._with_tune | self.events.leaving)
         except BaseException as error:
             self._fail(error)
             return Searcher.FINISHED
-        if live is None:  # on probation a trial that still runs may be set aside and come back
-            waits = self.spec.probation.epochs and (self._with_tune or self.events.leaving)
+        if trial is None:  # one that is paused may be continued as long as others run
+            waits = (self._with_tune and self.state.has_paused) or self.state.queue
             return None if waits else Searcher.FINISHED
-        self._with_tune.add(live.id)
-        self.events.drawn(live.id)
-        assignment = self.assignments.next_attempt(live).to_json()
+        self._with_tune.add(trial.id)
+        assignment = self.assignments.next_attempt(trial).to_json()
         return {
-            "trial": live.id,
+            "trial": trial.id,
             "assignment": assignment,
             "mailbox": self._mailbox_name,
             "namespace": NAMESPACE,
@@ -270,12 +282,12 @@ class Driver:
         Not so when the whole sweep has failed: then its trials wait for the sweep to be resumed.
         """
         self._with_tune.discard(trial)
-        if error and self._failure is None and trial in self.state.live:
-            outcome = self.state.raised(trial, self.state.live[trial].attempt, "its Tune actor died", "infrastructure")
+        if error and self._failure is None and trial in self.state.active:
+            attempt = self.state.active[trial].attempt
+            outcome = self.state.raised(trial, attempt, "its Tune actor died", "infrastructure")
             self.mailbox.send.remote(StopTrial(trial, str(outcome)))
-        live = self.state.live.get(trial)
-        aside = live is not None and live.suspended is not None
-        self.mailbox.send.remote(DropTrial(trial, live.attempt if live is not None and aside else None))
+        active = self.state.active.get(trial)  # a paused trial comes back with another attempt
+        self.mailbox.send.remote(DropTrial(trial, active.attempt if active is not None else None))
 
     # --- the drain thread ---------------------------------------------------------------------------------------
 
@@ -289,6 +301,9 @@ class Driver:
                 events = ray.get(self.mailbox.exchange.remote(commands, wait_s))
                 for event in events:
                     self._commands += self.events.handle(event)
+                with contextlib.suppress(queue.Empty):
+                    while True:
+                        self._commands += self._requests.get_nowait()()
                 if self._pool_closed.is_set() and not events:
                     return
                 if self._tune_done.is_set() or self.state.tripped:  # the mailbox is closed and does not wait
@@ -305,10 +320,10 @@ class Driver:
 
     # --- events and errors -------------------------------------------------------------------------------------------
 
-    def _line(self, line: Line) -> None:
-        if line["line"] == "breaker":
+    def _on_event(self, event: Event) -> None:
+        if isinstance(event, CircuitBroken):
             self._halt()
-        self.callbacks.on_event(line, self.state.live.get(line.get("trial") or ""))
+        self.callbacks.on_event(event, self.state.active.get(getattr(event, "trial", "")))
 
     def _halt(self) -> None:
         """The circuit breaker: nothing is drawn any more, and running trials leave their slots to be resumed later."""
@@ -325,19 +340,19 @@ class Driver:
 
     def _verify(self) -> None:
         """Promise 1, read back from the study itself: whatever is COMPLETE there completed here."""
-        from optuna.trial import TrialState
+        from optuna.trial import TrialState as OptunaState
 
         for entry in self.state.study.trials():
             trial = self.state.asks.get(entry.number)
             if entry.number in self.state.warm:
                 continue
-            if entry.state == TrialState.COMPLETE and self.state.outcomes[str(trial)]["outcome"] != "completed":
+            if entry.state == OptunaState.COMPLETE and self.state.outcomes[str(trial)].outcome != "completed":
                 raise RuntimeError(f"trial {trial} is COMPLETE in the study, but it did not complete")
 
 
 def start(spec: SweepSpec, out: Path | str, *, sweep: str | None = None, **options: Any) -> Driver:
     """A new sweep in its own folder under `out`, a folder or a URL; raises BadInput where that cannot be written."""
-    spec = resolved(spec)
+    spec = resolve_sweeps(spec)
     sweep = sweep or new_id(spec.name)
     if is_url(out):
         from buttress.journal.remote import spool
@@ -362,11 +377,12 @@ def resume(
 
         path = fetch(store) / journal.FILE
         options = {**options, "store": store}
-    lines = list(journal.lines(path))
-    first = lines[0]
-    spec = SweepSpec.from_dict(first["spec"], where=path)
+    events = list(journal.events(path))
+    first = events[0]
+    assert isinstance(first, Header)
+    spec = SweepSpec.from_dict(first.spec, where=path)
     budget = {**({"trials": trials} if trials else {}), **({"hours": hours} if hours else {})}
     if budget:
         spec = spec.model_copy(update={"budget": spec.budget.model_copy(update=budget)})
-    rules = RuleSet.from_dict(first["rules"], where=path)
-    return Driver(spec, path.parent, sweep=first["sweep"], earlier=lines[1:], rules=rules, **options)
+    rules = RuleSet.from_dict(first.rules, where=path)
+    return Driver(spec, path.parent, sweep=first.sweep, earlier=events[1:], rules=rules, **options)

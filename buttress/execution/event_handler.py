@@ -30,12 +30,11 @@ from buttress.execution.messages import (
     SlotReady,
     StopTrial,
 )
+from buttress.journal.events import Outcome
 from buttress.storage import Storage
-from buttress.sweep.evaluation import Line
 from buttress.sweep.limits import Limits
-from buttress.sweep.probation import waiting
 from buttress.sweep.state import SweepState
-from buttress.sweep.trial import LiveTrial
+from buttress.sweep.trial import ActiveTrial
 from buttress.training.trainable import Reported
 
 if TYPE_CHECKING:
@@ -59,7 +58,7 @@ class AssignmentFactory:
         self._state, self._files, self._store, self._on_message = state, files, store, on_message
         self._folder = folder.absolute() / "trials"
 
-    def next_attempt(self, live: LiveTrial, problem: str = "") -> Assignment:
+    def next_attempt(self, live: ActiveTrial, problem: str = "") -> Assignment:
         """The assignment of a trial's next attempt; makes the trial's folder and forgets checkpoints that are gone.
 
         Args:
@@ -68,11 +67,11 @@ class AssignmentFactory:
         """
         folder = self._folder / live.id
         folder.mkdir(parents=True, exist_ok=True)
-        while (source := live.resume_point) and not self._files.exists(live.id, source["checkpoint"]):
-            problem = problem or f"checkpoint {source['checkpoint']} is missing"
-            self._state.forget_checkpoint(live.id, source["checkpoint"])
+        while (source := live.resume_point) and not self._files.exists(live.id, source.checkpoint):
+            problem = problem or f"checkpoint {source.checkpoint} is missing"
+            self._state.forget_checkpoint(live.id, source.checkpoint)
         if problem:
-            now = f"goes on from {source['checkpoint']}" if source else "starts afresh"
+            now = f"goes on from {source.checkpoint}" if source else "starts afresh"
             self._on_message(f"trial {live.id}: {problem}, so the trial {now}")
         return Assignment(
             trial=live.id,
@@ -81,7 +80,7 @@ class AssignmentFactory:
             config=live.config,
             seed=live.seed,
             folder=str(folder),
-            resume=str(folder / source["checkpoint"]) if source else None,
+            resume=str(folder / source.checkpoint) if source else None,
             store=self._store.folder(f"trials/{live.id}").url if self._store is not None else None,
         )
 
@@ -113,8 +112,7 @@ class EventHandler:
         self._limits = Limits(state.spec.budget)
         self.reports = 0
         self.slot_of: dict[str, str] = {}  # trial -> the slot of its newest attempt
-        self.leaving: set[str] = set()  # trials that were set aside and whose workers have not left them yet
-        self._aside = {live.id for live in waiting(state.live.values())}  # set aside, and no outcome known here yet
+        self.leaving: set[str] = set()  # paused trials whose workers have not left them yet
         self._released: set[str] = set()  # trials whose last result Tune has been given
 
     def handle(self, event: MailboxEvent) -> list[Command]:
@@ -149,16 +147,6 @@ class EventHandler:
                 commands.append(LoseSlot(slot, f"no report for {budget.stall_minutes:g} minutes"))
         return commands
 
-    def drawn(self, trial: str) -> None:
-        """The trial is to begin, or is back from probation."""
-        self._aside.discard(trial)
-
-    def close_files(self) -> None:
-        """Of trials that were set aside and have been condemned for good."""
-        for trial in self._aside & self._state.outcomes.keys():
-            self._aside.discard(trial)
-            self._checkpoints.ended(trial, self._state.outcomes[trial])
-
     # --- events ----------------------------------------------------------------------------------------------------
 
     def _on_started(self, event: AssignmentStarted) -> None:
@@ -173,15 +161,13 @@ class EventHandler:
         if reported.note:
             self._on_message(f"trial {trial}: {reported.note}")
         decided = state.reported(trial, attempt, reported)
-        if decided is not None and decided["line"] == "suspended":
-            return self._set_aside(trial)
         if decided is not None:
             return self._conclude(trial, decided, running=True)
-        live = state.live.get(trial)
-        if live is None or not live.runs(attempt):
+        live = state.active.get(trial)
+        if live is None or not live.accepts(attempt):
             return []
         if reported.checkpoint:
-            self._checkpoints.reported(trial, live.judged.reports, live.judged.best)
+            self._checkpoints.reported(trial, live.evaluation.reports, live.evaluation.best)
         if state.objectives[0] not in reported.metrics:
             return []
         values = {name: reported.metrics[name] for name in state.objectives if name in reported.metrics}
@@ -191,8 +177,8 @@ class EventHandler:
     def _on_ended(self, event: AssignmentEnded) -> list[Command]:
         trial, ending = event.trial, event.result.ending
         self._limits.ended(trial)
-        live = self._state.live.get(trial)
-        if live is not None and live.suspended is not None:
+        live = self._state.active.get(trial)
+        if trial in self.leaving:
             self._has_left(trial)
             if event.drained:
                 self._pool.kill(event.slot)
@@ -205,7 +191,7 @@ class EventHandler:
         if event.drained and outcome is None and ending is Ending.STOPPED:
             self._state.lost(trial, event.attempt, "its node was drained", moved=True)
             self._on_message(f"trial {trial}: its node is drained; it goes on from the checkpoint that it left")
-            return [RequeueTrial(self._assignments.next_attempt(self._state.live[trial]))]
+            return [RequeueTrial(self._assignments.next_attempt(self._state.active[trial]))]
         outcome = outcome or self._outcome_of(event)
         if outcome is None:
             return []
@@ -213,16 +199,16 @@ class EventHandler:
         self._checkpoints.ended(trial, outcome)
         return commands
 
-    def _without_its_checkpoint(self, live: LiveTrial, result: AttemptResult) -> list[Command]:
+    def _without_its_checkpoint(self, live: ActiveTrial, result: AttemptResult) -> list[Command]:
         """The workers could not read the checkpoint that the trial was to go on from: it goes on from an older one."""
         if not (source := live.resume_point):
             return []
-        checkpoint = source["checkpoint"]
+        checkpoint = source.checkpoint
         self._state.forget_checkpoint(live.id, checkpoint)
         how = "missing" if result.checkpoint_missing else "damaged"
         return [RequeueTrial(self._assignments.next_attempt(live, f"checkpoint {checkpoint} is {how}"))]
 
-    def _outcome_of(self, event: AssignmentEnded) -> Line | None:
+    def _outcome_of(self, event: AssignmentEnded) -> Outcome | None:
         """The outcome of a trial whose trainer returned or raised; None where it only stopped when it was told to."""
         result = event.result
         if result.ending is Ending.FINISHED:
@@ -238,43 +224,51 @@ class EventHandler:
     def _on_lost(self, event: AssignmentLost) -> list[Command]:
         trial = event.trial
         self._limits.ended(trial)
-        live = self._state.live.get(trial)
-        if live is not None and live.suspended is not None:
+        if trial in self.leaving:
             self._has_left(trial)
             return []
         known = trial in self._state.outcomes
         outcome = self._state.lost(trial, event.attempt, event.reason)
         if outcome is None:
             self._on_message(f"trial {trial}: {event.reason}; it goes on from its last checkpoint")
-            return [RequeueTrial(self._assignments.next_attempt(self._state.live[trial]))]
+            return [RequeueTrial(self._assignments.next_attempt(self._state.active[trial]))]
         commands = [] if known else self._conclude(trial, outcome)
         self._checkpoints.ended(trial, outcome)
         return commands
 
     # --- what was decided ------------------------------------------------------------------------------------------
 
-    def _conclude(self, trial: str, outcome: Line, running: bool = False) -> list[Command]:
+    def _conclude(self, trial: str, outcome: Outcome, running: bool = False) -> list[Command]:
         """What workers (if they are `running`) and Tune have to hear of an outcome; nothing the second time."""
         if trial in self._released:
             return []
         self._released.add(trial)
         self._limits.ended(trial)
-        result: dict[str, Any] = {"outcome": outcome["outcome"], "kind": outcome["kind"], "margin": outcome["margin"]}
-        if outcome["outcome"] == "pruned":
+        result: dict[str, Any] = {"outcome": outcome.outcome, "kind": outcome.kind, "margin": outcome.margin}
+        if outcome.outcome == "pruned":
             result["decision"] = "stop"
-        elif outcome["outcome"] not in ("collapsed", "diverged"):
+        elif not outcome.dead:
             result["done"] = True
-        stop = StopTrial(trial, f"{outcome['outcome']} {outcome['kind'] or ''}".strip())
+        stop = StopTrial(trial, f"{outcome.outcome} {outcome.kind or ''}".strip())
         return [*([stop] if running else []), ReleaseResult(trial, result)]
 
-    def _set_aside(self, trial: str) -> list[Command]:
-        """A condemned trial leaves its slot, and may come back. Its workers stop as for a verdict; it goes on from its
-        last checkpoint, so that what follows does not depend on when they heard of it."""
+    def pause(self, trial: str, reason: str = "") -> list[Command]:
+        """A running trial leaves its slot and waits until it is continued.
+
+        Its workers stop as for a verdict; it goes on from its last checkpoint, so that what follows does not depend on
+        when they heard of it.
+        """
+        if not self._state.pause(trial, reason):
+            return []
         self.leaving.add(trial)
-        self._aside.add(trial)
-        return [StopTrial(trial, "set aside"), ReleaseResult(trial, {"outcome": "suspended", "done": True})]
+        return [StopTrial(trial, "paused"), ReleaseResult(trial, {"outcome": "paused", "done": True})]
+
+    def continue_trial(self, trial: str) -> list[Command]:
+        """A paused trial waits for a slot again."""
+        self._state.continue_trial(trial)
+        return []
 
     def _has_left(self, trial: str) -> None:
-        """The workers of a trial that was set aside are out of it; if it comes back its time begins anew."""
-        self._limits.afresh(trial)
+        """The workers of a paused trial are out of it; if it comes back its time begins anew."""
+        self._limits.restart(trial)
         self.leaving.discard(trial)

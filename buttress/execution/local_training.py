@@ -21,10 +21,11 @@ from buttress import journal
 from buttress.callbacks.checkpoint_retention import Checkpoints, LocalFiles
 from buttress.errors import BadInput, from_pydantic
 from buttress.execution.setup import family_rules
+from buttress.journal.events import Report
 from buttress.spec.config_paths import layered
 from buttress.spec.overrides import override_config, set_value
 from buttress.spec.yaml_io import read_yaml
-from buttress.sweep.evaluation import Judged, Line
+from buttress.sweep.evaluation import TrialEvaluator
 from buttress.training import registry
 from buttress.training.trainable import Reported, Trainable
 from buttress.wording import number
@@ -86,8 +87,8 @@ def _train(
         train(config, trainable, folder, sink=sink, resume=resume, device=device)
     finally:
         sink.write_history()
-    _write_model(folder, trainable, sink.trial.best)
-    verdict = sink.trial.verdict
+    _write_model(folder, trainable, sink.evaluation.best)
+    verdict = sink.evaluation.verdict
     if sink.stop and verdict is not None:
         evidence = "; ".join(each.sentence() for each in verdict.evidence)
         raise Collapsed(f"the run {verdict.state} and was stopped: {evidence}")
@@ -157,49 +158,49 @@ class JudgingSink:
             raise BadInput(f"cannot be written ({error.strerror})", where="--out", value=str(folder)) from error
         direction, epochs = trainable.metrics[objective].direction, trainable.schedule(config).epochs
         self.stop = False
-        self.trial = Judged(family_rules(config.buttress.trainable), [objective], direction, epochs)
+        self.evaluation = TrialEvaluator(family_rules(config.buttress.trainable), [objective], direction, epochs)
         self._folder, self._objective, self._epochs = folder, objective, epochs
         self._about = {"trainable": trainable.name, "config": config.model_dump(mode="json"), "objective": objective}
         self._checkpoints = Checkpoints(LocalFiles(folder.parent), objective, direction)
         self._written_at = 0.0
 
     def send(self, reported: Reported) -> None:
-        line = journal.report("train", 1, len(self.trial.reports), reported)
-        verdict = self.trial.take_in(line)
+        report = self.evaluation.add(Report.of("train", 1, len(self.evaluation.reports), reported))
         if reported.checkpoint:
-            self._checkpoints.reported(self._folder.name, self.trial.reports, self.trial.best)
-        self.stop = verdict.state in ("collapsed", "diverged")
+            self._checkpoints.reported(self._folder.name, self.evaluation.reports, self.evaluation.best)
+        self.stop = report.state in ("collapsed", "diverged")
         if self.stop or reported.closing or self._objective in reported.metrics:
-            print(self._progress(line), flush=True)
+            print(self._progress(report), flush=True)
         if time.monotonic() - self._written_at > self.WRITE_INTERVAL_S:
             self.write_history()
 
-    def _progress(self, line: Line) -> str:
-        metrics = line["metrics"]
-        parts = [f"epoch {line['epoch']}/{self._epochs}", f"step {line['step']}"]
+    def _progress(self, report: Report) -> str:
+        metrics = report.metrics
+        parts = [f"epoch {report.epoch}/{self._epochs}", f"step {report.step}"]
         for name in (self._objective, *PROGRESS_METRICS):
             if metrics.get(name) is not None:
                 parts.append(f"{name} {number(metrics[name])}")
-        parts.append(f"{line['seconds']:.1f} s")
-        if line["nonfinite"]:
-            parts.append(f"not finite: {', '.join(line['nonfinite'])}")
-        parts += [line["note"]] if line["note"] else []
-        parts += [line["state"]] if line["state"] != "healthy" else []
-        parts += ["best so far"] if self.trial.best is line else []
+        parts.append(f"{report.seconds:.1f} s")
+        if report.nonfinite:
+            parts.append(f"not finite: {', '.join(report.nonfinite)}")
+        parts += [report.note] if report.note else []
+        parts += [report.state] if report.state != "healthy" else []
+        parts += ["best so far"] if self.evaluation.best is report else []
         return "  ".join(parts)
 
     def result(self) -> dict[str, Any]:
         """`metrics` and `epoch` of the best valid epoch."""
-        best = self.trial.best
-        return {"metrics": journal.plain(best["metrics"]) if best else {}, "epoch": best["epoch"] if best else None}
+        best = self.evaluation.best
+        return {"metrics": journal.plain(best.metrics) if best else {}, "epoch": best.epoch if best else None}
 
     def write_history(self) -> None:
         """Replaces `history.json`; numbers that are not finite are null."""
-        best = self.trial.best
-        found = {**self.result(), "checkpoint": best["checkpoint"]} if best else None
+        best = self.evaluation.best
+        found = {**self.result(), "checkpoint": best.checkpoint} if best else None
         path = self._folder / "history.json"
         part = path.with_suffix(".part")
-        part.write_text(json.dumps(journal.plain({**self._about, "best": found, "reports": self.trial.reports})))
+        reports = [report.to_line() for report in self.evaluation.reports]
+        part.write_text(json.dumps(journal.plain({**self._about, "best": found, "reports": reports})))
         part.replace(path)
         self._written_at = time.monotonic()
 
@@ -217,7 +218,7 @@ def _objective(path: Path, trainable: Trainable[Any], config: Any) -> str:
     return objective
 
 
-def _write_model(folder: Path, trainable: Trainable[Any], best: Line | None) -> None:
+def _write_model(folder: Path, trainable: Trainable[Any], best: Report | None) -> None:
     """Replaces `model.pt` by the model of the best valid epoch's checkpoint, if there is one."""
     import torch
 
@@ -225,10 +226,10 @@ def _write_model(folder: Path, trainable: Trainable[Any], best: Line | None) -> 
 
     path = folder / "model.pt"
     path.unlink(missing_ok=True)
-    if best is None or not best["checkpoint"]:
+    if best is None or not best.checkpoint:
         return
     try:
-        torch.save(weights_of(trainable, folder / best["checkpoint"]), path)
+        torch.save(weights_of(trainable, folder / best.checkpoint), path)
     except BadInput as error:  # a trainer of the user's own may keep something else in its checkpoints
         print(f"no model.pt: {error}")
 

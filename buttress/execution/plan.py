@@ -18,9 +18,9 @@ from buttress.errors import BadInput
 from buttress.execution.ray_session import free_resources
 from buttress.execution.setup import load, located_in, resolve_rules
 from buttress.execution.step_timing import Timing, measure
-from buttress.search.building import build
 from buttress.search.halving import Rungs
-from buttress.search.warm_start import gathered, resolved, sentence
+from buttress.search.proposals import build
+from buttress.search.warm_start import collect, describe, resolve_sweeps
 from buttress.spec import trial_config
 from buttress.spec.spec import SweepSpec
 from buttress.training.cache import cached
@@ -118,7 +118,7 @@ def make_plan(spec: SweepSpec, *, address: str | None = None, timing: bool = Tru
     """
     spec, trainable = load(spec)
     rules = resolve_rules(spec)
-    warm_start = sentence(gathered(resolved(spec), trainable)) if spec.warm_start else None
+    warm_start = describe(collect(resolve_sweeps(spec), trainable)) if spec.warm_start else None
     configs, refused = sample_configs(spec, trainable)
     schedules = [trainable.schedule(config) for config in configs]
     free = free_resources(address)

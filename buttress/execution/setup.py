@@ -7,17 +7,18 @@ import platform
 import secrets
 import subprocess
 from collections.abc import Iterator
+from dataclasses import asdict
 from importlib import metadata
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from buttress import journal
 from buttress.errors import BadInput
+from buttress.journal.events import Header, Objective, plain
 from buttress.rules import RuleSet
 from buttress.spec import validation
+from buttress.spec.fingerprint import data_fingerprint
 from buttress.spec.spec import SweepSpec
-from buttress.sweep.evaluation import Line
 from buttress.training import registry
 from buttress.training.trainable import Trainable
 
@@ -73,17 +74,18 @@ def rules_of(family: str, path: Path | None = None) -> RuleSet:
     return family_rules(family)
 
 
-def header(spec: SweepSpec, trainable: Any, rules: RuleSet, sweep: str) -> Line:
-    return journal.header(
+def header(spec: SweepSpec, trainable: Any, rules: RuleSet, sweep: str) -> Header:
+    """The first event of a sweep's journal."""
+    return Header(
         sweep=sweep,
         name=spec.name,
         spec=spec.to_dict(),
-        metrics=trainable.metrics,
-        objectives=[{"metric": each.metric, "direction": each.direction} for each in spec.objectives],
+        metrics={name: plain(asdict(metric)) for name, metric in trainable.metrics.items()},
+        objectives=tuple(Objective(each.metric, each.direction or "min") for each in spec.objectives),
         rules=rules.to_dict(),
         versions=versions(),
         commit=commit(),
-        data=fingerprint(spec),
+        data=data_fingerprint(spec),
         seed=spec.seed,
         trainable=spec.trainable,
     )
@@ -105,16 +107,6 @@ def commit() -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return head.stdout.strip() + ("+" if dirty.stdout.strip() else "")
-
-
-def fingerprint(spec: SweepSpec) -> dict[str, Any]:
-    """What the data was: the spec's data section, and size and time of every file it names."""
-    files = {}
-    for key, value in spec.data.items():
-        if isinstance(value, str) and (path := Path(value)).exists():
-            info = path.stat()
-            files[key] = {"path": str(path), "bytes": info.st_size, "modified": int(info.st_mtime)}
-    return {"section": dict(spec.data), "files": files}
 
 
 def new_id(name: str) -> str:

@@ -1,29 +1,43 @@
-"""The lines of a journal, one builder per kind: in go an event's facts, out comes the dictionary that is written.
+"""The lines of a journal, one frozen dataclass per kind.
 
-A line holds what a reader will see, so that living through an event and replaying it are the same: NaN and infinities
-are None already, numpy scalars are numbers.
+An event is created where something happens, applied to the state of the sweep, and written; reading a journal gives the
+same objects back (`read_event`). Numbers that are not finite are None as soon as an event exists, so that a sweep that
+ran and one that is rebuilt from its journal see the same values.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 import socket
-import time
+import time as clock
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
-from typing import Any, Protocol
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple, Protocol, Self
 
-from buttress.journal.records import FINAL, SCHEMA, Best
+from pydantic import Strict, TypeAdapter, ValidationError
 
-#: Kinds of line that are on the disk before `write` returns.
-DURABLE = frozenset({"header", "resume", "warm", "trial", "outcome", "breaker", "end"})
+from buttress.errors import BadInput
 
-Line = dict[str, Any]
+if TYPE_CHECKING:
+    from buttress.rules import Verdict
+
+#: Version of the schema that is written; every version up to it is read.
+SCHEMA = 1
+#: Outcomes of a trial.
+OUTCOMES = ("completed", "collapsed", "diverged", "pruned", "failed")
+
+Int = Annotated[int, Strict()]
+Number = Annotated[float, Strict()]
+Text = Annotated[str, Strict()]
+Flag = Annotated[bool, Strict()]
+Mapped = dict[str, Any]
+Metrics = dict[str, Number | None]
 
 
-class ReportedLike(Protocol):
-    """What `report` reads of `buttress.training.trainable.Reported`."""
+class ReportLike(Protocol):
+    """What a `Report` is made from (`training.trainable.Reported`)."""
 
     @property
     def epoch(self) -> int: ...
@@ -55,193 +69,416 @@ class ReportedLike(Protocol):
     def note(self) -> str: ...
 
 
-def _line(line: str, trial: str | None = None, attempt: int | None = None, seq: int | None = None, **rest: Any) -> Line:
-    """A line as a reader will see it (NaN is None already), so that living through it and replaying it are the same."""
-    entry = {"line": line, "time": time.time(), "trial": trial, "attempt": attempt, "seq": seq, **rest}
-    made: Line = plain(entry)
-    return made
+class Objective(NamedTuple):
+    """One objective: a metric's name and `min` or `max`."""
+
+    metric: Text
+    direction: Literal["min", "max"]
+
+    def better(self, one: float, other: float) -> bool:
+        """Whether `one` is a better value than `other`."""
+        return one < other if self.direction == "min" else one > other
 
 
-def header(
-    *,
-    sweep: str,
-    name: str,
-    spec: Mapping[str, Any],
-    metrics: Mapping[str, Any],
-    objectives: Sequence[Mapping[str, Any]],
-    rules: Mapping[str, Any],
-    versions: Mapping[str, str],
-    trainable: str,
-    seed: int | None,
-    commit: str | None = None,
-    data: Mapping[str, Any] | None = None,
-) -> Line:
-    """The first line. `metrics` maps names to `buttress.training.trainable.Metric` or to its fields as a dictionary."""
-    table = {key: value if isinstance(value, Mapping) else asdict(value) for key, value in metrics.items()}
-    return _line(
-        "header", schema=SCHEMA, sweep=sweep, name=name, spec=spec, metrics=table, objectives=list(objectives),
-        rules=rules, versions=versions, commit=commit, data=data or {}, seed=seed, trainable=trainable,
-    )
+# --- the kinds ------------------------------------------------------------------------------------------------------
 
 
-def resume(*, versions: Mapping[str, str]) -> Line:
-    return _line("resume", host=socket.gethostname(), pid=os.getpid(), versions=versions)
+@dataclass(frozen=True, kw_only=True)
+class Event:
+    """One line of a journal. `time`: seconds since 1970. `durable` kinds are on the disk before `write` returns."""
+
+    line: ClassVar[str]
+    durable: ClassVar[bool] = False
+
+    time: Number = field(default_factory=clock.time)
+
+    def to_line(self) -> dict[str, Any]:
+        """The event as it is written: JSON-able, `line` and `time` first."""
+        values = {item.name: getattr(self, item.name) for item in fields(self)}
+        first = {"line": self.line, "time": values.pop("time")}
+        first |= {name: values.pop(name, None) for name in ("trial", "attempt", "seq")}
+        made: dict[str, Any] = plain(first | values)
+        return made
 
 
-def refused(*, ask: int, params: Mapping[str, Any], reason: str, repeats: str | None = None) -> Line:
-    """`repeats`: the trial that the draw would have run again."""
-    return _line("refused", ask=ask, params=params, reason=reason, repeats=repeats)
+@dataclass(frozen=True, kw_only=True)
+class TrialEvent(Event):
+    """An event of one trial; `attempt` counts from 1."""
+
+    trial: Text
+    attempt: Int | None = None
 
 
-def warm(*, told: Sequence[Mapping[str, Any]], left_out: Sequence[Mapping[str, Any]]) -> Line:
-    """What earlier sweeps taught this one before its first draw (warm_start.py): their trials that were told to
-    the sampler (`sweep, trial, params, outcome, kind, margin, best, by_age`), and why how many others were not."""
-    return _line("warm", told=list(told), left_out=list(left_out))
+@dataclass(frozen=True, kw_only=True)
+class Header(Event):
+    """The first line: what the sweep is, resolved."""
+
+    line: ClassVar[str] = "header"
+    durable: ClassVar[bool] = True
+
+    sweep: Text
+    name: Text
+    spec: Mapped
+    metrics: dict[str, Mapped]
+    objectives: tuple[Objective, ...]
+    rules: Mapped
+    versions: dict[str, Text]
+    trainable: Text
+    seed: Int | None
+    commit: Text | None = None
+    data: Mapped = field(default_factory=dict)
+    schema: Int = SCHEMA
+
+    def to_line(self) -> dict[str, Any]:
+        """See `Event.to_line`; objectives are mappings."""
+        return super().to_line() | {"objectives": [each._asdict() for each in self.objectives]}
 
 
-def breaker(*, first: int, ended: int, collapsed: int, regions: Sequence[Mapping[str, Any]]) -> Line:
-    """The circuit breaker: `collapsed` of the `ended` ones among the `first` trials; `regions` separate them."""
-    return _line("breaker", first=first, ended=ended, collapsed=collapsed, regions=list(regions))
+@dataclass(frozen=True, kw_only=True)
+class Resumed(Event):
+    """A driver goes on with the sweep."""
+
+    line: ClassVar[str] = "resume"
+    durable: ClassVar[bool] = True
+
+    versions: dict[str, Text] = field(default_factory=dict)
+    host: Text | None = field(default_factory=socket.gethostname)
+    pid: Int | None = field(default_factory=os.getpid)
 
 
-def trial(
-    id: str, *, ask: int, params: Mapping[str, Any], config: Mapping[str, Any], seed: int, budget_epochs: int | None
-) -> Line:
-    return _line("trial", id, ask=ask, params=params, config=config, seed=seed, budget_epochs=budget_epochs)
+@dataclass(frozen=True, kw_only=True)
+class Refused(Event):
+    """A draw that became no trial. `repeats`: the trial that it would have run again."""
+
+    line: ClassVar[str] = "refused"
+
+    ask: Int
+    params: Mapped
+    reason: Text
+    repeats: Text | None = None
 
 
-def start(
-    id: str,
-    attempt: int,
-    *,
-    slot: Any,
-    host: str | None = None,
-    pid: int | None = None,
-    resumed_from: int | None = None,
-    resumed_attempt: int | None = None,
-    checkpoint: str | None = None,
-) -> Line:
-    """`resumed_from` and `resumed_attempt` are `seq` and `attempt` of the report whose checkpoint is resumed."""
-    return _line(
-        "start", id, attempt, slot=slot, host=host, pid=pid, resumed_from=resumed_from,
-        resumed_attempt=resumed_attempt, checkpoint=checkpoint,
-    )
+@dataclass(frozen=True, kw_only=True)
+class WarmStarted(Event):
+    """What earlier sweeps taught this one before its first draw (search/warm_start.py).
+
+    `told`: their trials that the sampler was told (`sweep, trial, params, outcome, kind, margin, best, by_age`);
+    `left_out`: how many were not, and why.
+    """
+
+    line: ClassVar[str] = "warm"
+    durable: ClassVar[bool] = True
+
+    told: tuple[Mapped, ...]
+    left_out: tuple[Mapped, ...] = ()
 
 
-def report(
-    id: str,
-    attempt: int,
-    seq: int,
-    reported: ReportedLike,
-    *,
-    state: str = "healthy",
-    suspects: Sequence[str] = (),
-    valid: bool = False,
-    warnings: Sequence[str] = (),
-) -> Line:
-    """`valid`: this report ends a valid epoch (DESIGN, "Valid epoch"). Keys that are not finite join `nonfinite`."""
-    lost = [key for key, value in reported.metrics.items() if value is None or not math.isfinite(value)]
-    return _line(
-        "report", id, attempt, seq, epoch=reported.epoch, step=reported.step,
-        full_beta_epochs=reported.full_beta_epochs, full_beta_steps=reported.full_beta_steps, phase=reported.phase,
-        metrics=reported.metrics, vectors=reported.vectors,
-        nonfinite=[*reported.nonfinite, *(key for key in lost if key not in reported.nonfinite)],
-        closing=reported.closing, checkpoint=reported.checkpoint, media=reported.media, seconds=reported.seconds,
-        mem_mb=reported.mem_mb, note=reported.note, state=state, suspects=list(suspects), valid=valid,
-        warnings=list(warnings),
-    )
+@dataclass(frozen=True, kw_only=True)
+class CircuitBroken(Event):
+    """The circuit breaker stopped the sweep: `collapsed` of the `ended` ones among the `first` trials.
+
+    `regions` (search/separation.py) separate the collapsed trials from the others.
+    """
+
+    line: ClassVar[str] = "breaker"
+    durable: ClassVar[bool] = True
+
+    first: Int
+    ended: Int
+    collapsed: Int
+    regions: tuple[Mapped, ...] = ()
 
 
-def lost(id: str, attempt: int, *, reason: str, moved: bool = False) -> Line:
-    """`moved`: given up in good order (a node that is drained); it does not count against the trial."""
-    return _line("lost", id, attempt, reason=reason, moved=moved)
+@dataclass(frozen=True, kw_only=True)
+class TrialCreated(TrialEvent):
+    """A draw has become a trial. `sampler`: what the sampler noted about the running draw."""
+
+    line: ClassVar[str] = "trial"
+    durable: ClassVar[bool] = True
+
+    ask: Int
+    params: Mapped
+    config: Mapped
+    seed: Int | None = None
+    budget_epochs: Int | None = None
+    sampler: Mapped = field(default_factory=dict)
 
 
-def rung(
-    id: str,
-    attempt: int | None = None,
-    *,
-    age: int,
-    phase: int,
-    value: float | None,
-    cutoff: float | None,
-    peers: int,
-    decision: str,
-) -> Line:
-    """`peers`: values in the rung when it was decided; `cutoff` None: too few of them to stop anybody."""
-    return _line("rung", id, attempt, age=age, phase=phase, value=value, cutoff=cutoff, peers=peers, decision=decision)
+@dataclass(frozen=True, kw_only=True)
+class AttemptStarted(TrialEvent):
+    """The workers of a slot have begun an attempt.
+
+    `resumed_from` and `resumed_attempt` are `seq` and `attempt` of the report whose checkpoint it goes on from.
+    """
+
+    line: ClassVar[str] = "start"
+
+    attempt: Int
+    slot: Any = None
+    host: Text | None = None
+    pid: Int | None = None
+    resumed_from: Int | None = None
+    resumed_attempt: Int | None = None
+    checkpoint: Text | None = None
 
 
-def audit(id: str, attempt: int | None, **verdict: Any) -> Line:
-    """The trial was condemned and runs on to its real end, to tell how right the rules are; `verdict`: `condemned`."""
-    return _line("audit", id, attempt, **verdict)
+@dataclass(frozen=True, kw_only=True)
+class Report(TrialEvent):
+    """One report of a trial, as the rules judged it.
+
+    A value that was not finite is None and stands in `nonfinite`. `valid`: the report ends a valid epoch. `closing`:
+    the full check at the end of training. `seconds` count from the beginning of the attempt's training.
+    """
+
+    line: ClassVar[str] = "report"
+
+    attempt: Int
+    seq: Int
+    epoch: Int
+    step: Int
+    full_beta_epochs: Int
+    full_beta_steps: Int
+    phase: Int
+    metrics: Metrics
+    vectors: dict[str, list[Number | None]] = field(default_factory=dict)
+    nonfinite: tuple[Text, ...] = ()
+    closing: Flag = False
+    checkpoint: Text | None = None
+    media: dict[str, Text] = field(default_factory=dict)
+    seconds: Number = 0.0
+    mem_mb: Number | None = None
+    note: Text = ""
+    state: Text = "healthy"
+    suspects: tuple[Text, ...] = ()
+    valid: Flag = False
+    warnings: tuple[Text, ...] = ()
+
+    @classmethod
+    def of(cls, trial: str, attempt: int, seq: int, reported: ReportLike, **judged: Any) -> Report:
+        """The report number `seq` of an attempt, from what its workers reported."""
+        lost = [key for key, value in reported.metrics.items() if value is None or not math.isfinite(value)]
+        return cls(
+            trial=trial, attempt=attempt, seq=seq, epoch=reported.epoch, step=reported.step,
+            full_beta_epochs=reported.full_beta_epochs, full_beta_steps=reported.full_beta_steps,
+            phase=reported.phase, metrics=plain(reported.metrics), vectors=plain(reported.vectors),
+            nonfinite=(*reported.nonfinite, *(key for key in lost if key not in reported.nonfinite)),
+            closing=reported.closing, checkpoint=reported.checkpoint, media=plain(reported.media),
+            seconds=reported.seconds, mem_mb=reported.mem_mb, note=reported.note, **judged,
+        )  # fmt: skip
 
 
-def suspended(id: str, attempt: int | None, **verdict: Any) -> Line:
-    """The trial was condemned and is set aside: it has left its slot and may come back; `verdict`: `condemned`."""
-    return _line("suspended", id, attempt, **verdict)
+@dataclass(frozen=True, kw_only=True)
+class WorkersLost(TrialEvent):
+    """The infrastructure took the trial's workers.
+
+    `moved`: given up in good order (a node that is drained); it does not count against the trial.
+    """
+
+    line: ClassVar[str] = "lost"
+
+    reason: Text
+    moved: Flag = False
 
 
-def condemned(
-    verdict: Mapping[str, Any], *, epochs: int, step: int, epochs_budget: int | None, seconds: float
-) -> dict[str, Any]:
-    """What the lines of a condemned trial that goes on hold: `Verdict.to_dict()`, and how far the trial was."""
-    kept = {key: verdict[key] for key in ("rule", "kind", "margin", "evidence", "message")}
-    return {**kept, "epochs": epochs, "step": step, "epochs_budget": epochs_budget, "seconds": seconds}
+@dataclass(frozen=True, kw_only=True)
+class RungDecision(TrialEvent):
+    """A comparison at equal age. `peers`: values in the rung; `cutoff` None: too few of them to stop anybody."""
+
+    line: ClassVar[str] = "rung"
+
+    age: Int
+    phase: Int
+    value: Number | None
+    cutoff: Number | None
+    peers: Int
+    decision: Literal["continue", "stop"]
 
 
-def outcome(
-    id: str,
-    attempt: int | None,
-    outcome: str,
-    *,
-    kind: str | None = None,
-    margin: float | None = None,
-    rule: str | None = None,
-    evidence: Sequence[Mapping[str, Any]] = (),
-    message: str | None = None,
-    warnings: Sequence[str] = (),
-    best: Best | Mapping[str, Any] | None = None,
-    last: Mapping[str, float | None] | None = None,
-    epochs: int = 0,
-    epochs_budget: int | None = None,
-    step: int | None = None,
-    seconds: float | None = None,
-    error: str | None = None,
-    audited: bool = False,
-) -> Line:
-    """The trial's last word; `outcome` is one of `FINAL`, `evidence` is `Verdict.to_dict()["evidence"]`.
+@dataclass(frozen=True, kw_only=True)
+class Condemned(TrialEvent):
+    """A verdict that did not end its trial: what it rests on, and how far the trial was."""
+
+    rule: Text | None = None
+    kind: Text | None = None
+    margin: Number | None = None
+    evidence: tuple[Mapped, ...] = ()
+    message: Text | None = None
+    epochs: Int = 0
+    step: Int | None = None
+    epochs_budget: Int | None = None
+    seconds: Number | None = None
+
+    @classmethod
+    def by(cls, verdict: Verdict, **progress: Any) -> Self:
+        """The event of a verdict; `progress`: `trial, attempt, epochs, step, epochs_budget, seconds`."""
+        told = plain(verdict.to_dict())
+        kept = {key: told[key] for key in ("rule", "kind", "margin", "message")}
+        return cls(**kept, evidence=tuple(told["evidence"]), **progress)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Audited(Condemned):
+    """The trial was condemned and runs on to its real end, to measure how right the rules are."""
+
+    line: ClassVar[str] = "audit"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SetAside(Condemned):
+    """Written by earlier versions: a condemned trial left its slot, and may have come back until epoch `until`."""
+
+    line: ClassVar[str] = "suspended"
+
+    until: Int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Paused(TrialEvent):
+    """The trial leaves its slot with its last checkpoint, to come back later in any slot."""
+
+    line: ClassVar[str] = "paused"
+    durable: ClassVar[bool] = True
+
+    reason: Text = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Continued(TrialEvent):
+    """A paused trial waits for a slot again."""
+
+    line: ClassVar[str] = "continued"
+    durable: ClassVar[bool] = True
+
+
+@dataclass(frozen=True)
+class Best:
+    """The best valid epoch of a trial."""
+
+    epoch: Int
+    step: Int
+    metrics: Metrics
+    seq: Int | None = None
+    attempt: Int | None = None
+    checkpoint: Text | None = None
+
+    @classmethod
+    def of(cls, report: Report) -> Best:
+        return cls(report.epoch, report.step, dict(report.metrics), report.seq, report.attempt, report.checkpoint)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome(TrialEvent):
+    """The end of a trial. `epochs` of `epochs_budget` were run, in `seconds` of training over all attempts.
 
     `audited`: it was condemned on the way, and this is its real end.
     """
-    if outcome not in FINAL:
-        raise ValueError(f"an outcome is one of {', '.join(FINAL)}, not {outcome!r}")
-    return _line(
-        "outcome", id, attempt, outcome=outcome, kind=kind, margin=margin, rule=rule, evidence=list(evidence),
-        message=message, warnings=list(warnings), best=best.to_dict() if isinstance(best, Best) else best,
-        last=last or {}, epochs=epochs, epochs_budget=epochs_budget, step=step, seconds=seconds, error=error,
-        audited=audited,
+
+    line: ClassVar[str] = "outcome"
+    durable: ClassVar[bool] = True
+
+    outcome: Text
+    kind: Text | None = None
+    margin: Number | None = None
+    rule: Text | None = None
+    evidence: tuple[Mapped, ...] = ()
+    message: Text | None = None
+    warnings: tuple[Text, ...] = ()
+    best: Best | None = None
+    last: Metrics = field(default_factory=dict)
+    epochs: Int = 0
+    epochs_budget: Int | None = None
+    step: Int | None = None
+    seconds: Number | None = None
+    error: Text | None = None
+    audited: Flag = False
+
+    def __post_init__(self) -> None:
+        if self.outcome not in OUTCOMES:
+            raise ValueError(f"an outcome is one of {', '.join(OUTCOMES)}, not {self.outcome!r}")
+
+    @property
+    def dead(self) -> bool:
+        """Whether the trial collapsed or diverged."""
+        return self.outcome in ("collapsed", "diverged")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ended(Event):
+    """A driver has ended; `counts` maps outcomes to numbers of trials."""
+
+    line: ClassVar[str] = "end"
+    durable: ClassVar[bool] = True
+
+    reason: Text
+    counts: dict[str, Int] = field(default_factory=dict)
+    seconds: Number | None = None
+
+
+#: Every kind of event by the name of its line.
+KINDS: dict[str, type[Event]] = {
+    kind.line: kind
+    for kind in (
+        Header, Resumed, Refused, WarmStarted, CircuitBroken, TrialCreated, AttemptStarted, Report, WorkersLost,
+        RungDecision, Audited, SetAside, Paused, Continued, Outcome, Ended,
     )
+}  # fmt: skip
 
 
-def end(*, reason: str, counts: Mapping[str, int], seconds: float) -> Line:
-    return _line("end", reason=reason, counts=counts, seconds=seconds)
+# --- reading --------------------------------------------------------------------------------------------------------
 
 
-# --- what JSON can hold -------------------------------------------------------------------------------------------
+@functools.cache
+def _adapter(name: str) -> TypeAdapter[Event]:
+    return TypeAdapter(KINDS[name])
 
+
+def read_event(line: Mapping[str, Any]) -> Event | None:
+    """The event that a journal's line holds; None for a kind that this version does not know.
+
+    Raises:
+        BadInput: the line lacks a key, or a value has the wrong type; names the kind and the key.
+    """
+    name = str(line.get("line"))
+    if name not in KINDS:
+        return None
+    optional = _optional(name)
+    given = {key: value for key, value in line.items() if value is not None or key not in optional}
+    try:
+        return _adapter(name).validate_python(given)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = ".".join(map(str, first["loc"]))
+        if first["type"] in ("missing", "missing_argument", "missing_keyword_only_argument"):
+            raise BadInput(f"({name}) lacks {key}") from None
+        raise BadInput(f"({name}) cannot be read ({first['msg']})", key=key, value=first["input"]) from None
+
+
+@functools.cache
+def _optional(name: str) -> frozenset[str]:
+    """Fields with a default, which a null stands for."""
+    return frozenset(
+        item.name for item in fields(KINDS[name])
+        if item.default is not MISSING or item.default_factory is not MISSING
+    )  # fmt: skip
+
+
+# --- what JSON can hold ---------------------------------------------------------------------------------------------
 
 #: Types whose values JSON holds as they are: most of a line's leaves, so they are looked for first.
-_AS_THEY_ARE = frozenset({str, int, bool, type(None)})
+_PLAIN_TYPES = frozenset({str, int, bool, type(None)})
 
 
 def plain(value: Any) -> Any:
     """`value` as JSON can hold it: NaN and infinities are None, tuples are lists, numpy scalars are numbers.
 
-    Raises TypeError, with the keys that lead there, for what JSON has no word for.
+    Raises:
+        TypeError: JSON cannot hold the value; the message ends with the keys that lead to it.
     """
     kind = type(value)
-    if kind in _AS_THEY_ARE:
+    if kind in _PLAIN_TYPES:
         return value
     if kind is float or isinstance(value, float):
         return value if math.isfinite(value) else None
@@ -251,12 +488,14 @@ def plain(value: Any) -> Any:
             try:
                 made[str(key)] = plain(item)
             except TypeError as error:
-                raise _unwritable(error, str(key)) from None
+                raise _with_key(error, str(key)) from None
         return made
     if isinstance(value, (list, tuple)):
         return [plain(item) for item in value]
     if isinstance(value, (set, frozenset)):
         return sorted(plain(item) for item in value)
+    if isinstance(value, Best):
+        return plain(value.to_dict())
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     if isinstance(value, (str, int)):  # of a class of its own
@@ -266,7 +505,7 @@ def plain(value: Any) -> Any:
     raise TypeError(f"a journal line cannot hold {kind.__name__}")
 
 
-def _unwritable(error: TypeError, key: str) -> TypeError:
+def _with_key(error: TypeError, key: str) -> TypeError:
     """The same error, one key further out."""
     what, _, path = str(error).partition(" at ")
     return TypeError(f"{what} at {key}.{path}" if path else f"{what} at {key}")

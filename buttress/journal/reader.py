@@ -1,4 +1,4 @@
-"""Reading a journal: which file is meant, its whole lines, and what they come to."""
+"""Reads journals: finds the file, its whole lines, and what they come to."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from buttress.errors import BadInput
-from buttress.journal.events import Line
+from buttress.journal.events import Event
 from buttress.journal.lock import owner
-from buttress.journal.records import FILE, Journal, fold, header_of, no_journal
+from buttress.journal.records import FILE, Journal, fold, header_of, not_a_journal, numbered_event
 
 #: How a journal begins.
 HEAD = b'{"line":"header"'
@@ -77,7 +77,7 @@ def _started(folder: Path) -> float:
     return float(first.get("time") or 0.0) if first else 0.0
 
 
-def parsed(text: bytes) -> Line | None:
+def parsed(text: bytes) -> dict[str, Any] | None:
     """One line, None where it is none."""
     try:
         line = json.loads(text)
@@ -86,18 +86,29 @@ def parsed(text: bytes) -> Line | None:
     return line if isinstance(line, dict) else None
 
 
-def lines(path: str | os.PathLike[str]) -> Iterator[Line]:
+def lines(path: str | os.PathLike[str]) -> Iterator[dict[str, Any]]:
     """Every whole line of a journal, in order, as written (also those that no longer count); the header is checked."""
     return _lines(Path(path), _text(Path(path)))
 
 
-def _lines(path: Path, text: bytes) -> Iterator[Line]:
+def events(path: str | os.PathLike[str]) -> Iterator[Event]:
+    """Every event of a journal, in order (also those that no longer count); unknown kinds are left out.
+
+    Raises:
+        BadInput: as `read`.
+    """
+    for number, line in enumerate(lines(path), 1):
+        if (event := numbered_event(line, number, Path(path))) is not None:
+            yield event
+
+
+def _lines(path: Path, text: bytes) -> Iterator[dict[str, Any]]:
     whole = text[: whole_length(text)].split(b"\n")[:-1]
     if not whole:
         if not text or text.startswith(HEAD[: len(text)]):
             problem = "this journal is empty: the sweep ended before its first line was written"
             raise BadInput(problem, where=path, accepted="the journal of a sweep that has begun; start it again")
-        raise no_journal(path)
+        raise not_a_journal(path)
     header_of(parsed(whole[0]), path)
     for number, entry in enumerate(whole, 1):
         line = parsed(entry)

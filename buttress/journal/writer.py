@@ -1,4 +1,4 @@
-"""The one writer of a journal: whole lines, in order, on the disk where that matters, or an error and nothing."""
+"""Appends events to a journal: whole lines, in order, on the disk where that matters."""
 
 from __future__ import annotations
 
@@ -7,14 +7,13 @@ import errno
 import json
 import os
 import threading
-from collections.abc import Iterable
 from pathlib import Path
 
 from buttress.errors import BadInput
-from buttress.journal.events import DURABLE, Line
+from buttress.journal.events import Event, Header
 from buttress.journal.lock import take
 from buttress.journal.reader import HEAD, parsed, whole_length
-from buttress.journal.records import header_of, no_journal
+from buttress.journal.records import header_of, not_a_journal
 
 
 class JournalUnwritable(OSError):
@@ -29,14 +28,13 @@ class JournalWriter:
     be written whole is taken back and raises `JournalUnwritable`; the writer can be used again once there is room.
 
         >>> with JournalWriter("runs/demo-ab12cd/journal.jsonl") as journal:        # doctest: +SKIP
-        ...     journal.write(header(sweep="demo-ab12cd", ...))
+        ...     journal.write(Header(sweep="demo-ab12cd", ...))
     """
 
-    def __init__(
-        self, path: str | os.PathLike[str], *, fsync: Iterable[str] = DURABLE, wait_s: float = 1.0
-    ) -> None:
+    def __init__(self, path: str | os.PathLike[str], *, fsync: bool = True, wait_s: float = 1.0) -> None:
+        """`fsync` False leaves durable events to the operating system (tests); `wait_s`: for another driver's lock."""
         self.path = Path(path)
-        self._fsync = frozenset(fsync)
+        self._fsync = fsync
         self._mutex = threading.Lock()
         self._file = self._lock = -1
         self.cut = 0
@@ -54,22 +52,25 @@ class JournalWriter:
             raise BadInput(problem, where=self.path, accepted="a folder that can be written to") from error
         self.fresh = self._end == 0
 
-    def write(self, line: Line) -> None:
-        """Appends `line`, made by one of the builders of `kinds`. Raises JournalUnwritable when it could not."""
-        kind = line["line"]
-        text = json.dumps(line, allow_nan=False, separators=(",", ":")).encode() + b"\n"
+    def write(self, event: Event) -> None:
+        """Appends an event.
+
+        Raises:
+            JournalUnwritable: it could not be written; the journal holds every line before it, whole.
+        """
+        text = json.dumps(event.to_line(), allow_nan=False, separators=(",", ":")).encode() + b"\n"
         with self._mutex:
             if self._file < 0:
                 raise JournalUnwritable(errno.EBADF, "the journal is closed", str(self.path))
-            if self.fresh != (kind == "header"):
-                raise ValueError(f"a journal starts with its header and has one only; this line is {kind!r}")
+            if self.fresh != isinstance(event, Header):
+                raise ValueError(f"a journal starts with its header and has one only; this line is {event.line!r}")
             try:
                 if os.fstat(self._file).st_size != self._end:  # what an earlier failure left behind
                     os.ftruncate(self._file, self._end)
                 written = 0
                 while written < len(text):
                     written += os.write(self._file, text[written:])
-                if kind in self._fsync:
+                if event.durable and self._fsync:
                     os.fsync(self._file)
             except OSError as error:
                 with contextlib.suppress(OSError):
@@ -103,7 +104,7 @@ class JournalWriter:
         if end:
             header_of(parsed(text[: text.index(b"\n")]), self.path)
         elif text and not text.startswith(HEAD[: len(text)]):
-            raise no_journal(self.path)
+            raise not_a_journal(self.path)
         self.cut = len(text) - end
         if self.cut:
             os.ftruncate(self._file, end)

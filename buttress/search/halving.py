@@ -1,7 +1,6 @@
 """Asynchronous successive halving on full-beta age: trials are compared when they are equally old, or not at all.
 
-In comes, report by report, a trial's age (whole epochs at the final beta), its phase and its best valid value so far;
-out comes `stop` or `continue` with the numbers behind it. The rule at one rung is that of Li et al. 2020 (ASHA) as Ray
+The rule at one rung is that of Li et al. 2020 (ASHA) as Ray
 Tune runs it: stop a value worse than the (1 - 1/factor) quantile of the values already in the rung. What differs: only
 values of the very same age are compared; a missing value is the worst, not the best; a trial that collapses leaves
 every rung; phases have rungs of their own; there is no `max_t`. Where the objective is not reported at every age, a
@@ -11,7 +10,6 @@ Python, so that the real sweep and the simulator share it.
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from dataclasses import dataclass
 from math import inf, isnan
 from typing import Literal
@@ -93,13 +91,6 @@ class Rungs:
     def values(self, age: int, phase: int = 0) -> dict[str, float]:
         """trial -> value at one rung, in the objective's own direction (worst values as infinities)."""
         return {trial: self._sign * score for trial, score in self._rungs.get((phase, age), {}).items()}
-
-
-def goes_on(value: float, peers: Collection[float], factor: float, direction: str) -> bool:
-    """Whether a rung that holds the values `peers` lets `value` go on; False where they are fewer than `factor`."""
-    sign = 1.0 if direction == "max" else -1.0
-    cutoff = _quantile([sign * peer for peer in peers], 1 - 1 / factor)
-    return cutoff is not None and len(peers) >= factor and sign * value >= cutoff
 
 
 def _quantile(values: list[float], q: float) -> float | None:

@@ -1,12 +1,10 @@
-"""What the sampler is asked and told: an Optuna study that knows what collapse is.
+"""The Optuna study of a sweep, which knows what collapse is.
 
-In comes a search space and, one after another, the outcomes of trials; out go parameters. Every ask builds a fresh
-TPE sampler seeded with (sweep seed, ask index), so the next parameters are a function of the study's content alone: a
-study rebuilt from any prefix of the journal asks for the same parameters as the one that was never interrupted. The
-study lives in memory (a database would cost seconds per hundred trials); the journal is what lasts.
-
-Told to Optuna, per outcome (graded, because a toy with 3 % healthy space then ends with 33 % collapsed trials instead
-of 58-99 %):
+Every ask builds a fresh TPE sampler seeded with (sweep seed, ask index), so the next parameters are a function of the
+study's content alone: a study rebuilt from any prefix of the journal asks for the same parameters as the one that was
+never interrupted. The study lives in memory (a database would cost seconds per hundred trials); the journal is what
+lasts. What Optuna is told, per outcome (graded, because a toy with 3 % healthy space then ends with 33 % collapsed
+trials instead of 58-99 %):
 
     completed            COMPLETE, the best valid value(s), constraint `collapse` = the negative margin
     collapsed, diverged  constraint `collapse` = the margin (> 0), PRUNED
@@ -39,50 +37,57 @@ from buttress.spec.spec import SweepSpec
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
 
-#: Draws that violate `require`, in a row, before the sweep gives up.
-MOST_REFUSALS = 1000
 #: Trials before TPE begins; the first draws are random.
-STARTUP = 10
+STARTUP_TRIALS = 10
+#: The smallest distance of a constraint from 0, on either side.
+MIN_CONSTRAINT = 1e-6
 
 
 @dataclass(frozen=True)
-class Told:
-    """What Optuna is told of one ended trial."""
+class SamplerResult:
+    """What Optuna is told of one ended trial. `note` becomes the user attribute `outcome`."""
 
     state: TrialState
     values: tuple[float, ...] | None = None
     constraints: Mapping[str, float] = field(default_factory=dict)
     intermediate: Mapping[int, float] = field(default_factory=dict)
-    note: str | None = None  # user attribute `outcome`: the outcome's kind
+    note: str | None = None
 
 
-def told(outcome: Mapping[str, Any], objectives: Sequence[str], by_age: Mapping[int, float] | None = None) -> Told:
-    """What the study is told for a journal's outcome line (the table in this module's docstring).
+def sampler_result(
+    outcome: str,
+    *,
+    kind: str | None = None,
+    margin: float | None = None,
+    values: Sequence[float] | None = None,
+    by_age: Mapping[int, float] | None = None,
+) -> SamplerResult:
+    """What the study is told of an outcome (the table in this module's docstring).
 
-    `objectives` are metric names; `by_age` maps full-beta ages to the first objective's best valid value so far.
+    Args:
+        outcome: `completed`, `collapsed`, `diverged`, `pruned` or `failed`.
+        kind: The outcome's kind; `infrastructure` marks a trial that failed through no fault of its own.
+        margin: Decades beyond the nearest rule; negative for a healthy trial, None where it is not known.
+        values: The objectives' values at the best valid epoch, of a completed trial.
+        by_age: Full-beta age (epochs) -> best valid value by then, of a pruned trial with one objective.
     """
-    kind = outcome["outcome"]
-    margin = outcome.get("margin")
-    note = f"{kind}:{outcome['kind']}" if outcome.get("kind") else kind
-    if kind == "completed":
-        values = tuple(float(outcome["best"]["metrics"][name]) for name in objectives)
-        return Told(TrialState.COMPLETE, values, {"collapse": _negative(margin)}, note=note)
-    if kind in ("collapsed", "diverged"):
-        return Told(TrialState.PRUNED, constraints={"collapse": max(float(margin or 0.0), 1e-6)}, note=note)
-    if kind == "pruned":
-        ages = dict(by_age or {}) if len(objectives) == 1 else {}
-        return Told(TrialState.PRUNED, constraints={"collapse": _negative(margin)}, intermediate=ages, note=note)
-    if kind == "failed" and outcome.get("kind") == "infrastructure":
-        return Told(TrialState.FAIL, note=note)
-    return Told(TrialState.PRUNED, constraints={"failed": 1.0}, note=note)
+    note = f"{outcome}:{kind}" if kind else outcome
+    healthy = {"collapse": min(margin, -MIN_CONSTRAINT) if margin is not None else -MIN_CONSTRAINT}
+    match outcome:
+        case "completed":
+            return SamplerResult(TrialState.COMPLETE, tuple(map(float, values or ())), healthy, note=note)
+        case "collapsed" | "diverged":
+            dead = {"collapse": max(margin or 0.0, MIN_CONSTRAINT)}
+            return SamplerResult(TrialState.PRUNED, constraints=dead, note=note)
+        case "pruned":
+            ages = dict(by_age or {})
+            return SamplerResult(TrialState.PRUNED, constraints=healthy, intermediate=ages, note=note)
+        case "failed" if kind == "infrastructure":
+            return SamplerResult(TrialState.FAIL, note=note)
+    return SamplerResult(TrialState.PRUNED, constraints={"failed": 1.0}, note=note)
 
 
-def _negative(margin: float | None) -> float:
-    """A healthy trial's margin as a constraint: feasible whatever the graded metric said."""
-    return min(float(margin), -1e-6) if margin is not None else -1e-6
-
-
-class WholeSpace(optuna.samplers.TPESampler):
+class FixedSpaceTPESampler(optuna.samplers.TPESampler):
     """Multivariate TPE over a space whose parameters are all in every draw.
 
     It draws what `group=True` and the plain one draw from such a space, but is told the space once, where they find it
@@ -102,7 +107,7 @@ class Study:
 
     >>> study = Study(spec, ["max"], Config)                   # doctest: +SKIP
     >>> ask, params = study.ask()                              # doctest: +SKIP
-    >>> study.tell(ask, told(outcome_line, ["val/ari"]))       # doctest: +SKIP
+    >>> study.tell(ask, sampler_result("completed", values=[0.7]))   # doctest: +SKIP
     """
 
     def __init__(self, spec: SweepSpec, directions: Sequence[str], Config: type[BaseModel]) -> None:
@@ -129,8 +134,8 @@ class Study:
             params[path] = suggest(trial, path, self._space[path])
         return ask, params
 
-    def give(self, params: Mapping[str, Any]) -> tuple[int, dict[str, Any]]:
-        """As `ask`, with parameters that somebody else chose."""
+    def enqueue(self, params: Mapping[str, Any]) -> tuple[int, dict[str, Any]]:
+        """As `ask`, with parameters that were chosen elsewhere."""
         ask = self.asked
         self.add(ask, params)
         return ask, dict(params)
@@ -151,34 +156,36 @@ class Study:
         running_trial(self.study, ask).set_user_attr("outcome", f"refused: {reason}")
         self.study.tell(ask, state=TrialState.FAIL)
 
-    def tell(self, ask: int, told: Told) -> None:
+    def tell(self, ask: int, result: SamplerResult) -> None:
         """The end of a trial. Constraints are set once, before the state, as Optuna wants it."""
         trial = running_trial(self.study, ask)
-        for name, value in told.constraints.items():
+        for name, value in result.constraints.items():
             trial.set_constraint(name, float(value))
-        if told.note:
-            trial.set_user_attr("outcome", told.note)
-        for age, value in sorted(told.intermediate.items()):
+        if result.note:
+            trial.set_user_attr("outcome", result.note)
+        for age, value in sorted(result.intermediate.items()):
             if np.isfinite(value):
                 trial.report(float(value), int(age))
-        self.study.tell(ask, values=list(told.values) if told.values is not None else None, state=told.state)
+        self.study.tell(ask, values=list(result.values) if result.values is not None else None, state=result.state)
 
-    def tell_more(self, params: Mapping[str, Any], told: Told) -> int:
-        """A second word on parameters whose trial was told already, as an entry of its own; its index, like a draw's.
+    def tell_again(self, params: Mapping[str, Any], result: SamplerResult) -> int:
+        """Another result for parameters whose trial was told already, as an entry of its own.
 
-        Optuna does not take back what it was told: of a trial that comes back from probation and does not collapse both
-        stands there.
+        Optuna does not take back what it was told: of an audited trial that does not collapse both entries stand there.
+
+        Returns:
+            The entry's index, like a draw's.
         """
         ask = self.asked
         self.add(ask, params)
-        self.tell(ask, told)
+        self.tell(ask, result)
         return ask
 
     def trials(self) -> list[FrozenTrial]:
         return self.study.get_trials(deepcopy=False)
 
     @property
-    def stranded(self) -> bool:
+    def nothing_alive(self) -> bool:
         """No trial has lived yet: all that the sampler could learn from is how dead the others are."""
         return not any(
             trial.state == TrialState.COMPLETE
@@ -194,15 +201,15 @@ class Study:
         return int(np.random.SeedSequence([self.spec.seed, *key]).generate_state(1)[0])
 
     def _sampler(self, ask: int) -> optuna.samplers.BaseSampler:
-        if ask >= STARTUP and ask % 2 == 0 and self.stranded:  # real margins may point away from what lives
+        if ask >= STARTUP_TRIALS and ask % 2 == 0 and self.nothing_alive:  # real margins may point away from what lives
             return self._at_random(ask)
-        options: dict[str, Any] = {"seed": self._seed(ask), "n_startup_trials": STARTUP}
+        options: dict[str, Any] = {"seed": self._seed(ask), "n_startup_trials": STARTUP_TRIALS}
         options["warn_independent_sampling"] = False
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             if self._conditional:
                 return optuna.samplers.TPESampler(multivariate=True, group=True, **options)
-            return WholeSpace(self._space, **options)
+            return FixedSpaceTPESampler(self._space, **options)
 
 
 def distribution(parameter: Parameter) -> BaseDistribution:

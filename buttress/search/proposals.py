@@ -1,81 +1,167 @@
-"""Which configurations a sweep has run, so that none is run twice.
+"""Proposes configurations: drawn by the study, built, checked, and none that has been run already.
 
-In come the parameters of every trial; out comes the trial that a new draw repeats (`twin`), and, of a space that has no
-more than so many configurations, one that was not run yet (`left`). Whole numbers, steps and choices repeat a trial
-when they are equal; numbers from a range when they are closer than `NEAR` of it, on the parameter's own scale: what
-differs by less differs by less than a seed does. A sampler that repeats itself `REDRAWS` times in a row has run dry:
-from there on the sweep draws at random, or takes what is left of a small space. One that has had `REFUSALS` draws in a
-row refused for whatever reason has settled where nothing can be run (it learns nothing from a refusal): the draws are
-random until one is not refused.
+Whole numbers, steps and choices repeat a trial when they are equal; numbers from a range when they are closer than
+`TOLERANCE` of it, on the parameter's own scale: what differs by less differs by less than a seed does.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from pydantic import BaseModel
 
+from buttress.errors import BadInput
+from buttress.search.optuna_study import Study
 from buttress.spec import trial_config
 from buttress.spec.parameters import Parameter
 from buttress.spec.spec import SweepSpec
 
-NEAR = 1e-4  # of the range
-REDRAWS = 10
-REFUSALS = 100  # of a space of which 95 % is refused, one draw in 170 comes to this by chance
-MOST_COUNTED = 10_000  # a larger space counts as endless
+#: Numbers from a range are the same when they are closer than this share of it.
+TOLERANCE = 1e-4
+#: Draws in a row that repeat a trial, after which the sampler is taken to have nothing new: draws are random from there
+#: on, or what is left of a small space.
+MAX_REPEATS = 10
+#: Draws in a row that were refused, after which the sampler is taken to have settled where nothing can run (it learns
+#: nothing from a refusal): draws are random until one is not refused. Of a space of which 95 % is refused, one draw in
+#: 170 comes to this by chance.
+MAX_SAMPLER_REFUSALS = 100
+#: Draws in a row that were refused, after which the sweep gives up.
+MAX_REFUSALS = 1000
+#: A space with more configurations counts as endless.
+MAX_COUNTED = 10_000
 
 Params = Mapping[str, Any]
 Key = tuple[tuple[str, Any], ...]
 
 
-class Draws:
-    """The trials of one sweep by their parameters."""
+@dataclass(frozen=True)
+class Proposal:
+    """A draw. `config` is None where the family's own `Config` refuses it; `refusal` says why it becomes no trial."""
+
+    ask: int
+    params: dict[str, Any]
+    config: Any
+    refusal: str | None = None
+    repeats: str | None = None
+
+
+class Proposals:
+    """The draws of one sweep, and the configurations that its trials have."""
+
+    def __init__(self, spec: SweepSpec, trainable: Any, study: Study) -> None:
+        self._spec, self._trainable, self.study = spec, trainable, study
+        self.explored = ExploredSpace(spec, trainable.Config)
+        self.exhausted = False  # every configuration of the space has been run
+
+    def next(self, seed: int) -> Proposal | None:
+        """The next draw; None once every configuration of the space has been run.
+
+        Args:
+            seed: The seed that its trial would have.
+        """
+        if (drawn := self._draw()) is None:
+            return None
+        ask, params = drawn
+        config, refusal = build(self._spec, self._trainable, params, seed)
+        repeats = self.explored.trial_with(params) if refusal is None else None
+        if repeats is not None:
+            refusal = f"repeats trial {repeats}"
+        return Proposal(ask, params, config, refusal, repeats)
+
+    def _draw(self) -> tuple[int, dict[str, Any]] | None:
+        explored = self.explored
+        if explored.repeats < MAX_REPEATS:
+            return self.study.ask(at_random=explored.refusals >= MAX_SAMPLER_REFUSALS)
+        if not explored.finite:
+            return self.study.ask(at_random=True)
+        new = explored.unexplored(
+            lambda params: build(self._spec, self._trainable, params, 0)[1] is None, self.study.asked
+        )
+        self.exhausted = new is None
+        return self.study.enqueue(new) if new is not None else None
+
+
+# --- building configs -----------------------------------------------------------------------------------------------
+
+
+def build(spec: SweepSpec, trainable: Any, params: Params, seed: int) -> tuple[Any, str | None]:
+    """The config of a draw, and why the draw is refused (None: it is not).
+
+    The config is None where the family's own `Config` refuses it.
+    """
+    try:
+        config = trial_config.build(
+            spec,
+            params,
+            trainable.Config,
+            seed=seed,
+            schedule=trainable.schedule,
+            epochs_path=getattr(trainable, "epochs_path", "train.epochs"),
+        )
+    except BadInput as error:
+        return None, str(error)
+    return config, trial_config.violated_requirement(spec, config) or never_settles(trainable.schedule(config))
+
+
+def never_settles(schedule: Any) -> str | None:
+    """Why no epoch of this schedule could ever be valid, or None: beta must settle before the last epoch begins."""
+    if schedule.full_beta_epochs(schedule.epochs) >= 1:
+        return None
+    when = "never" if schedule.full_at_epoch == float("inf") else f"only after {schedule.full_at_epoch:g} epochs"
+    return f"beta settles {when}, in a budget of {schedule.epochs} epochs"
+
+
+# --- what has been run ----------------------------------------------------------------------------------------------
+
+
+class ExploredSpace:
+    """The trials of a sweep by their parameters."""
 
     def __init__(self, spec: SweepSpec, Config: type[BaseModel]) -> None:
         self._spec, self._config = spec, Config
         self._search = spec.search
         self._count = _size(spec)
-        self._run: dict[Key, list[tuple[str, list[float]]]] = {}
+        self._trials: dict[Key, list[tuple[str, list[float]]]] = {}
         self._impossible: set[Key] = set()
         self.params: dict[str, dict[str, Any]] = {}  # trial -> what it was drawn with
-        self.repeats = 0  # draws since the last trial that repeated one
-        self.refusals = 0  # draws since the last trial
+        self.repeats = 0  # draws that repeated a trial, since the last new one
+        self.refusals = 0  # refused draws since the last trial
 
     @property
-    def run_dry(self) -> bool:
-        return self.repeats >= REDRAWS
-
-    @property
-    def stuck(self) -> bool:
-        return self.refusals >= REFUSALS
+    def finite(self) -> bool:
+        """Whether the space has at most `MAX_COUNTED` configurations."""
+        return self._count is not None
 
     def add(self, trial: str, params: Params) -> None:
+        """A trial has been created."""
         key, place = self._point(params)
-        self._run.setdefault(key, []).append((trial, place))
+        self._trials.setdefault(key, []).append((trial, place))
         self.params[trial] = dict(params)
         self.repeats = self.refusals = 0
 
-    def refused(self, repeats: str | None) -> None:
+    def add_refusal(self, repeats: str | None) -> None:
         """A draw was refused; `repeats` names the trial that it would have run again."""
         self.refusals += 1
         self.repeats += repeats is not None
 
-    def twin(self, params: Params) -> str | None:
-        """The first trial that had the same parameters; None where there is none, or where repeats are wanted."""
+    def trial_with(self, params: Params) -> str | None:
+        """The first trial that had the same parameters; None where there is none, or where repeats are allowed."""
         if self._spec.sampler.repeats:
             return None
         key, place = self._point(params)
-        for trial, other in self._run.get(key, ()):
-            if all(abs(one - two) < NEAR for one, two in zip(place, other, strict=True)):
+        for trial, other in self._trials.get(key, ()):
+            if all(abs(one - two) < TOLERANCE for one, two in zip(place, other, strict=True)):
                 return trial
         return None
 
-    def left(self, possible: Callable[[Params], bool], seed: int) -> Params | None:
-        """A configuration that no trial has run and that is `possible`; None where there is none left.
+    def unexplored(self, possible: Callable[[Params], bool], seed: int) -> Params | None:
+        """A configuration that no trial has run, at random among those for which `possible` holds; None: there is none.
 
-        Raises ValueError for a space that is not `finite`.
+        Raises:
+            ValueError: the space is not `finite`.
         """
         if not self.finite:
             raise ValueError("an endless space is never used up")
@@ -83,21 +169,17 @@ class Draws:
         random.Random(seed).shuffle(every)
         for params in every:
             key, _ = self._point(params)
-            if key in self._run or key in self._impossible:
+            if key in self._trials or key in self._impossible:
                 continue
             if possible(params):
                 return params
             self._impossible.add(key)
         return None
 
-    @property
-    def finite(self) -> bool:
-        return self._count is not None
-
     def _point(self, params: Params) -> tuple[Key, list[float]]:
-        """What has to be equal, and the places in [0, 1] that have to be near."""
+        """What has to be equal, and the positions in [0, 1] that have to be near."""
         exact: list[tuple[str, Any]] = []
-        places: list[float] = []
+        positions: list[float] = []
         for path in sorted(params):
             parameter, value = self._search[path], params[path]
             if parameter.choices is not None:
@@ -109,8 +191,8 @@ class Draws:
                 exact.append((path, round((value - parameter.low) / parameter.step)))
             else:
                 exact.append((path, None))
-                places.append(parameter.position(float(value)))
-        return tuple(exact), places
+                positions.append(parameter.position(float(value)))
+        return tuple(exact), positions
 
 
 def _values(parameter: Parameter) -> list[Any] | None:
@@ -121,7 +203,7 @@ def _values(parameter: Parameter) -> list[Any] | None:
     if parameter.whole:
         count = int(parameter.high) - int(parameter.low)
         step = int(parameter.step or 1)
-        return list(range(int(parameter.low), int(parameter.high) + 1, step)) if count < MOST_COUNTED * step else None
+        return list(range(int(parameter.low), int(parameter.high) + 1, step)) if count < MAX_COUNTED * step else None
     if parameter.step is None:
         return None
     steps = round((parameter.high - parameter.low) / parameter.step)
@@ -133,7 +215,7 @@ def _size(spec: SweepSpec) -> int | None:
     size = 1
     for parameter in spec.search.values():
         values = _values(parameter)
-        if values is None or (size := size * len(values)) > MOST_COUNTED:
+        if values is None or (size := size * len(values)) > MAX_COUNTED:
             return None
     return size
 

@@ -1,10 +1,9 @@
-"""What earlier sweeps teach a new one: their trials as draws of the present space, told before the first draw.
+"""Warm starts: tells the sampler the trials of earlier sweeps before the first draw.
 
-In come the sweeps that the spec names under `warm_start`; out goes one journal line with the trials that the sampler is
-told, collapsed ones included, and why how many others are left out. A trial can be told if the present space could have
-drawn it: every searched parameter's value (from the trial's config, so that it may have been fixed then) lies in the
-range, and the config that the present spec builds from these values is the trial's own, apart from `buttress:` (seed,
-threads, reports). Once the line is written the earlier sweeps are not needed any more: a resume reads the line.
+A trial can be told if the present space could have drawn it: every searched parameter's value (from the trial's config,
+so that it may have been fixed then) lies in the range, and the config that the present spec builds from these values is
+the trial's own, apart from `buttress:` (seed, threads, reports). Once the event is written the earlier sweeps are not
+needed any more: a resume reads the event.
 """
 
 from __future__ import annotations
@@ -18,21 +17,24 @@ from pydantic import ValidationError
 
 from buttress import journal
 from buttress.errors import BadInput
-from buttress.execution.setup import fingerprint
-from buttress.journal.records import Journal, Objective, TrialRecord
-from buttress.search.building import build
+from buttress.journal.events import Objective, WarmStarted, plain
+from buttress.journal.records import Journal, TrialRecord
+from buttress.search.proposals import build
 from buttress.spec import trial_config
+from buttress.spec.fingerprint import data_fingerprint
 from buttress.spec.parameters import Parameter
 from buttress.spec.spec import SweepSpec
 from buttress.storage import is_url
-from buttress.sweep.evaluation import Line
 from buttress.wording import listing, plural
 
 
-def resolved(spec: SweepSpec) -> SweepSpec:
-    """The spec with its `warm_start` as folders and URLs; raises BadInput for a sweep that is not there.
+def resolve_sweeps(spec: SweepSpec) -> SweepSpec:
+    """The spec with its `warm_start` as folders and URLs.
 
-    To be done before the new sweep's folder is: a name stands for the newest sweep of that name.
+    To be called before the new sweep's folder is made: a name stands for the newest sweep of that name.
+
+    Raises:
+        BadInput: a sweep is not there.
     """
     found = []
     for index, where in enumerate(spec.warm_start):
@@ -45,8 +47,12 @@ def resolved(spec: SweepSpec) -> SweepSpec:
     return spec.model_copy(update={"warm_start": tuple(found)}) if found else spec
 
 
-def gathered(spec: SweepSpec, trainable: Any) -> Line:
-    """The journal line of a warm start; raises BadInput where no earlier trial can be told."""
+def collect(spec: SweepSpec, trainable: Any) -> WarmStarted:
+    """The event of a warm start.
+
+    Raises:
+        BadInput: no earlier trial can be told to the sampler.
+    """
     told: list[dict[str, Any]] = []
     left_out: list[dict[str, Any]] = []
     seen: set[str] = set()
@@ -63,20 +69,20 @@ def gathered(spec: SweepSpec, trainable: Any) -> Line:
             else:
                 told.append(_entry(earlier, record, params))
         left_out += [{"sweep": earlier.header.sweep, "reason": why, "count": count} for why, count in reasons.items()]
-    line = journal.warm(told=told, left_out=left_out)
+    event = WarmStarted(told=tuple(plain(told)), left_out=tuple(plain(left_out)))
     if not told:
-        raise spec.error(sentence(line), key="warm_start", value=list(spec.warm_start))
-    return line
+        raise spec.error(describe(event), key="warm_start", value=list(spec.warm_start))
+    return event
 
 
-def sentence(line: Mapping[str, Any]) -> str:
-    """A `warm` line in words."""
-    told, left_out = line["told"], sum(entry["count"] for entry in line["left_out"])
+def describe(event: WarmStarted) -> str:
+    """A warm start in words."""
+    told, left_out = event.told, sum(entry["count"] for entry in event.left_out)
     dead = sum(entry["outcome"] in ("collapsed", "diverged") for entry in told)
     text = f"{len(told)} of {plural(len(told) + left_out, 'trial')} of earlier sweeps are told to the sampler"
     text += f", {dead} of them collapsed" if dead else ""
     reasons = Counter[str]()
-    for entry in line["left_out"]:
+    for entry in event.left_out:
         reasons[entry["reason"]] += entry["count"]
     return text + (f"; left out: {listing([f'{count} ({why})' for why, count in reasons.items()])}" if reasons else "")
 
@@ -88,12 +94,12 @@ def _foreign(earlier: Journal, spec: SweepSpec) -> str | None:
     """Why none of an earlier sweep's trials can be told; None: some may."""
     if earlier.header.trainable != spec.trainable:
         return f"trained {earlier.header.trainable}"
-    present = tuple(Objective(each.metric, str(each.direction)) for each in spec.objectives)
+    present = tuple(Objective(each.metric, each.direction or "min") for each in spec.objectives)
     if earlier.objectives != present:
         return f"objective {', '.join(f'{each.metric} ({each.direction})' for each in earlier.objectives)}"
     sizes = [
         {key: entry["bytes"] for key, entry in files.items()}
-        for files in (earlier.header.data.get("files") or {}, fingerprint(spec)["files"])
+        for files in (earlier.header.data.get("files") or {}, data_fingerprint(spec)["files"])
     ]
     return "other data files" if sizes[0] != sizes[1] else None
 
@@ -166,7 +172,7 @@ def _difference(one: Mapping[str, Any], other: Mapping[str, Any], above: str = "
 
 
 def _entry(earlier: Journal, record: TrialRecord, params: dict[str, Any]) -> dict[str, Any]:
-    """What is told of a trial: as much of its outcome line as `buttress.search.optuna_study.told` reads."""
+    """What is told of a trial: what `sampler_result` takes."""
     done = record.outcome
     assert done is not None
     metrics = done.best.metrics if done.best else {}

@@ -117,16 +117,6 @@ class Audit(Section):
     )
 
 
-class Probation(Section):
-    """A second chance: a trial that collapses is set aside, and if it ranks comes back for so many further epochs.
-
-    `when`: it is set aside once it is `condemned`, or as soon as a kill rule is `suspect` of it, patience or not.
-    """
-
-    epochs: Count | None = None
-    when: Literal["condemned", "suspect"] = "condemned"
-
-
 class Resources(Section):
     """What one trial holds while it runs, and how many trials run at a time."""
 

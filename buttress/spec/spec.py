@@ -25,7 +25,6 @@ from buttress.spec.sections import (
     Breaker,
     Budget,
     Objective,
-    Probation,
     Resources,
     Sampler,
     Scheduler,
@@ -41,6 +40,8 @@ _SET_BY_SPEC = {
     "buttress.seed": "seed or trial_seed",
     "buttress.workers": "resources.workers",
 }
+#: Keys of earlier versions that journals hold.
+_RETIRED = ("probation",)
 
 
 class SweepSpec(Section):
@@ -99,7 +100,6 @@ class SweepSpec(Section):
     )
     budget: Budget = Field(description="When the sweep ends, and what one trial may take.")
     audit: Audit = Field(Audit(), description="Checks the rules on some of the trials that they would stop.")
-    probation: Probation = Probation()
     resources: Resources = Field(
         Resources(), description="What a trial holds while it runs, and how many run at a time."
     )
@@ -158,7 +158,8 @@ class SweepSpec(Section):
 
         Arguments and errors as in `load`; `where` is the file that errors name (a journal, say).
         """
-        base, sources = resolve(plain(dict(tree), where=where), profile=profile, overrides=overrides, where=where)
+        kept = {key: value for key, value in plain(dict(tree), where=where).items() if key not in _RETIRED}
+        base, sources = resolve(kept, profile=profile, overrides=overrides, where=where)
         return cls._from(base | ({"profile": profile} if profile else {}), sources)
 
     @classmethod

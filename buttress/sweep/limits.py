@@ -1,8 +1,4 @@
-"""Which running trials have used up their time, and which have been silent for too long.
-
-In come their beginnings, reports and ends as they happen, on this process' clock; out come the trials that are over a
-limit of the budget. What becomes of them is the caller's business.
-"""
+"""Finds running trials that have used up their time, or have been silent for too long."""
 
 from __future__ import annotations
 
@@ -34,7 +30,7 @@ class Limits:
         """Its attempt is over; nothing more is expected of it."""
         self._heard.pop(trial, None)
 
-    def afresh(self, trial: str) -> None:
+    def restart(self, trial: str) -> None:
         """If it begins again, it has all its time again."""
         self._since.pop(trial, None)
 

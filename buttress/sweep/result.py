@@ -17,7 +17,7 @@ class SweepResult:
         sweep: The sweep's name.
         folder: Its folder on this machine.
         where: What a person calls it by: the folder, or the URL of a sweep on remote storage.
-        counts: Outcome -> number of trials; `suspended` are those without an outcome.
+        counts: Outcome -> number of trials; `unfinished` are those without an outcome.
         seconds: Since the driver began.
         reason: Why the sweep ended, as in the journal's `end` event.
         interrupted: By Ctrl-C or SIGTERM.

@@ -1,11 +1,11 @@
 """The state of a sweep: a function of its journal.
 
-Everything that changes a sweep is one journal line, and `SweepState` changes only by applying lines. While the sweep
-runs, an event (a draw, a report, an end) becomes a line that is applied and written; a resumed sweep applies the lines
-that are there and goes on. Applying a report runs the rules and the rungs at once and in order, so a verdict follows
-from the reports before it and from nothing else: not from timing, not from what Tune was doing. Lines that must follow
-(a rung's decision, an outcome) are *due* until they are written: a journal cut between a report and its outcome gets
-the outcome when it is resumed. No Ray in here: the driver, the simulator and the tests share this class.
+`SweepState` changes only by applying events. While the sweep runs, something that happens (a draw, a report, an end)
+becomes an event that is applied and written; a resumed sweep applies the events of its journal and goes on. Applying a
+report runs the rules and the rungs at once and in order, so a verdict follows from the reports before it and from
+nothing else: not from timing, not from what Tune was doing. Events that must follow (a rung's decision, an outcome) are
+*due* until they are written: a journal cut between a report and its outcome gets the outcome when it is resumed. The
+driver, the simulator and the tests share this class.
 """
 
 from __future__ import annotations
@@ -14,32 +14,55 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from typing import Any
 
-from buttress import journal
 from buttress.errors import BadInput
+from buttress.journal.events import (
+    AttemptStarted,
+    Audited,
+    CircuitBroken,
+    Condemned,
+    Continued,
+    Event,
+    Outcome,
+    Paused,
+    Refused,
+    Report,
+    Resumed,
+    RungDecision,
+    SetAside,
+    TrialCreated,
+    TrialEvent,
+    WarmStarted,
+    WorkersLost,
+    plain,
+)
 from buttress.rules import RuleSet
-from buttress.search.building import build
-from buttress.search.circuit_breaker import overload
+from buttress.search.circuit_breaker import check_circuit
 from buttress.search.halving import Rungs
-from buttress.search.optuna_study import MOST_REFUSALS, Study, told
-from buttress.search.proposals import Draws
+from buttress.search.optuna_study import SamplerResult, Study, sampler_result
+from buttress.search.proposals import MAX_REFUSALS, Proposals
 from buttress.spec.spec import SweepSpec
-from buttress.sweep import outcomes as ends
-from buttress.sweep.evaluation import Judged, Line
-from buttress.sweep.probation import Probation, waiting
-from buttress.sweep.trial import LiveTrial
+from buttress.sweep import outcomes
+from buttress.sweep.evaluation import TrialEvaluator
+from buttress.sweep.trial import ActiveTrial, TrialState
 from buttress.training.trainable import Reported
 
 #: Losses to the infrastructure after which a trial is given up.
-MOST_LOSSES = 3
+MAX_WORKER_RESTARTS = 3
 
 
 class SweepState:
-    """One sweep's trials, study and rungs.
+    """One sweep's trials, study and rungs. All methods are thread-safe.
 
-    `write` appends a line to the journal (and makes the important ones last); `listen` is called with every line that
-    happens while the sweep runs, after it has been applied (progress display, W&B). All methods are thread-safe.
+    Attributes:
+        active: Trials without an outcome, by id.
+        outcomes: The outcomes of the others.
+        asks: Ask index -> trial, of every trial there ever was.
+        queue: Unfinished trials that wait for a slot, oldest first: of an earlier driver, or continued after a pause.
+        warm: Ask indices that earlier sweeps' trials take.
+        tripped: The circuit breaker's event, until the sweep is resumed.
     """
 
     def __init__(
@@ -47,9 +70,17 @@ class SweepState:
         spec: SweepSpec,
         trainable: Any,
         rules: RuleSet,
-        write: Callable[[Line], object],
-        listen: Callable[[Line], None] = lambda line: None,
+        write: Callable[[Event], object],
+        listen: Callable[[Event], None] = lambda event: None,
     ) -> None:
+        """
+        Args:
+            spec: The sweep's spec, checked.
+            trainable: The trainable that the spec names.
+            rules: The rules in force.
+            write: Appends an event to the journal.
+            listen: Called with every event that happens while the sweep runs, after it has been applied.
+        """
         self.spec, self.trainable, self.rules = spec, trainable, rules
         self.objectives = [objective.metric for objective in spec.objectives]
         self.directions = [
@@ -58,91 +89,77 @@ class SweepState:
         self.study = Study(spec, self.directions, trainable.Config)
         asha = spec.scheduler.kind == "asha"
         self.rungs = Rungs(spec.scheduler.first, spec.scheduler.factor, self.directions[0]) if asha else None
-        self.probation = Probation(spec, self.directions[0])
-        self.live: dict[str, LiveTrial] = {}
-        self.outcomes: dict[str, Line] = {}
-        self.asks: dict[int, str] = {}  # ask index -> trial, of every trial there ever was
-        self.requeued: list[str] = []  # unfinished trials of an earlier driver, oldest first
-        self.draws = Draws(spec, trainable.Config)
-        self.spent = False  # every configuration of the space has been run
-        self.warm: set[int] = set()  # ask indices that earlier sweeps' trials take
-        self.tripped: Line | None = None  # the circuit breaker's line, until the sweep is resumed
+        self.proposals = Proposals(spec, trainable, self.study)
+        self.active: dict[str, ActiveTrial] = {}
+        self.outcomes: dict[str, Outcome] = {}
+        self.asks: dict[int, str] = {}
+        self.queue: list[str] = []
+        self.warm: set[int] = set()
+        self.tripped: CircuitBroken | None = None
         self._tripped_once = False
         self._write, self._listen = write, listen
-        self._due: list[Line] = []
+        self._due: list[Event] = []
         self._lock = threading.RLock()
 
     # --- what happens while the sweep runs -----------------------------------------------------------------------
 
-    def next_trial(self, leaving: Collection[str] = ()) -> LiveTrial | None:
-        """The next trial to run: one that an earlier driver left unfinished, one that is back from probation, else a
-        new draw; None: budget spent. Trials that are still `leaving` their slot cannot be back yet."""
+    def next_trial(self, leaving: Collection[str] = ()) -> ActiveTrial | None:
+        """The next trial to run: one that waits for a slot, else a new draw; None: there is none.
+
+        Args:
+            leaving: Trials whose workers have not left their slot yet: they cannot begin again.
+        """
         with self._lock:
             if self.tripped:
                 return None
-            if self.requeued:
-                return self.live[self.requeued.pop(0)]
-            if (back := self._back(leaving)) is not None:
-                return back
-            if self.exhausted:
-                return None
-            return self._new() or self._back(leaving)
+            waiting = next((trial for trial in self.queue if trial not in leaving), None)
+            if waiting is not None:
+                self.queue.remove(waiting)
+                return self.active[waiting]
+            return None if self.exhausted else self._draw()
 
-    def _new(self) -> LiveTrial | None:
+    def _draw(self) -> ActiveTrial | None:
         """A new draw that is not refused, as a trial; None once every configuration of the space has been run."""
-        for _ in range(MOST_REFUSALS):
-            if (drawn := self._draw()) is None:
-                return None
-            ask, params = drawn
-            number = len(self.live) + len(self.outcomes)
+        for _ in range(MAX_REFUSALS):
+            number = len(self.active) + len(self.outcomes)
             seed = self.spec.seed_of(number)
-            config, reason = build(self.spec, self.trainable, params, seed)
-            twin = self.draws.twin(params) if reason is None else None
-            if config is not None and reason is None and twin is None:
+            proposal = self.proposals.next(seed)
+            if proposal is None:
+                return None
+            reason = proposal.refusal
+            if reason is None:
                 break
-            reason = reason or f"repeats trial {twin}"
-            self._happen(journal.refused(ask=ask, params=params, reason=reason, repeats=twin))
+            refused = Refused(
+                ask=proposal.ask, params=plain(proposal.params), reason=reason, repeats=proposal.repeats
+            )
+            self._record(refused)
         else:
             raise BadInput(
-                f"{MOST_REFUSALS} draws in a row were refused, the last one because of {reason!r}", key="require"
+                f"{MAX_REFUSALS} draws in a row were refused, the last one because of {reason!r}", key="require"
             )
         trial = f"{number:04d}"
-        epochs = self.trainable.schedule(config).epochs
-        plain = config.model_dump(mode="json")
-        line = journal.trial(trial, ask=ask, params=params, config=plain, seed=seed, budget_epochs=epochs)
-        self._happen({**line, "sampler": self.study.notes(ask)})
-        return self.live[trial]
+        self._record(
+            TrialCreated(
+                trial=trial,
+                ask=proposal.ask,
+                params=plain(proposal.params),
+                config=plain(proposal.config.model_dump(mode="json")),
+                seed=seed,
+                budget_epochs=self.trainable.schedule(proposal.config).epochs,
+                sampler=plain(self.study.notes(proposal.ask)),
+            )
+        )
+        return self.active[trial]
 
-    def _draw(self) -> tuple[int, dict[str, Any]] | None:
-        """Ask index and parameters of the next draw; None once every configuration of the space has been run."""
-        if not self.draws.run_dry:
-            return self.study.ask(at_random=self.draws.stuck)
-        if not self.draws.finite:
-            return self.study.ask(at_random=True)
-        left = self.draws.left(lambda params: build(self.spec, self.trainable, params, 0)[1] is None, self.study.asked)
-        self.spent = left is None
-        return self.study.give(left) if left is not None else None
-
-    def warm_start(self, line: Line) -> None:
-        """Takes in what earlier sweeps teach (`buttress.search.warm_start`); before the first draw."""
+    def warm_start(self, event: WarmStarted) -> None:
+        """Takes in what earlier sweeps teach (search/warm_start.py); to be called before the first draw."""
         with self._lock:
-            self._happen(line)
+            self._record(event)
 
-    def _back(self, leaving: Collection[str]) -> LiveTrial | None:
-        """The oldest suspended trial that ranks. Without further draws those that do not are condemned for good.
-
-        It comes back after another trial's beginning at the earliest: so what is next does not depend on how soon its
-        workers have left.
-        """
-        for live in waiting(self.live.values()):
-            if live.id in leaving:
-                continue
-            if not self.satisfied and (live.rested or self.exhausted) and self.probation.ranks(live):
-                return live
-            if self.exhausted:
-                verdict = live.judged.engine.verdict_ignoring_patience() or live.judged.verdict
-                self._conclude(live, "collapsed", verdict=verdict)
-        return None
+    @property
+    def has_paused(self) -> bool:
+        """Whether a trial is paused."""
+        return any(trial.state is TrialState.PAUSED for trial in self.active.values())
 
     @property
     def satisfied(self) -> bool:
@@ -152,259 +169,327 @@ class SweepState:
     @property
     def exhausted(self) -> bool:
         """The budget allows no further draw (unfinished trials may still be running)."""
-        drawn = len(self.live) + len(self.outcomes)
+        drawn = len(self.active) + len(self.outcomes)
         budget = self.spec.budget.trials
-        return self.satisfied or self.spent or (budget is not None and drawn >= budget)
+        return self.satisfied or self.proposals.exhausted or (budget is not None and drawn >= budget)
 
     @property
     def counts(self) -> Counter[str]:
-        return Counter(line["outcome"] for line in self.outcomes.values())
+        """Outcome -> number of trials."""
+        return Counter(outcome.outcome for outcome in self.outcomes.values())
 
-    def started(self, trial: str, slot: str, host: str | None = None, pid: int | None = None) -> LiveTrial | None:
+    def started(self, trial: str, slot: str, host: str | None = None, pid: int | None = None) -> ActiveTrial | None:
         """The workers of a slot have begun the next attempt; None where the trial has its outcome already."""
         with self._lock:
-            live = self.live.get(trial)
-            if live is None:
+            active = self.active.get(trial)
+            if active is None:
                 return None
-            source = live.resume_point
-            self._happen(
-                journal.start(
-                    trial,
-                    live.attempt + 1,
+            source = active.resume_point
+            self._record(
+                AttemptStarted(
+                    trial=trial,
+                    attempt=active.attempt + 1,
                     slot=slot,
                     host=host,
                     pid=pid,
-                    resumed_from=source["seq"] if source else None,
-                    resumed_attempt=source["attempt"] if source else None,
-                    checkpoint=source["checkpoint"] if source else None,
+                    resumed_from=source.seq if source else None,
+                    resumed_attempt=source.attempt if source else None,
+                    checkpoint=source.checkpoint if source else None,
                 )
             )
-            return live
+            return active
 
     def forget_checkpoint(self, trial: str, checkpoint: str) -> None:
         """A checkpoint that turned out missing or unreadable is not resumed from again."""
         with self._lock:
-            if live := self.live.get(trial):
-                live.forget_checkpoint(checkpoint)
+            if active := self.active.get(trial):
+                active.evaluation.forget_checkpoint(checkpoint)
 
-    def reported(self, trial: str, attempt: int, reported: Reported) -> Line | None:
-        """A report of a running trial; returns the line that takes the trial off its slot, if the report led to one:
-        its outcome, or that it is suspended."""
+    def reported(self, trial: str, attempt: int, reported: Reported) -> Outcome | None:
+        """A running trial reported; returns its outcome if the report led to one."""
         with self._lock:
-            if (live := self._running(trial, attempt)) is None:
+            if (active := self._accepting(trial, attempt)) is None:
                 return None
-            last = live.judged.last
-            seq = last["seq"] + 1 if last else 0
-            self._happen(journal.report(trial, attempt, seq, reported))
-            return self.outcomes.get(trial) or live.suspended
-
-    def finished(self, trial: str, attempt: int) -> Line | None:
-        """The trainer returned by itself (`ends.finished`)."""
-        with self._lock:
-            if (live := self._running(trial, attempt)) is not None:
-                self._happen(ends.finished(live))
+            last = active.evaluation.last
+            self._record(Report.of(trial, attempt, last.seq + 1 if last else 0, reported))
             return self.outcomes.get(trial)
 
-    def raised(self, trial: str, attempt: int, error: str, kind: str = "exception") -> Line | None:
+    def finished(self, trial: str, attempt: int) -> Outcome | None:
+        """The trainer returned by itself."""
+        with self._lock:
+            if (active := self._accepting(trial, attempt)) is not None:
+                self._record(outcomes.finished(active))
+            return self.outcomes.get(trial)
+
+    def raised(self, trial: str, attempt: int, error: str, kind: str = "exception") -> Outcome | None:
         """The trainer raised: the trial failed, and is not retried."""
         with self._lock:
-            if (live := self._running(trial, attempt)) is not None:
+            if (active := self._accepting(trial, attempt)) is not None:
                 message = error.strip().splitlines()[-1] if error.strip() else kind
-                self._conclude(live, "failed", kind=kind, error=error, message=message)
+                self._record(outcomes.outcome(active, "failed", kind=kind, error=error, message=message))
             return self.outcomes.get(trial)
 
-    def lost(self, trial: str, attempt: int, reason: str, *, moved: bool = False) -> Line | None:
-        """The infrastructure took the trial's workers. None: it goes on as a new attempt; else its outcome.
+    def lost(self, trial: str, attempt: int, reason: str, *, moved: bool = False) -> Outcome | None:
+        """The infrastructure took the trial's workers.
 
-        A trial that was `moved` in good order has lost nothing.
+        Args:
+            trial: The trial.
+            attempt: The attempt that was lost.
+            reason: What happened, for people.
+            moved: The trial was given up in good order; it has lost nothing.
+
+        Returns:
+            None: the trial goes on as a new attempt; else its outcome.
         """
         with self._lock:
-            if (live := self._running(trial, attempt)) is not None:
-                self._happen(journal.lost(trial, attempt, reason=reason, moved=moved))
-                if live.losses >= MOST_LOSSES:
-                    message = f"lost {live.losses} times, last: {reason}"
-                    self._conclude(live, "failed", kind="infrastructure", message=message)
+            if (active := self._accepting(trial, attempt)) is not None:
+                self._record(WorkersLost(trial=trial, attempt=attempt, reason=reason, moved=moved))
+                if active.losses >= MAX_WORKER_RESTARTS:
+                    message = f"lost {active.losses} times, last: {reason}"
+                    self._record(outcomes.outcome(active, "failed", kind="infrastructure", message=message))
             return self.outcomes.get(trial)
 
-    def out_of_time(self, trial: str, minutes: float) -> Line | None:
-        """The trial's time limit has passed (`ends.out_of_time`); None for one that is set aside."""
+    def out_of_time(self, trial: str, minutes: float) -> Outcome | None:
+        """The trial's time limit has passed; None for one that is paused."""
         with self._lock:
-            live = self.live.get(trial)
-            if live is not None and live.suspended is None:
-                self._happen(ends.out_of_time(live, minutes))
+            active = self.active.get(trial)
+            if active is not None and active.state is not TrialState.PAUSED:
+                self._record(outcomes.out_of_time(active, minutes))
             return self.outcomes.get(trial)
 
-    def _running(self, trial: str, attempt: int) -> LiveTrial | None:
-        """The trial, if this is its present attempt and nothing has been decided of it: what others tell is void."""
-        live = self.live.get(trial)
-        return live if live is not None and live.runs(attempt) else None
-
-    # --- lines ---------------------------------------------------------------------------------------------------
-
-    def replay(self, lines: Sequence[Line]) -> None:
-        """Applies an earlier driver's lines; unfinished trials are queued again, what is due is written."""
+    def pause(self, trial: str, reason: str = "") -> bool:
+        """A running trial is to leave its slot; True if it is paused now."""
         with self._lock:
-            for line in lines:
-                self._apply(line)
-                self._due = [due for due in self._due if not _same_event(due, line)]
+            active = self.active.get(trial)
+            if active is None or active.state is not TrialState.RUNNING:
+                return False
+            self._record(Paused(trial=trial, attempt=active.attempt, reason=reason))
+            return True
+
+    def continue_trial(self, trial: str) -> bool:
+        """A paused trial waits for a slot again; True if it was paused."""
+        with self._lock:
+            active = self.active.get(trial)
+            if active is None or active.state is not TrialState.PAUSED:
+                return False
+            self._record(Continued(trial=trial, attempt=active.attempt))
+            return True
+
+    def _accepting(self, trial: str, attempt: int) -> ActiveTrial | None:
+        """The trial, if this is its present attempt and nothing has been decided of it."""
+        active = self.active.get(trial)
+        return active if active is not None and active.accepts(attempt) else None
+
+    # --- events --------------------------------------------------------------------------------------------------
+
+    def replay(self, events: Sequence[Event]) -> None:
+        """Applies an earlier driver's events; unfinished trials are queued again, what is due is written."""
+        with self._lock:
+            for event in events:
+                self._apply(event)
+                self._due = [due for due in self._due if not _same(due, event)]
             self.tripped = None  # who resumes the sweep has read why it stopped
             self._settle()
-            self.requeued = sorted(trial for trial, live in self.live.items() if live.suspended is None)
-            for trial in self.live.values():
-                trial.slot = None
+            for trial in list(self.active.values()):
+                if isinstance(trial.condemned, SetAside) and trial.state is TrialState.PAUSED:
+                    self._record(outcomes.condemned_for_good(trial, trial.condemned))
+            self._requeue()
 
-    def _conclude(self, live: LiveTrial, outcome: str, **details: Any) -> None:
-        self._happen(ends.outcome(live, outcome, **details))
+    def _requeue(self) -> None:
+        """No trial has a slot: all wait for one."""
+        for trial in self.active.values():
+            trial.slot = None
+            if trial.state is not TrialState.QUEUED:
+                trial.move_to(TrialState.QUEUED)
+        self.queue = sorted(self.active)
 
-    def _happen(self, line: Line) -> None:
-        self._apply(line)
-        self._write(line)
-        self._listen(line)
+    def _record(self, event: Event) -> None:
+        """Applies and writes an event, and those that follow from it."""
+        event = self._apply(event)
+        self._write(event)
+        self._listen(event)
         self._settle()
 
     def _settle(self) -> None:
-        """Writes the lines that must follow from those applied so far."""
+        """Writes the events that must follow from those applied so far."""
         while self._due:
-            line = self._due.pop(0)
-            if line["trial"] is None or line["trial"] in self.live:
-                self._happen({**line, "time": time.time()})
+            event = self._due.pop(0)
+            if not isinstance(event, TrialEvent) or event.trial in self.active:
+                self._record(replace(event, time=time.time()))
 
-    def _apply(self, line: Line) -> None:
-        apply = getattr(self, f"_apply_{line['line']}", None)
-        if apply is not None and (line.get("trial") is None or line["line"] == "trial" or line["trial"] in self.live):
-            apply(line)
+    def _apply(self, event: Event) -> Event:
+        """Changes the state; returns the event as it is to be written (a report with its verdict)."""
+        match event:
+            case Refused():
+                self._apply_refused(event)
+            case WarmStarted():
+                self._apply_warm(event)
+            case CircuitBroken():
+                self.tripped, self._tripped_once = event, True
+            case TrialCreated():
+                self._apply_created(event)
+            case TrialEvent() if event.trial in self.active:
+                return self._apply_to(self.active[event.trial], event)
+            case Resumed():
+                self._requeue()
+        return event
 
-    def _apply_refused(self, line: Line) -> None:
-        if line["ask"] == self.study.asked:
-            self.study.add(line["ask"], line["params"])
-        self.study.refuse(line["ask"], line["reason"])
-        self.draws.refused(line.get("repeats"))
+    def _apply_to(self, trial: ActiveTrial, event: TrialEvent) -> Event:
+        match event:
+            case AttemptStarted():
+                if isinstance(trial.condemned, SetAside) and trial.state is TrialState.PAUSED:
+                    trial.evaluation.keep_alive(trial.condemned.until or 0)
+                trial.begin(event)
+            case Report():
+                return self._apply_report(trial, event)
+            case Audited():
+                trial.evaluation.keep_alive()
+                self._report_condemned(trial, event)
+            case SetAside():
+                trial.move_to(TrialState.PAUSED)
+                self._report_condemned(trial, event)
+            case Paused():
+                trial.move_to(TrialState.PAUSED)
+            case Continued():
+                trial.move_to(TrialState.QUEUED)
+                self.queue.append(trial.id)
+            case WorkersLost():
+                trial.move_to(TrialState.LOST)
+                trial.losses += not event.moved
+            case Outcome():
+                self._apply_outcome(trial, event)
+        return event
 
-    def _apply_warm(self, line: Line) -> None:
-        for entry in line["told"]:
-            ask, _ = self.study.give(entry["params"])
+    def _apply_refused(self, event: Refused) -> None:
+        if event.ask == self.study.asked:
+            self.study.add(event.ask, event.params)
+        self.study.refuse(event.ask, event.reason)
+        self.proposals.explored.add_refusal(event.repeats)
+
+    def _apply_warm(self, event: WarmStarted) -> None:
+        for entry in event.told:
+            ask, _ = self.study.enqueue(entry["params"])
+            values = [entry["best"]["metrics"][name] for name in self.objectives] if entry.get("best") else None
             by_age = {int(age): value for age, value in entry["by_age"].items()}
-            self.study.tell(ask, told(entry, self.objectives, by_age))
+            result = self._result(entry["outcome"], entry["kind"], entry["margin"], values, by_age)
+            self.study.tell(ask, result)
             self.warm.add(ask)
 
-    def _apply_breaker(self, line: Line) -> None:
-        self.tripped, self._tripped_once = line, True
-
-    def _apply_trial(self, line: Line) -> None:
-        if line["ask"] == self.study.asked:
-            self.study.add(line["ask"], line["params"], line.get("sampler"))
-        self.asks[line["ask"]] = line["trial"]
-        self.draws.add(line["trial"], line["params"])
-        self._due = [due for due in self._due if due["line"] != "breaker"]  # an older driver went on without one
-        self.live[line["trial"]] = LiveTrial(
-            id=line["trial"],
-            ask=line["ask"],
-            params=line["params"],
-            config=line["config"],
-            seed=line["seed"],
-            judged=Judged(self.rules, self.objectives, self.directions[0], int(line["budget_epochs"])),
+    def _apply_created(self, event: TrialCreated) -> None:
+        if event.ask == self.study.asked:
+            self.study.add(event.ask, event.params, event.sampler)
+        self.asks[event.ask] = event.trial
+        self.proposals.explored.add(event.trial, event.params)
+        # an older driver went on without one
+        self._due = [due for due in self._due if not isinstance(due, CircuitBroken)]
+        self.active[event.trial] = ActiveTrial(
+            id=event.trial,
+            ask=event.ask,
+            params=event.params,
+            config=event.config,
+            seed=event.seed or 0,
+            evaluation=TrialEvaluator(self.rules, self.objectives, self.directions[0], event.budget_epochs or 0),
         )
 
-    def _apply_start(self, line: Line) -> None:
-        live = self.live[line["trial"]]
-        for other in self.live.values():
-            other.rested = other is not live and other.suspended is not None
-        live.begin(line)
-
-    def _apply_report(self, line: Line) -> None:
-        live = self.live[line["trial"]]
-        if line["attempt"] != live.attempt:
-            return
-        verdict = live.judged.take_in(line)
-        self.probation.reported(live, line)
-        if verdict.state == "diverged" or (verdict.state == "collapsed" and not live.judged.runs_on):
-            self._due.append(ends.condemned(self.spec, live, verdict, line))
-        elif (aside := ends.suspected(self.spec, live, line)) is not None:
-            self._due.append(aside)
-        elif (decision := self._compare(live, line)) is not None:
+    def _apply_report(self, trial: ActiveTrial, event: Report) -> Report:
+        if event.attempt != trial.attempt:
+            return event
+        evaluation = trial.evaluation
+        report = evaluation.add(event)
+        verdict = evaluation.verdict
+        assert verdict is not None
+        if verdict.state == "diverged" or (verdict.state == "collapsed" and not evaluation.kept_alive):
+            self._due.append(outcomes.condemned(self.spec, trial, verdict, report))
+        elif (decision := self._compare(trial, report)) is not None:
             self._due.append(decision)
-            if decision["decision"] == "stop":
-                self._due.append(ends.pruned(live, decision))
+            if decision.decision == "stop":
+                self._due.append(outcomes.pruned(trial, decision))
+        return report
 
-    def _apply_audit(self, line: Line) -> None:
-        live = self.live[line["trial"]]
-        live.audited = True
-        live.judged.run_on()
-        self._tell_condemned(live, line)
+    def _report_condemned(self, trial: ActiveTrial, event: Condemned) -> None:
+        """The sampler hears of the collapse at once, and not at the trial's real end: what it is not told of it draws
+        again. The end, should it be another one, is told when it is there."""
+        trial.condemned = event
+        self._due = [due for due in self._due if not (isinstance(due, Outcome) and due.trial == trial.id)]
+        self._forget(trial.id)
+        self.study.tell(trial.ask, self._result("collapsed", event.kind, event.margin))
 
-    def _apply_suspended(self, line: Line) -> None:
-        live = self.live[line["trial"]]
-        live.suspended = line
-        self._tell_condemned(live, line)
-        self._check_breaker(line["trial"])
+    def _apply_outcome(self, trial: ActiveTrial, event: Outcome) -> None:
+        trial.move_to(TrialState.ENDED)
+        del self.active[trial.id]
+        self.outcomes[trial.id] = event
+        self._check_breaker(trial.id)
+        if event.dead:
+            self._forget(trial.id)
+        values = [event.best.metrics[name] for name in self.objectives] if event.best else None
+        result = self._result(event.outcome, event.kind, event.margin, values, trial.evaluation.by_age)
+        if not trial.reported_to_sampler:
+            self.study.tell(trial.ask, result)
+        elif not event.dead:
+            self.asks[self.study.tell_again(trial.params, result)] = trial.id
 
-    def _tell_condemned(self, live: LiveTrial, line: Line) -> None:
-        """At once, and not at its real end: what a sampler is not told of it draws again. The end, should it be another
-        one, is told when it is there."""
-        live.told = True
-        self._forget(live.id)
-        self.study.tell(live.ask, told({**line, "outcome": "collapsed"}, self.objectives))
-
-    def _apply_lost(self, line: Line) -> None:
-        live = self.live[line["trial"]]
-        live.lost = True
-        live.losses += not line.get("moved", False)
-
-    def _apply_outcome(self, line: Line) -> None:
-        live = self.live.pop(line["trial"])
-        self.outcomes[line["trial"]] = line
-        self._check_breaker(line["trial"])
-        collapsed = line["outcome"] in ("collapsed", "diverged")
-        if collapsed:
-            self._forget(line["trial"])
-        if not live.told:
-            self.study.tell(live.ask, told(line, self.objectives, live.judged.by_age))
-        elif not collapsed:
-            ask = self.study.tell_more(live.params, told(line, self.objectives, live.judged.by_age))
-            self.asks[ask] = live.id
+    def _result(
+        self,
+        outcome: str,
+        kind: str | None,
+        margin: float | None,
+        values: Sequence[float | None] | None = None,
+        by_age: dict[int, float] | None = None,
+    ) -> SamplerResult:
+        known = [value for value in values or () if value is not None]
+        ages = by_age if len(self.objectives) == 1 else None
+        return sampler_result(outcome, kind=kind, margin=margin, values=known, by_age=ages)
 
     def _forget(self, trial: str) -> None:
         """Nothing that a collapsed trial reached counts in a comparison."""
         if self.rungs:
             self.rungs.forget(trial)
-        self.probation.forget(trial)
 
     def _check_breaker(self, trial: str) -> None:
-        """`trial` has ended or was set aside: among the first ones that may be one collapse too many."""
+        """A trial has ended: among the first ones that may be one collapse too many."""
         breaker = self.spec.breaker
-        if breaker is None or self._tripped_once or int(trial) >= breaker.first or (self.exhausted and not self.live):
+        if breaker is None or self._tripped_once or int(trial) >= breaker.first:
             return
-        if (tripped := overload(self.spec, self.draws.params, self.live, self.outcomes)) is not None:
+        if self.exhausted and not self.active:
+            return
+        alive = {
+            id: trial.evaluation.margin
+            for id, trial in self.active.items()
+            if trial.evaluation.best is not None and not trial.evaluation.kept_alive
+        }
+        tripped = check_circuit(self.spec, self.proposals.explored.params, self.outcomes, alive)
+        if tripped is not None:
             self._due.append(tripped)
 
-    def _compare(self, live: LiveTrial, report: Line) -> Line | None:
-        """The rung's decision about an epoch's report, as a line that is due; None where there is none to make.
+    def _compare(self, trial: ActiveTrial, report: Report) -> RungDecision | None:
+        """The rung's decision about an epoch's report, as an event that is due; None where there is none to make.
 
         The last epoch's value enters its rung, for others to be compared with, but stops nobody: the trial is over.
         A condemned trial that runs on is neither compared nor compared with: a rung would cut off what is to be seen.
         """
-        if self.rungs is None or self.objectives[0] not in report["metrics"]:
+        if self.rungs is None or self.objectives[0] not in report.metrics:
             return None
-        age, phase, judged = report["full_beta_epochs"], report["phase"], live.judged
+        age, phase, evaluation = report.full_beta_epochs, report.phase, trial.evaluation
         # where it looks collapsed, whether it is so is for the rules to say
-        if live.audited or judged.runs_on or (judged.value is None and judged.engine.holding):
-            self.rungs.skip(live.id, age, phase)
+        looks_collapsed = evaluation.value is None and evaluation.engine.holding
+        if trial.audited or evaluation.kept_alive or looks_collapsed:
+            self.rungs.skip(trial.id, age, phase)
             return None
-        decision = self.rungs.report(live.id, age, judged.value, phase)
+        decision = self.rungs.report(trial.id, age, evaluation.value, phase)
         if decision is None:
             return None
-        return journal.rung(
-            live.id,
-            live.attempt,
+        return RungDecision(
+            trial=trial.id,
+            attempt=trial.attempt,
             age=decision.age,
             phase=decision.phase,
-            value=decision.value,
-            cutoff=decision.cutoff,
+            value=plain(decision.value),
+            cutoff=plain(decision.cutoff),
             peers=decision.peers,
-            decision="stop" if decision.stop and report["epoch"] < live.epochs else "continue",
+            decision="stop" if decision.stop and report.epoch < trial.epochs else "continue",
         )
 
 
-def _same_event(due: Line, line: Line) -> bool:
-    """True if `line` of a journal is the one that was due."""
-    return all(due.get(key) == line.get(key) for key in ("line", "trial"))
+def _same(due: Event, event: Event) -> bool:
+    """Whether `event` of a journal is the one that was due."""
+    return due.line == event.line and getattr(due, "trial", None) == getattr(event, "trial", None)

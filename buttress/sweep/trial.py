@@ -1,66 +1,114 @@
-"""One trial of a sweep as long as it has no outcome: its draw, its attempts, its reports and what was decided of it.
-
-`SweepState` makes one from a `trial` line and changes it as further lines are applied. It knows nothing of the others.
-"""
+"""One trial of a sweep as long as it has no outcome: its draw, its attempts, its reports, and its state."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from enum import Enum
+from typing import Any, NamedTuple
 
-from buttress.sweep.evaluation import Judged, Line
+from buttress.journal.events import AttemptStarted, Audited, Condemned
+from buttress.sweep.evaluation import TrialEvaluator
+
+
+class TrialState(Enum):
+    """Where a trial without an outcome is."""
+
+    QUEUED = "queued"  # it waits for a slot
+    RUNNING = "running"
+    LOST = "lost"  # its workers are gone, or as good as; the next attempt is on its way
+    PAUSED = "paused"  # it has left its slot, and comes back when it is told to
+    ENDED = "ended"
+
+
+#: The states that may follow on each.
+TRANSITIONS: dict[TrialState, frozenset[TrialState]] = {
+    TrialState.QUEUED: frozenset({TrialState.RUNNING, TrialState.PAUSED, TrialState.ENDED}),
+    TrialState.RUNNING: frozenset({TrialState.LOST, TrialState.PAUSED, TrialState.QUEUED, TrialState.ENDED}),
+    TrialState.LOST: frozenset({TrialState.RUNNING, TrialState.QUEUED, TrialState.ENDED}),
+    TrialState.PAUSED: frozenset({TrialState.QUEUED, TrialState.RUNNING, TrialState.ENDED}),
+    TrialState.ENDED: frozenset(),
+}
+
+
+class InvalidTransition(RuntimeError):
+    """A trial cannot go from its state to the wanted one."""
+
+
+class ResumePoint(NamedTuple):
+    """A report that an attempt can go on from; `checkpoint` is relative to the trial's folder."""
+
+    checkpoint: str
+    seq: int
+    attempt: int
 
 
 @dataclass
-class LiveTrial:
-    """A trial that has no outcome yet."""
+class ActiveTrial:
+    """A trial that has no outcome yet; `SweepState` changes it as events are applied.
+
+    Attributes:
+        ask: Index of its draw in the study.
+        attempt: The newest attempt; 0 before the first.
+        condemned: The verdict that it outlived (audited, or set aside by an earlier version). The sampler was told of
+            the collapse then, and is told of another end beside that.
+        seconds: Of training in earlier attempts, up to where the present one took over.
+    """
 
     id: str
     ask: int
     params: dict[str, Any]
     config: dict[str, Any]
     seed: int
-    judged: Judged
+    evaluation: TrialEvaluator
+    state: TrialState = TrialState.QUEUED
     attempt: int = 0
     slot: str | None = None
     losses: int = 0
-    lost: bool = False  # its workers are gone, or as good as: what a zombie still reports is void
-    audited: bool = False  # condemned, and runs on to its real end
-    suspended: Line | None = None  # condemned or suspect, and set aside, waiting for a second chance or the end
-    rested: bool = False  # since it was set aside another trial has begun
-    told: bool = False  # that it collapsed; what is told of it later is told beside that
+    condemned: Condemned | None = None
     started: float | None = None
-    seconds: float = 0.0  # of earlier attempts, up to where the present one took over
+    seconds: float = 0.0
 
-    def runs(self, attempt: int) -> bool:
-        return attempt == self.attempt and not self.lost and self.suspended is None
+    def move_to(self, state: TrialState) -> None:
+        """Changes the state.
+
+        Raises:
+            InvalidTransition: `TRANSITIONS` does not allow it.
+        """
+        if state not in TRANSITIONS[self.state]:
+            raise InvalidTransition(f"trial {self.id} cannot go from {self.state.value} to {state.value}")
+        self.state = state
+
+    def accepts(self, attempt: int) -> bool:
+        """Whether something that happened in this attempt counts: reports of workers that were given up do not."""
+        return attempt == self.attempt and self.state in (TrialState.QUEUED, TrialState.RUNNING)
+
+    @property
+    def audited(self) -> bool:
+        """Whether it was condemned and runs on to its real end."""
+        return isinstance(self.condemned, Audited)
+
+    @property
+    def reported_to_sampler(self) -> bool:
+        """Whether the sampler was told already that the trial collapsed."""
+        return self.condemned is not None
 
     @property
     def epochs(self) -> int:
         """Its budget."""
-        return self.judged.epochs
+        return self.evaluation.epochs
 
     @property
-    def resume_point(self) -> Line | None:
+    def resume_point(self) -> ResumePoint | None:
         """The last report that counts and has a checkpoint."""
-        return next((line for line in reversed(self.judged.reports) if line.get("checkpoint")), None)
+        reports = reversed(self.evaluation.reports)
+        return next((ResumePoint(r.checkpoint, r.seq, r.attempt) for r in reports if r.checkpoint), None)
 
-    def begin(self, start: Line) -> None:
-        """An attempt begins from the report that the line `start` names; one that was set aside has its second chance.
-
-        The reports after that one are void: watch and best are made anew from those that count.
-        """
-        self.attempt, self.slot, self.started, self.lost = start["attempt"], start["slot"], start["time"], False
-        if self.suspended is not None:
-            self.judged.run_on(self.suspended["until"])
-            self.suspended = None
-        upto = -1 if start["resumed_from"] is None else start["resumed_from"]
-        kept = [report for report in self.judged.reports if report["seq"] <= upto]
-        self.seconds += kept[-1]["seconds"] if kept else 0.0
-        self.judged.restart(kept)
-
-    def forget_checkpoint(self, checkpoint: str) -> None:
-        """One that turned out missing or unreadable is not resumed from again."""
-        for line in self.judged.reports:
-            if line.get("checkpoint") == checkpoint:
-                line["checkpoint"] = None
+    def begin(self, start: AttemptStarted) -> None:
+        """An attempt begins from the report that `start` names; the reports after that one are void."""
+        if self.state is not TrialState.RUNNING:
+            self.move_to(TrialState.RUNNING)
+        self.attempt, self.slot, self.started = start.attempt, start.slot, start.time
+        upto = -1 if start.resumed_from is None else start.resumed_from
+        kept = [report for report in self.evaluation.reports if report.seq <= upto]
+        self.seconds += kept[-1].seconds if kept else 0.0
+        self.evaluation.restart(kept)

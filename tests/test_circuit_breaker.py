@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from journal_lines import Line, events_of
 from sweeps import RULES, Toy, World, drive, spec, state
 
 from buttress.errors import BadInput
@@ -12,7 +13,6 @@ from buttress.execution.setup import header
 from buttress.journal.records import fold
 from buttress.search.separation import Region
 from buttress.spec.spec import SweepSpec
-from buttress.sweep.state import Line
 
 #: Nearly all of this space collapses: it does from a beta of 2 on.
 DEADLY: dict[str, Any] = {
@@ -29,12 +29,13 @@ def test_too_many_collapsed_among_the_first_stop_the_sweep_and_name_the_range() 
     sweep = state(spec(**DEADLY), lines)
     drive(sweep)
     (line,) = [line for line in lines if line["line"] == "breaker"]
-    dead = [trial for trial, end in sweep.outcomes.items() if end["outcome"] in ("collapsed", "diverged")]
+    dead = [trial for trial, end in sweep.outcomes.items() if end.dead]
     assert lines[-1] == line and line["collapsed"] == len(dead) == 11 and line["ended"] == len(sweep.outcomes) <= 14
-    assert sweep.next_trial() is None and sweep.tripped == line
+    assert sweep.next_trial() is None and sweep.tripped is not None and sweep.tripped.to_line() == line
     (region,) = [Region.from_dict(region) for region in line["regions"]]
     assert (region.path, region.side) == ("loss.beta", "above")
-    assert region.by == "margins" and sum(region.holds(sweep.draws.params[trial]) for trial in dead) == region.dead >= 6
+    inside = sum(region.holds(sweep.proposals.explored.params[trial]) for trial in dead)
+    assert region.by == "margins" and inside == region.dead >= 6
 
 
 def test_it_goes_on_when_it_is_resumed_and_does_not_stop_again() -> None:
@@ -42,7 +43,7 @@ def test_it_goes_on_when_it_is_resumed_and_does_not_stop_again() -> None:
     drive(state(spec(**DEADLY), lines))
     stopped = len(lines)
     again = state(spec(**DEADLY), lines)
-    again.replay([dict(line) for line in lines[:stopped]])
+    again.replay(events_of(lines[:stopped]))
     drive(again)
     assert len(again.outcomes) == 40 and sum(line["line"] == "breaker" for line in lines) == 1
 
@@ -53,7 +54,7 @@ def test_a_journal_cut_before_its_line_gets_it_when_it_is_resumed() -> None:
     assert lines[-1]["line"] == "breaker"
     more: list[Line] = []
     again = state(spec(**DEADLY), more)
-    again.replay([dict(line) for line in lines[:-1]])
+    again.replay(events_of(lines[:-1]))
     assert [line["line"] for line in more] == ["breaker"] and again.next_trial() is None
     assert {**more[0], "time": 0} == {**lines[-1], "time": 0}
 
@@ -63,7 +64,7 @@ def test_a_journal_from_before_there_was_a_breaker_is_gone_on_with() -> None:
     drive(state(spec(**{**DEADLY, "breaker": False}), lines))
     assert not [line for line in lines if line["line"] == "breaker"]
     again = state(spec(**{**DEADLY, "budget": {"trials": 44}}), lines)
-    again.replay([dict(line) for line in lines])
+    again.replay(events_of(lines))
     drive(again)
     assert len(again.outcomes) == 44 and not [line for line in lines if line["line"] == "breaker"]
 

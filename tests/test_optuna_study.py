@@ -11,7 +11,7 @@ import pytest
 from optuna.samplers import TPESampler
 from optuna.trial import TrialState
 
-from buttress.search.optuna_study import STARTUP, Study, WholeSpace, told
+from buttress.search.optuna_study import STARTUP_TRIALS, FixedSpaceTPESampler, SamplerResult, Study, sampler_result
 from buttress.spec.spec import SweepSpec
 from buttress.training.trainable import Buttress, Section
 
@@ -44,6 +44,13 @@ def spec(objectives: int = 1) -> SweepSpec:
             "budget": {"trials": 40},
         }
     )
+
+
+def told(line: dict[str, Any], objectives: list[str], by_age: dict[int, float] | None = None) -> SamplerResult:
+    """What the study is told of an outcome, as a sweep with these objectives would."""
+    values = [line["best"]["metrics"][name] for name in objectives] if line.get("best") else None
+    ages = by_age if len(objectives) == 1 else None
+    return sampler_result(line["outcome"], kind=line["kind"], margin=line.get("margin"), values=values, by_age=ages)
 
 
 def outcome_of(params: dict[str, Any], rng: random.Random) -> dict[str, Any]:
@@ -157,10 +164,10 @@ def test_as_long_as_nothing_lives_every_second_draw_is_random() -> None:
         study.tell(ask, told(line, ["m0"]))
     guided, random_ = ([beta > 1 for beta in drawn[start::2]] for start in (11, 10))
     assert sum(guided) > 0.6 * len(guided) and sum(random_) < 0.55 * len(random_)
-    assert study.stranded
+    assert study.nothing_alive
     ask, params = study.ask()
     study.tell(ask, told({"outcome": "pruned", "kind": "rung 4", "margin": -0.5}, ["m0"]))
-    assert not study.stranded
+    assert not study.nothing_alive
 
 
 @pytest.mark.parametrize(
@@ -177,7 +184,7 @@ def test_as_long_as_nothing_lives_every_second_draw_is_random() -> None:
 def test_what_counts_as_living(line: dict[str, Any], lives: bool) -> None:
     study = Study(spec(), ["min"], Config)
     study.tell(study.ask()[0], told({"kind": None, **line}, ["m0"]))
-    assert study.stranded != lives
+    assert study.nothing_alive != lives
 
 
 @pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
@@ -187,7 +194,7 @@ def test_a_space_told_once_is_drawn_from_as_one_that_is_found_out() -> None:
     class Grouped(Study):
         def _sampler(self, ask: int) -> TPESampler:
             return TPESampler(
-                seed=self._seed(ask), n_startup_trials=STARTUP, multivariate=True, group=True,
+                seed=self._seed(ask), n_startup_trials=STARTUP_TRIALS, multivariate=True, group=True,
                 warn_independent_sampling=False,
             )  # fmt: skip
 
@@ -201,6 +208,6 @@ def test_a_space_told_once_is_drawn_from_as_one_that_is_found_out() -> None:
             ask, params = study.ask()
             drawn[-1].append(params)
             study.tell(ask, told(outcome_of(params, rng), ["m0"]))
-        assert isinstance(study._sampler(41), WholeSpace) == (kind is Study)
+        assert isinstance(study._sampler(41), FixedSpaceTPESampler) == (kind is Study)
     assert drawn[0] == drawn[1]
-    assert not isinstance(Study(spec(), ["min"], Config)._sampler(41), WholeSpace)  # with a `when`
+    assert not isinstance(Study(spec(), ["min"], Config)._sampler(41), FixedSpaceTPESampler)  # with a `when`

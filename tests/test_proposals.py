@@ -6,12 +6,12 @@ import math
 from typing import Any
 
 import pytest
+from journal_lines import Line, events_of
 from sweeps import ToyConfig, drive, spec, state
 
 from buttress.search.optuna_study import Study
-from buttress.search.proposals import NEAR, REDRAWS, REFUSALS, Draws
+from buttress.search.proposals import MAX_REPEATS, MAX_SAMPLER_REFUSALS, TOLERANCE, ExploredSpace
 from buttress.spec.spec import SweepSpec
-from buttress.sweep.state import Line
 
 SMALL: dict[str, Any] = {
     "search": {
@@ -26,19 +26,19 @@ SMALL: dict[str, Any] = {
 CONFIGURATIONS = 3 + 6 + 9
 
 
-def draws(**search: Any) -> Draws:
+def draws(**search: Any) -> ExploredSpace:
     tree = {"trainable": "toy", "objectives": ["val/score"], "budget": {"trials": 9}, "search": search}
-    return Draws(SweepSpec.from_dict(tree), ToyConfig)
+    return ExploredSpace(SweepSpec.from_dict(tree), ToyConfig)
 
 
 def test_numbers_closer_than_a_ten_thousandth_of_their_range_are_one() -> None:
     seen = draws(**{"loss.beta": {"loguniform": [0.01, 100.0]}, "train.lr": {"uniform": [0.0, 2.0]}})
     seen.add("0000", {"loss.beta": 1.0, "train.lr": 0.5})
     decades = 4 * math.log(10)
-    near, far = math.exp(0.9 * NEAR * decades), math.exp(1.1 * NEAR * decades)
-    assert seen.twin({"loss.beta": near, "train.lr": 0.5 + 1.8 * NEAR}) == "0000"
-    assert seen.twin({"loss.beta": far, "train.lr": 0.5}) is None
-    assert seen.twin({"loss.beta": 1.0, "train.lr": 0.5 + 2.2 * NEAR}) is None
+    near, far = math.exp(0.9 * TOLERANCE * decades), math.exp(1.1 * TOLERANCE * decades)
+    assert seen.trial_with({"loss.beta": near, "train.lr": 0.5 + 1.8 * TOLERANCE}) == "0000"
+    assert seen.trial_with({"loss.beta": far, "train.lr": 0.5}) is None
+    assert seen.trial_with({"loss.beta": 1.0, "train.lr": 0.5 + 2.2 * TOLERANCE}) is None
 
 
 def test_whole_numbers_steps_and_choices_have_to_be_equal() -> None:
@@ -47,10 +47,10 @@ def test_whole_numbers_steps_and_choices_have_to_be_equal() -> None:
     }  # fmt: skip
     seen = draws(**search)
     seen.add("0000", {"n": 7, "s": 0.1 + 0.2, "c": 1})
-    assert seen.twin({"n": 7, "s": 0.3, "c": 1}) == "0000"
+    assert seen.trial_with({"n": 7, "s": 0.3, "c": 1}) == "0000"
     for other in ({"n": 8}, {"s": 0.2}, {"c": True}, {"c": "1"}, {"c": None}):
-        assert seen.twin({"n": 7, "s": 0.3, "c": 1, **other}) is None, other
-    assert seen.twin({"n": 7, "s": 0.3}) is None  # the choice is not in play
+        assert seen.trial_with({"n": 7, "s": 0.3, "c": 1, **other}) is None, other
+    assert seen.trial_with({"n": 7, "s": 0.3}) is None  # the choice is not in play
 
 
 def test_a_small_space_is_run_through_once_and_then_is_spent() -> None:
@@ -58,7 +58,7 @@ def test_a_small_space_is_run_through_once_and_then_is_spent() -> None:
     sweep = state(spec(**SMALL), lines)
     drive(sweep)
     run = [tuple(sorted(line["params"].items())) for line in lines if line["line"] == "trial"]
-    assert len(run) == len(set(run)) == CONFIGURATIONS and sweep.spent
+    assert len(run) == len(set(run)) == CONFIGURATIONS and sweep.proposals.exhausted
     assert sweep.next_trial() is None
     refused = [line for line in lines if line["line"] == "refused" and line["repeats"]]
     assert refused and all(line["reason"] == f"repeats trial {line['repeats']}" for line in refused)
@@ -71,7 +71,7 @@ def test_a_sweep_of_a_small_space_resumes_from_any_prefix_to_the_same_end() -> N
     for cut in range(0, len(whole), 7):
         lines = [dict(line) for line in whole[:cut]]
         again = state(spec(**SMALL), lines)
-        again.replay([dict(line) for line in whole[:cut]])
+        again.replay(events_of(whole[:cut]))
         drive(again)
         assert [(line["trial"], line["params"]) for line in lines if line["line"] == "trial"] == expected, cut
 
@@ -79,21 +79,21 @@ def test_a_sweep_of_a_small_space_resumes_from_any_prefix_to_the_same_end() -> N
 def test_repeats_can_be_asked_for() -> None:
     sweep = state(spec(**{**SMALL, "sampler": {"repeats": True}, "budget": {"trials": 25}}))
     drive(sweep)
-    assert len(sweep.outcomes) == 25 and not sweep.spent
+    assert len(sweep.outcomes) == 25 and not sweep.proposals.exhausted
 
 
 def test_a_sampler_that_is_stuck_is_passed_by_at_random() -> None:
     class Stuck(Study):
         def ask(self, at_random: bool = False) -> tuple[int, dict[str, Any]]:
-            return super().ask(True) if at_random else self.give({"loss.beta": 0.5, "loss.warmup_epochs": 1})
+            return super().ask(True) if at_random else self.enqueue({"loss.beta": 0.5, "loss.warmup_epochs": 1})
 
     lines: list[Line] = []
     sweep = state(spec(budget={"trials": 5}), lines)
-    sweep.study = Stuck(sweep.spec, sweep.directions, ToyConfig)
+    sweep.study = sweep.proposals.study = Stuck(sweep.spec, sweep.directions, ToyConfig)
     drive(sweep)
     betas = [line["params"]["loss.beta"] for line in lines if line["line"] == "trial"]
     assert len(set(betas)) == 5 and betas[0] == 0.5
-    assert sum(line["line"] == "refused" and line["repeats"] == "0000" for line in lines) == 4 * REDRAWS
+    assert sum(line["line"] == "refused" and line["repeats"] == "0000" for line in lines) == 4 * MAX_REPEATS
 
 
 @pytest.mark.parametrize(
@@ -112,7 +112,7 @@ def test_small_spaces_are_counted_and_others_are_endless(search: dict[str, Any],
     assert seen.finite == finite
     if not finite:
         with pytest.raises(ValueError, match="endless"):
-            seen.left(lambda params: True, 0)
+            seen.unexplored(lambda params: True, 0)
 
 
 def test_a_sampler_that_settles_where_everything_is_refused_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,17 +120,17 @@ def test_a_sampler_that_settles_where_everything_is_refused_is_left(monkeypatch:
 
     def settled(study: Study, at_random: bool = False) -> tuple[int, dict[str, Any]]:
         asked.append(at_random)
-        return ask(study, at_random) if at_random else study.give({"loss.beta": 9.0, "train.lr": 0.01})
+        return ask(study, at_random) if at_random else study.enqueue({"loss.beta": 9.0, "train.lr": 0.01})
 
     monkeypatch.setattr(Study, "ask", settled)
     search = {"loss.beta": {"uniform": [1.0, 10.0]}, "train.lr": {"loguniform": [0.001, 0.1]}}
     lines: list[Line] = []
     sweep = state(spec(search=search, require=["config.loss.beta < 4"], budget={"trials": 2}), lines)
     assert sweep.next_trial() is not None
-    assert asked[: REFUSALS + 1] == [False] * REFUSALS + [True] and all(asked[REFUSALS:])
+    assert asked[:MAX_SAMPLER_REFUSALS] == [False] * MAX_SAMPLER_REFUSALS and all(asked[MAX_SAMPLER_REFUSALS:])
     again = state(spec(search=search, require=["config.loss.beta < 4"], budget={"trials": 2}))
-    again.replay(lines[:-1])  # up to the last refusal
-    assert again.draws.refusals == len(asked) - 1
+    again.replay(events_of(lines[:-1]))  # up to the last refusal
+    assert again.proposals.explored.refusals == len(asked) - 1
     before = len(asked)
     sweep.next_trial()
     assert asked[before] is False  # it is given another chance

@@ -95,7 +95,7 @@ def calibrate(
     Raises:
         BadInput: There are too few dead or healthy curves, the rules see nothing in them, or no numbers keep the limit.
     """
-    known = [curve for curve in curves if curve.truth is not None and curve.truth.is_ != "ambiguous"]
+    known = [curve for curve in curves if curve.truth is not None and curve.truth.outcome != "ambiguous"]
     dead = sum(curve.truth.dead for curve in known if curve.truth)
     if min(dead, len(known) - dead) < MIN_CURVES:
         raise BadInput(
@@ -176,7 +176,7 @@ class _Search:
             if self.allowed(proposal):
                 return proposal
         raise BadInput(
-            "no numbers of these rules keep the limit: what they look at does not tell the healthy from the dead",
+            "no numbers of these rules keep the limit: what they look at does not separate healthy from dead trials",
             key="--false-kill", value=self.limit, accepted="a higher limit, or rules with other signs",
         )  # fmt: skip
 

@@ -50,14 +50,14 @@ class Truth:
     """How a trial ended that nobody stopped (benchmarks/collapsebench).
 
     Attributes:
-        is_: `healthy`, `collapsed`, `diverged` or `ambiguous`.
+        outcome: `healthy`, `collapsed`, `diverged` or `ambiguous`.
         onset: Index of the first report from which a dead trial stayed dead.
         value: Its objective at its best epoch at full beta; None without one.
         late_bloomer: Whether it became good late.
         recoverer: Whether it looked dead for a while.
     """
 
-    is_: str
+    outcome: str
     onset: int | None = None
     value: float | None = None
     late_bloomer: bool = False
@@ -66,14 +66,21 @@ class Truth:
     @property
     def dead(self) -> bool:
         """Whether it collapsed or diverged."""
-        return self.is_ in DEAD
+        return self.outcome in DEAD
 
 
 @dataclass(frozen=True)
 class Curve:
-    """One trial's reports, and `at`: how the source numbers them (by step, else by epoch).
+    """One recorded trial.
 
-    `seconds`: training time up to each report, where the source tells it.
+    Attributes:
+        name: Its name in the source.
+        reports: Its reports, in order.
+        at: The source's own number of each report: its step, else its epoch.
+        budget_epochs: Epochs that it could have run.
+        truth: How it ended, where that is known.
+        seconds: Training time up to each report, where the source holds it.
+        about: Further metadata, such as the trial's parameters.
     """
 
     name: str
@@ -84,14 +91,14 @@ class Curve:
     seconds: tuple[float, ...] | None = None
     about: Mapping[str, Any] = field(default_factory=dict)
 
-    def spent(self, index: int) -> float:
-        """Share of the curve that lies behind report `index`."""
+    def fraction_run(self, index: int) -> float:
+        """Share of the curve that was run when report `index` came, 0 to 1."""
         first, last = self.reports[index], self.reports[-1]
         return first.step / last.step if last.step else (index + 1) / len(self.reports)
 
 
 @dataclass(frozen=True)
-class Curves:
+class CurveSet:
     """The curves of one source.
 
     Attributes:
@@ -105,7 +112,7 @@ class Curves:
     notes: tuple[str, ...] = ()
 
 
-def read(source: str | os.PathLike[str], *, steps_per_epoch: int | None = None, runs: str = "runs") -> Curves:
+def read_curves(source: str | os.PathLike[str], *, steps_per_epoch: int | None = None, runs: str = "runs") -> CurveSet:
     """Reads the curves of a source.
 
     Args:
@@ -129,8 +136,8 @@ def read(source: str | os.PathLike[str], *, steps_per_epoch: int | None = None, 
     return _from_journal(journal.read(journal.find(source, runs).path))
 
 
-def _joined(folder: Path, files: Sequence[Path], parts: Sequence[Curves]) -> Curves:
-    """Curves of several files; a name that occurs twice is preceded by that of its file."""
+def _joined(folder: Path, files: Sequence[Path], parts: Sequence[CurveSet]) -> CurveSet:
+    """The curves of several files; a name that occurs twice is preceded by that of its file."""
     if len({part.about.get("family") for part in parts}) > 1:
         accepted = "one file, or files of one family"
         raise BadInput("the folder holds curves of several families", where=folder, accepted=accepted)
@@ -142,10 +149,10 @@ def _joined(folder: Path, files: Sequence[Path], parts: Sequence[Curves]) -> Cur
         return curve if names[curve.name] == 1 else replace(curve, name=f"{place}/{curve.name}")
 
     curves = tuple(own(file, curve) for file, part in zip(files, parts, strict=True) for curve in part.curves)
-    return Curves(curves, parts[0].about, notes)
+    return CurveSet(curves, parts[0].about, notes)
 
 
-def _read_file(path: Path, steps_per_epoch: int | None) -> Curves:
+def _read_file(path: Path, steps_per_epoch: int | None) -> CurveSet:
     if path.suffix == ".csv":
         columns, rows = _csv(path)
         about: dict[str, Any] = {}
@@ -166,7 +173,7 @@ def _read_file(path: Path, steps_per_epoch: int | None) -> Curves:
         notes.append(f"curves without steps are taken to have {STEPS_PER_EPOCH:,} an epoch")
     notes += _notes_on_texts(columns, rows)
     curves = tuple(_curve(key, group, known.get(key), steps_per_epoch, path) for key, group in groups.items())
-    return Curves(curves, {key: value for key, value in about.items() if key != "trials"}, tuple(notes))
+    return CurveSet(curves, {key: value for key, value in about.items() if key != "trials"}, tuple(notes))
 
 
 def _csv(path: Path) -> tuple[list[str], list[Row]]:
@@ -334,7 +341,7 @@ def _truth(rows: Sequence[Row], known: Mapping[str, Any] | None, path: Path) -> 
     return Truth(str(given))
 
 
-def _from_journal(read: journal.Journal) -> Curves:
+def _from_journal(read: journal.Journal) -> CurveSet:
     curves = []
     for record in read.trials.values():
         if not record.reports:
@@ -347,7 +354,7 @@ def _from_journal(read: journal.Journal) -> Curves:
     objective = read.objectives[0]
     about = {"family": read.header.trainable, "objective": objective.metric, "direction": objective.direction}
     note = "the curves of a sweep end where its own rules and rungs stopped them"
-    return Curves(tuple(curves), about, (note,))
+    return CurveSet(tuple(curves), about, (note,))
 
 
 def objectives(curves: Iterable[Curve]) -> set[str]:

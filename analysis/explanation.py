@@ -86,7 +86,7 @@ def stop_reason(journal: Journal, record: TrialRecord) -> str:
     if done.outcome in ("collapsed", "diverged"):
         text = done.message or f"the rule {done.rule or done.kind} held"
         if done.evidence:
-            text = evidence_sentence(telling(done.evidence))
+            text = evidence_sentence(decisive_evidence(done.evidence))
         return text[:1].upper() + text[1:]
     if done.outcome == "pruned":
         stops = [rung for rung in record.rungs if rung.decision == "stop"]
@@ -102,7 +102,7 @@ def evidence_sentence(entry: Mapping[str, Any]) -> str:
     return Evidence.from_dict(entry).sentence()
 
 
-def telling(evidence: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+def decisive_evidence(evidence: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
     """The observation to show where only one is shown: the first that held.
 
     The one that the margin is computed from comes first, but need not be a sign that held.

@@ -19,7 +19,8 @@ from buttress.analysis.explanation import stop_reason
 from buttress.analysis.selection import best_epoch, best_trial, pareto_front
 from buttress.errors import BadInput
 from buttress.journal import Journal, TrialRecord
-from buttress.storage import origin, unreachable
+from buttress.journal.mirror import origin
+from buttress.storage import unreachable
 from buttress.wording import listing, number
 
 #: Beginning of every exported file; a file that begins so may be written over.

@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from buttress.analysis.curves import Curve, Curves
+from buttress.analysis.curves import Curve, CurveSet
 from buttress.analysis.intervals import Share
 from buttress.errors import BadInput
 from buttress.rules.schema import Rule, RuleSet
@@ -77,7 +77,7 @@ def replay(curve: Curve, rules: RuleSet) -> CurveReplay:
             killed = index
             break
     verdict = evaluation.engine.verdict
-    spent = 1.0 if killed is None else curve.spent(killed)
+    spent = 1.0 if killed is None else curve.fraction_run(killed)
     final = killed is not None
     truth = curve.truth
     delay = max(0.0, spent - _onset(curve)) if truth is not None and truth.dead and final else None
@@ -93,14 +93,14 @@ def replay(curve: Curve, rules: RuleSet) -> CurveReplay:
         warned_at=tuple(warned.values()),
         spent=spent,
         reports=len(curve.reports),
-        truth=truth.is_ if truth else None,
+        truth=truth.outcome if truth else None,
         delay=delay,
     )
 
 
 def _onset(curve: Curve) -> float:
     """Share of the curve that lies behind a dead trial's onset; 0 where it is not known."""
-    return 0.0 if curve.truth is None or curve.truth.onset is None else curve.spent(curve.truth.onset)
+    return 0.0 if curve.truth is None or curve.truth.onset is None else curve.fraction_run(curve.truth.onset)
 
 
 def _delay(curve: Curve, found: CurveReplay) -> float:
@@ -168,7 +168,7 @@ def score(curves: Sequence[Curve], replayed: Sequence[CurveReplay], direction: s
     if not known:
         return None
     dead = [(curve, found) for curve, found in known if curve.truth and curve.truth.dead]
-    healthy = [(curve, found) for curve, found in known if curve.truth and curve.truth.is_ == "healthy"]
+    healthy = [(curve, found) for curve, found in known if curve.truth and curve.truth.outcome == "healthy"]
     ranked = ranked_healthy([curve for curve, _ in healthy], direction)
     wrong = [curve for curve, found in healthy if found.killed is not None]
     killed = set(map(id, wrong))  # not their names, which may recur
@@ -178,7 +178,7 @@ def score(curves: Sequence[Curve], replayed: Sequence[CurveReplay], direction: s
         caught=Share(len(caught), len(dead)),
         false_kill=Share(len(wrong), len(healthy)),
         winners=Share(sum(id(curve) in killed for curve in best), len(best)),
-        ambiguous=sum(curve.truth.is_ == "ambiguous" for curve, _ in known if curve.truth),
+        ambiguous=sum(curve.truth.outcome == "ambiguous" for curve, _ in known if curve.truth),
         median_delay=statistics.median(found.delay or 0.0 for found in caught) if caught else None,
         mean_delay=statistics.fmean(_delay(curve, found) for curve, found in dead) if dead else 0.0,
         median_spent=statistics.median(found.spent for found in caught) if caught else None,
@@ -193,7 +193,7 @@ def ranked_healthy(curves: Sequence[Curve], direction: str) -> list[Curve]:
     """The healthy curves with a value, best first."""
     sign = -1.0 if direction == "max" else 1.0
     valued = [(sign * c.truth.value, c.name, c) for c in curves if c.truth and c.truth.value is not None]
-    healthy = [entry for entry in valued if entry[2].truth and entry[2].truth.is_ == "healthy"]
+    healthy = [entry for entry in valued if entry[2].truth and entry[2].truth.outcome == "healthy"]
     return [curve for _, _, curve in sorted(healthy, key=lambda entry: entry[:2])]
 
 
@@ -220,7 +220,7 @@ def _saved(known: Sequence[tuple[Curve, CurveReplay]]) -> float:
     return 1 - sum(run(curve, found) for curve, found in known) / whole if whole else 0.0
 
 
-def replay_result(found: Curves, rules: RuleSet, *, family: str) -> dict[str, Any]:
+def replay_result(found: CurveSet, rules: RuleSet, *, family: str) -> dict[str, Any]:
     """Replays all curves of a source under rules.
 
     Args:

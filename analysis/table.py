@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 Row = dict[str, Any]
 FIXED_COLUMNS = ("trial", "outcome", "kind", "margin", "warnings", "epoch", "step", "epochs_saved", "seconds", "seed")
-#: The order of outcomes in a table: what can be used first, what needs a look last.
-ORDER = ("completed", "running", "waiting", "paused", "pruned", "collapsed", "diverged", "failed")
+#: Outcomes and states in the order of the table.
+OUTCOME_ORDER = ("completed", "running", "waiting", "paused", "pruned", "collapsed", "diverged", "failed")
 
 
 def rows(journal: Journal, *, all: bool = False) -> list[Row]:
@@ -139,8 +139,8 @@ def filter_rows(table: Sequence[Row], conditions: Iterable[str]) -> list[Row]:
             raise BadInput("is not a valid condition", where="--where", value=condition, accepted=accepted)
         name, sign, wanted = match.groups()
         key = column(table, name, where="--where")
-        if key == "outcome" and (unknown := {each.strip() for each in wanted.split(",")} - {*ORDER, "null"}):
-            accepted = ", ".join(ORDER)
+        if key == "outcome" and (unknown := {each.strip() for each in wanted.split(",")} - {*OUTCOME_ORDER, "null"}):
+            accepted = ", ".join(OUTCOME_ORDER)
             raise BadInput("no such outcome", where="--where", value=min(unknown), accepted=accepted)
         chosen = [row for row in chosen if _meets(row[key], sign, wanted, condition)]
     return chosen
@@ -192,7 +192,7 @@ def column(table: Sequence[Row], name: str, *, where: str) -> str:
 
 
 def _natural(row: Row, ranks: Mapping[str, int]) -> tuple[int, float, str]:
-    place = ORDER.index(row["outcome"])
+    place = OUTCOME_ORDER.index(row["outcome"])
     if row["outcome"] == "completed":
         return place, ranks.get(row["trial"], len(ranks)), row["trial"]
     return place, -(row["margin"] or 0.0), row["trial"]

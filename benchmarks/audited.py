@@ -42,7 +42,7 @@ def end_of(curve: Curve, rules: RuleSet, objective: str, direction: str) -> tupl
         return None
     alive = "completed" if evaluation.best is not None else "failed"
     ended = evaluation.verdict.state if evaluation.verdict.final else alive
-    return ended, 1.0 - curve.spent(since)
+    return ended, 1.0 - curve.fraction_run(since)
 
 
 def audited(family: str) -> dict[str, Any]:
@@ -53,7 +53,7 @@ def audited(family: str) -> dict[str, Any]:
     for curve in curves.curves:
         if (found := end_of(curve, rules, objective, str(curves.about["direction"]))) is not None:
             assert curve.truth is not None
-            counts["healthy" if found[0] == "completed" else "not healthy", curve.truth.is_] += 1
+            counts["healthy" if found[0] == "completed" else "not healthy", curve.truth.outcome] += 1
             cost += found[1]
     condemned = sum(counts.values())
     known = {ends: n for ends, n in counts.items() if ends[1] != "ambiguous"}

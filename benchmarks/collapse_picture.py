@@ -69,11 +69,12 @@ def _health(axes: Axes, view: View, judged: list[tuple[Curve, CurveReplay]]) -> 
     named: set[str] = set()
     for curve, found in judged:
         assert curve.truth is not None
-        colour, alpha = LOOKS[curve.truth.is_]
+        colour, alpha = LOOKS[curve.truth.outcome]
         values = [report.metrics.get(view.health) for report in curve.reports]
-        points = [(curve.spent(i), max(value, view.least)) for i, value in enumerate(values) if value is not None]
-        label = None if curve.truth.is_ in named else curve.truth.is_
-        named.add(curve.truth.is_)
+        reported = [(i, value) for i, value in enumerate(values) if value is not None]
+        points = [(curve.fraction_run(i), max(value, view.least)) for i, value in reported]
+        label = None if curve.truth.outcome in named else curve.truth.outcome
+        named.add(curve.truth.outcome)
         axes.plot(*zip(*points, strict=True), color=colour, alpha=alpha, lw=0.8, label=label)
         at = None if found.killed is None else values[found.killed]
         if at is not None:
@@ -100,7 +101,7 @@ def _delays(axes: Axes, judged: list[tuple[Curve, CurveReplay]]) -> None:
 
 def _onset(curve: Curve) -> float:
     assert curve.truth is not None
-    return 0.0 if curve.truth.onset is None else curve.spent(curve.truth.onset)
+    return 0.0 if curve.truth.onset is None else curve.fraction_run(curve.truth.onset)
 
 
 def _objective(axes: Axes, view: View, judged: list[tuple[Curve, CurveReplay]], objective: str) -> None:
@@ -113,9 +114,9 @@ def _objective(axes: Axes, view: View, judged: list[tuple[Curve, CurveReplay]], 
         where = curve.about["params"].get(view.decides)
         if value is None or where is None:
             continue
-        wrong = found.killed is not None and truth.is_ == "healthy"
+        wrong = found.killed is not None and truth.outcome == "healthy"
         wrongly += wrong
-        colour = LOOKS[truth.is_][0]
+        colour = LOOKS[truth.outcome][0]
         axes.scatter(where, value, color=colour, marker="X" if found.killed is not None else "o", s=34 if wrong else 16,
                      edgecolors="black" if wrong else "none", linewidths=0.8, zorder=4 if wrong else 3)  # fmt: skip
     title = f"framed: {wrongly} healthy ones killed"

@@ -35,7 +35,7 @@ from benchmarks.command import arguments, told  # noqa: E402
 from benchmarks.simulated import as_today  # noqa: E402
 from benchmarks.simulator import Drawn, play, report_of  # noqa: E402
 from benchmarks.surrogate import SURROGATES, bench_space  # noqa: E402
-from buttress.analysis.curves import Curve, Curves  # noqa: E402
+from buttress.analysis.curves import Curve, CurveSet  # noqa: E402
 from buttress.analysis.intervals import Share  # noqa: E402
 from buttress.execution.setup import resolve_rules  # noqa: E402
 from buttress.journal.events import Report  # noqa: E402
@@ -181,7 +181,7 @@ def warm_up(curve: Curve) -> int:
 
 
 def _healthy(curve: Curve) -> bool:
-    return curve.truth is not None and curve.truth.is_ == "healthy" and curve.truth.value is not None
+    return curve.truth is not None and curve.truth.outcome == "healthy" and curve.truth.value is not None
 
 
 class Recorded:
@@ -189,7 +189,7 @@ class Recorded:
 
     name = "recorded"
 
-    def __init__(self, curves: Curves) -> None:
+    def __init__(self, curves: CurveSet) -> None:
         self._curves = once(curves.curves)
         self._own = {id(curve.about["params"]): curve for curve in self._curves}
 
@@ -203,7 +203,7 @@ class Recorded:
 class StandIns:
     """Draws of the whole space, with the curves that a stand-in gives them."""
 
-    def __init__(self, name: str, curves: Curves, space: SweepSpec, Config: type[Any]) -> None:
+    def __init__(self, name: str, curves: CurveSet, space: SweepSpec, Config: type[Any]) -> None:
         self.name, self._space, self._config = name, space, Config
         self._surrogate = SURROGATES[name](curves)
         self._known: dict[int, Curve] = {}
@@ -261,7 +261,7 @@ def _run(
     return ran
 
 
-def study(family: str, curves: Curves, sweeps: int, tell: Callable[[str], None]) -> dict[str, Any]:
+def study(family: str, curves: CurveSet, sweeps: int, tell: Callable[[str], None]) -> dict[str, Any]:
     space, direction = as_today(bench_space(curves), load(family).spec()), str(curves.about["direction"])
     Config = registry.load(family).Config
     judge = Judge(resolve_rules(space), str(curves.about["objective"]), direction)
@@ -303,7 +303,7 @@ def _row(name: str, row: Mapping[str, Any]) -> str:
     )
 
 
-def _warm_up(curves: Curves) -> dict[str, float]:
+def _warm_up(curves: CurveSet) -> dict[str, float]:
     """Epochs until full beta, over the bench: what age and epochs differ by."""
     warm = [warm_up(curve) for curve in once(curves.curves)]
     budget = max(curve.budget_epochs for curve in curves.curves)

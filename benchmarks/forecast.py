@@ -26,7 +26,7 @@ import numpy as np  # noqa: E402
 from benchmarks.collapsebench.family import Family, load  # noqa: E402
 from benchmarks.collapsebench.judge import HERE, curves_of, families, once  # noqa: E402
 from benchmarks.surrogate import spearman  # noqa: E402
-from buttress.analysis.curves import Curves  # noqa: E402
+from buttress.analysis.curves import CurveSet  # noqa: E402
 from buttress.analysis.intervals import Share  # noqa: E402
 from buttress.spec import trial_config  # noqa: E402
 from buttress.training.cache import cached  # noqa: E402
@@ -35,14 +35,14 @@ from buttress.training.cache import cached  # noqa: E402
 SHOWN = {"nats": "latent/kl_total", "blind_fill": "occ/fill"}
 
 
-def judged(family: Family, curves: Curves) -> dict[str, Any]:
+def judged(family: Family, curves: CurveSet) -> dict[str, Any]:
     spec, trainable = family.spec(), family.trainable()
     ended: list[tuple[bool, bool]] = []
     numbers: dict[str, list[tuple[float, float]]] = {}
     for curve in once(curves.curves):
-        if curve.truth is None or curve.truth.is_ not in ("collapsed", "healthy"):
+        if curve.truth is None or curve.truth.outcome not in ("collapsed", "healthy"):
             continue
-        about, dead = curve.about, curve.truth.is_ == "collapsed"
+        about, dead = curve.about, curve.truth.outcome == "collapsed"
         config = trial_config.build(
             spec, about["params"], trainable.Config, seed=about["seed"], schedule=trainable.schedule
         )

@@ -13,7 +13,7 @@ import numpy as np
 
 from benchmarks.collapsebench.judge import HERE, curves_of, families, once
 from benchmarks.real_figures import Run, figures
-from buttress.analysis.curves import Curve, Curves
+from buttress.analysis.curves import Curve, CurveSet
 from buttress.spec import trial_config
 from buttress.spec.parameters import Parameter
 from buttress.spec.spec import SweepSpec
@@ -29,7 +29,7 @@ def target_of(family: str, spec: SweepSpec, runs: Sequence[Run], curves: Path = 
     return found if found is not None else fallback(runs)
 
 
-def bench_target(held: Curves, spec: SweepSpec) -> tuple[float, str] | None:
+def bench_target(held: CurveSet, spec: SweepSpec) -> tuple[float, str] | None:
     """The value that the best 5 % of the healthy CollapseBench trials reach, where the bench is comparable: the same
     data, and all that is fixed but the number of epochs. Then the trials count that the spec's space could have drawn,
     and of them the epochs that its budget has. None where the bench is another task."""
@@ -41,7 +41,7 @@ def bench_target(held: Curves, spec: SweepSpec) -> tuple[float, str] | None:
     if apart - {path} or bench.data != spec.data or held.about["objective"] != metric:
         return None
     direction, epochs = str(held.about["direction"]), int(spec.fixed[path])
-    healthy = [curve for curve in once(held.curves) if curve.truth and curve.truth.is_ == "healthy"]
+    healthy = [curve for curve in once(held.curves) if curve.truth and curve.truth.outcome == "healthy"]
     kept = [curve for curve in healthy if could_draw(spec, trainable.Config, curve.about["params"])]
     values = [value for curve in kept if (value := _best_by(curve, metric, direction, epochs)) is not None]
     if not values:

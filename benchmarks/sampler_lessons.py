@@ -36,7 +36,7 @@ from benchmarks.simulated import SLOTS, Family, FlatStudy, PrunedStudy, Run  # n
 from benchmarks.simulator import Simulator  # noqa: E402
 from benchmarks.surrogate import SURROGATES, Surrogate  # noqa: E402
 from benchmarks.versus_stock import summed  # noqa: E402
-from buttress.analysis.curves import Curve, Curves  # noqa: E402
+from buttress.analysis.curves import Curve, CurveSet  # noqa: E402
 from buttress.analysis.intervals import Share  # noqa: E402
 from buttress.errors import BadInput  # noqa: E402
 from buttress.search.optuna_study import STARTUP_TRIALS, SamplerResult, Study  # noqa: E402
@@ -107,7 +107,7 @@ ARMS: dict[str, type[Study]] = {
 
 def deadly(family: Family, part: Part = PARTS["deadly"]) -> tuple[SweepSpec, Region, list[Curve]]:
     """The part of the bench's space in which nearly everything dies, the range that it is cut by, and its trials."""
-    trials = [curve for curve in once(family.curves.curves) if curve.truth and curve.truth.is_ != "ambiguous"]
+    trials = [curve for curve in once(family.curves.curves) if curve.truth and curve.truth.outcome != "ambiguous"]
     tree = family.space.to_dict()
     fates = [Fate(curve.about["params"], bool(curve.truth and curve.truth.dead)) for curve in trials]
     numbers = [region for region in regions(fates, tree["search"]) if region.side != "is"]
@@ -131,10 +131,10 @@ def _is_dead(curve: Curve) -> bool:
     return bool(curve.truth and curve.truth.dead)
 
 
-def spaces(name: str, curves: Curves) -> dict[str, tuple[Family, dict[str, Any]]]:
+def spaces(name: str, curves: CurveSet) -> dict[str, tuple[Family, dict[str, Any]]]:
     """The bench's space and its deadly parts, each with what is told of it."""
     whole = Family(name, curves, None)
-    trials = [curve for curve in once(curves.curves) if curve.truth and curve.truth.is_ != "ambiguous"]
+    trials = [curve for curve in once(curves.curves) if curve.truth and curve.truth.outcome != "ambiguous"]
     found = {"whole": (whole, {"dead": sum(map(_is_dead, trials)) / len(trials), "target": whole.target})}
     for called, part in PARTS.items():
         family = Family(name, curves, None)

@@ -28,7 +28,7 @@ from benchmarks.collapsebench.judge import curves_of, once
 from benchmarks.simulator import Event, Simulator, play
 from benchmarks.stock_policies import OptunaPruned, RandomSearch, Stock, StockTune, Value
 from benchmarks.surrogate import SURROGATES, Once, Surrogate, bench_space
-from buttress.analysis.curves import Curves
+from buttress.analysis.curves import CurveSet
 from buttress.callbacks.base import Callback
 from buttress.execution.setup import commit, resolve_rules, versions
 from buttress.journal.events import Audited, Report
@@ -76,9 +76,9 @@ class Watch:
     def __call__(self, event: Event) -> None:
         truth, report = event.curve.truth, event.curve.reports[event.number]
         assert truth is not None
-        self.dead[event.trial], self.healthy[event.trial] = truth.dead, truth.is_ == "healthy"
+        self.dead[event.trial], self.healthy[event.trial] = truth.dead, truth.outcome == "healthy"
         value = report.metrics.get(self.objective)
-        if value is None or truth.is_ != "healthy" or report.full_beta_epochs < 1:
+        if value is None or truth.outcome != "healthy" or report.full_beta_epochs < 1:
             return
         if self.best is None or self.sign * value > self.sign * self.best:
             self.best = value
@@ -161,14 +161,15 @@ LOSS = "(a) Tune: OptunaSearch + ASHA, validation loss"
 class Family:
     """One family's bench: its space, budget and target, and how each arm is run."""
 
-    def __init__(self, name: str, curves: Curves, rules: RuleSet | None) -> None:
+    def __init__(self, name: str, curves: CurveSet, rules: RuleSet | None) -> None:
         self.name, self.curves, self.rules = name, curves, rules
         self.objective, self.direction = str(curves.about["objective"]), str(curves.about["direction"])
         bench = load(name)
         self.space = as_today(bench_space(curves), bench.spec())
         self.trainable = registry.load(name)
         single = once(curves.curves)
-        values = [c.truth.value for c in single if c.truth and c.truth.is_ == "healthy" and c.truth.value is not None]
+        truths = [curve.truth for curve in single if curve.truth and curve.truth.outcome == "healthy"]
+        values = [truth.value for truth in truths if truth.value is not None]
         self.target = float(np.quantile(values, TOP if self.direction == "max" else 1 - TOP))
         self.epochs = max(curve.budget_epochs for curve in single)
         self.seconds = TRIALS * median(curve.seconds[-1] for curve in single if curve.seconds) / SLOTS

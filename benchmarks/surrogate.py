@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from buttress.analysis.curves import Curve, Curves
+from buttress.analysis.curves import Curve, CurveSet
 from buttress.errors import BadInput
 from buttress.spec.parameters import Parameter
 from buttress.spec.spec import SweepSpec
@@ -53,7 +53,7 @@ class Surrogate(Protocol):
     def trust(self) -> Trust: ...
 
 
-def bench_space(curves: Curves) -> SweepSpec:
+def bench_space(curves: CurveSet) -> SweepSpec:
     """The spec that the curves' parameters were drawn from."""
     if "spec" not in curves.about:
         raise BadInput("these curves do not say what space they were drawn from", accepted="a file of CollapseBench")
@@ -63,14 +63,14 @@ def bench_space(curves: Curves) -> SweepSpec:
 class _Encoded:
     """The bench's configurations as rows of numbers; ambiguous trials stay in: they happen."""
 
-    def __init__(self, curves: Curves) -> None:
+    def __init__(self, curves: CurveSet) -> None:
         self.space = bench_space(curves).search
         self.curves = [c for c in curves.curves if c.about.get("trial") == c.about.get("configuration") and c.truth]
         self.numbers = np.array([self.coordinates(curve.about["params"]) for curve in self.curves])
         sign = 1.0 if curves.about.get("direction") == "max" else -1.0
         values = [c.truth.value if c.truth and c.truth.value is not None else math.nan for c in self.curves]
         self.dead = np.array([bool(curve.truth and curve.truth.dead) for curve in self.curves])
-        self.healthy = np.array([bool(curve.truth and curve.truth.is_ == "healthy") for curve in self.curves])
+        self.healthy = np.array([bool(curve.truth and curve.truth.outcome == "healthy") for curve in self.curves])
         self.value = sign * np.array(values)  # larger is better
 
     def coordinates(self, params: Mapping[str, Any]) -> list[float]:
@@ -144,7 +144,7 @@ class Nearest:
 
     name = "nearest"
 
-    def __init__(self, curves: Curves) -> None:
+    def __init__(self, curves: CurveSet) -> None:
         self._encoded = _Encoded(curves)
         self._weights = self._encoded.relevance(np.arange(len(self._encoded.curves)))
 
@@ -172,7 +172,7 @@ class Forest:
 
     name = "forest"
 
-    def __init__(self, curves: Curves, seed: int = 0) -> None:
+    def __init__(self, curves: CurveSet, seed: int = 0) -> None:
         self._encoded, self._seed = _Encoded(curves), seed
         self._forest, self._leaves = self._fitted(np.arange(len(self._encoded.curves)))
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from buttress.analysis.calibration import Calibration
-    from buttress.analysis.curves import Curves
+    from buttress.analysis.curves import CurveSet
     from buttress.analysis.results import Replay
     from buttress.callbacks.base import Callback
     from buttress.execution.driver import Driver
@@ -434,15 +434,15 @@ def _sweep_text(sweep: SweepName) -> str:
     return sweep.where if isinstance(sweep, Sweep) else os.fspath(sweep)
 
 
-def _curves(curves: SweepName | pd.DataFrame, steps_per_epoch: int | None) -> Curves:
-    from buttress.analysis.curves import read
+def _curves(curves: SweepName | pd.DataFrame, steps_per_epoch: int | None) -> CurveSet:
+    from buttress.analysis.curves import read_curves
 
     if isinstance(curves, str | os.PathLike | Sweep):
-        return read(_sweep_text(curves), steps_per_epoch=steps_per_epoch)
+        return read_curves(_sweep_text(curves), steps_per_epoch=steps_per_epoch)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "curves.parquet"
         curves.to_parquet(path, index=False)
-        return read(path, steps_per_epoch=steps_per_epoch)
+        return read_curves(path, steps_per_epoch=steps_per_epoch)
 
 
 @contextmanager

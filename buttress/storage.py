@@ -1,19 +1,13 @@
 """Folders on remote storage: `s3://bucket/sweeps`, `gs://bucket/sweeps`, or any other URL that pyarrow reads.
 
-A `Storage` is such a folder: it reads, writes, lists and deletes whole objects by name. Object stores have no append
-and no rename, so what grows (the journal) is written as segments, each replaced as a whole while it grows. `mirror`
-brings the journal of a remote sweep to this machine, where everything that reads journals reads it as a file.
-
 Credentials are found where the cloud's own tools find them (environment, configuration files, the machine's role).
 `AWS_ENDPOINT_URL` names another server that speaks S3. An object that is not there raises FileNotFoundError; anything
-else that goes wrong raises OSError, within seconds: the caller decides how long it is patient (`patiently`).
+else that goes wrong raises OSError, within seconds: the caller decides how long to try again (`retry_while_away`).
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 import os
 import shutil
 import time
@@ -22,23 +16,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-from buttress.cache_folder import cache_folder
 from buttress.errors import BadInput
-from buttress.journal import FILE, ORIGIN, Owner
 
 T = TypeVar("T")
 
-#: The folder of segments inside a sweep's, and the name of one.
-SEGMENTS, SEGMENT = "journal", "journal/{:06d}.jsonl"
-#: The object that says which driver writes a sweep, and the seconds after which an unrenewed one is over.
-LEASE, LEASE_S = "lease.json", 60.0
 #: What a person may write after `--out` and for SWEEP.
 SCHEMES = ("s3", "gs", "file")
 _ACCEPTED = "s3://bucket/folder, gs://bucket/folder, or a local folder"
-
-
-class LeaseLost(RuntimeError):
-    """Another driver has taken the sweep over; this one must not write any more."""
 
 
 def is_url(text: str | os.PathLike[str]) -> bool:
@@ -143,7 +127,7 @@ def _filesystem(url: str) -> tuple[Any, str]:
 
     scheme = urlsplit(url).scheme
     if scheme not in SCHEMES:
-        raise BadInput(f"{scheme}:// is no storage that is known here", key="URL", value=url, accepted=_ACCEPTED)
+        raise BadInput(f"{scheme}:// is not a known kind of storage", key="URL", value=url, accepted=_ACCEPTED)
     try:
         if scheme != "s3":
             found: tuple[Any, str] = fs.FileSystem.from_uri(url)
@@ -168,10 +152,16 @@ def _filesystem(url: str) -> tuple[Any, str]:
         raise BadInput(problem, key="URL", value=url, accepted=_ACCEPTED) from None
 
 
-def patiently(call: Callable[[], T], *, for_s: float, over: Callable[[], bool] = lambda: False) -> T:
-    """`call()`, again and again while storage is away; FileNotFoundError is an answer, not an absence.
+def retry_while_away(call: Callable[[], T], *, for_s: float, over: Callable[[], bool] = lambda: False) -> T:
+    """Calls again and again while storage is away.
 
-    Raises the last OSError after `for_s` seconds, or as soon as `over()`.
+    Args:
+        call: What to call; a FileNotFoundError of it is an answer, not an absence.
+        for_s: Seconds after which to give up.
+        over: Whether to give up now.
+
+    Raises:
+        OSError: The last one, after `for_s` seconds or as soon as `over()`.
     """
     deadline, pause = time.monotonic() + for_s, 0.25
     while True:
@@ -186,88 +176,11 @@ def patiently(call: Callable[[], T], *, for_s: float, over: Callable[[], bool] =
         pause = min(2 * pause, 5.0)
 
 
-# ---------------------------------------------------------------------------------------------------------- the journal
-
-
-def segments(store: Storage) -> bytes:
-    """The journal of the sweep in `store`: its segments, one after the other; empty where there is none.
-
-    Each segment ends with a whole line, so that a journal is whole at any moment of its upload.
-    """
-    names = [name for name in store.names(SEGMENTS) if name.endswith(".jsonl")]
-    return b"".join(store.read(f"{SEGMENTS}/{name}") for name in names)
-
-
-def mirror(url: str) -> Path:
-    """Brings the journal of the sweep at `url` here and returns the file; also a sweep's name as the URL's last part
-    (its newest one, as under `runs/`). Raises BadInput where there is none or the storage cannot be reached."""
-    store = Storage(url)
-    try:
-        text = segments(store)
-        if not text and (found := _newest(store)) is not None:
-            store = found
-            text = segments(store)
-    except OSError as error:
-        raise unreachable(store, error) from None
-    if not text:
-        raise BadInput(
-            "there is no journal at this URL", key="SWEEP", value=url,
-            accepted=f"the URL of a sweep's folder, the one that holds {SEGMENTS}/",
-        )  # fmt: skip
-    folder = cache_folder() / "mirrors" / hashlib.sha256(store.url.encode()).hexdigest()[:12] / store.name
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise BadInput(
-            f"the journal cannot be kept here ({error.strerror})", where=folder, key="$BUTTRESS_CACHE",
-            accepted="a folder that can be written to",
-        ) from None  # fmt: skip
-    for name, content in ((ORIGIN, store.url.encode()), (FILE, text)):
-        draft = folder / f"{name}.{os.getpid()}.part"
-        draft.write_bytes(content)
-        draft.replace(folder / name)
-    return folder / FILE
-
-
-def _newest(store: Storage) -> Storage | None:
-    """The newest sweep `<name>-<6 characters>` beside `store`, whose URL ends in `<name>`."""
-    parent, name = store.parent, store.name
-    fits = [one for one in parent.folders() if one.rpartition("-")[0] == name]
-    begun = {one: parent.folder(one).read(SEGMENT.format(1))[:200] for one in fits}
-    return parent.folder(max(fits, key=lambda one: _time(begun[one]))) if fits else None
-
-
-def _time(head: bytes) -> float:
-    _, found, rest = head.partition(b'"time":')
-    try:
-        return float(rest.partition(b",")[0]) if found else 0.0
-    except ValueError:
-        return 0.0
-
-
-def origin(folder: Path) -> Storage | None:
-    """The storage that a mirrored or spooled journal's folder stands for; None for an ordinary folder."""
-    try:
-        return Storage((folder / ORIGIN).read_text())
-    except FileNotFoundError:
-        return None
-
-
-def leased(store: Storage) -> Owner | None:
-    """Who holds the sweep's lease; None where nobody does or it is over."""
-    try:
-        held = json.loads(store.read(LEASE))
-        owner = Owner(str(held["host"]), int(held["pid"]), float(held["time"]))
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
-        return None
-    return owner if time.time() - owner.time < LEASE_S else None
-
-
 def first_line(error: BaseException) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def unreachable(store: Storage, error: OSError) -> BadInput:
-    """For a person who asked for something that is there."""
+    """The error for a person who asked for something on storage that does not answer."""
     problem = f"the storage cannot be reached ({first_line(error)})"
     return BadInput(problem, key="URL", value=store.url, accepted="storage that answers, and credentials it takes")

@@ -131,7 +131,7 @@ def test_the_command_in_the_files_first_line_makes_the_file_again(tmp_path: Path
         for each in population(1):
             assert each.truth is not None
             for report in each.reports:
-                writer.writerow([each.name, report.step, report.metrics["latent/kl_total"], each.truth.is_])
+                writer.writerow([each.name, report.step, report.metrics["latent/kl_total"], each.truth.outcome])
     options = ["--family", "lithology", "--rules", str(start), "--steps-per-epoch", "250", "--false-kill", "0.1"]
     first = CliRunner().invoke(app, ["calibrate", str(table), *options, "-o", str(made)])
     assert first.exit_code == 0, first.output

@@ -14,7 +14,7 @@ import pytest
 from hosts import lacking
 from on_hosts import DASHBOARD, JOB, OF_RAY, ROOT, Cluster, on_hosts, until
 
-from buttress.storage import LEASE_S
+from buttress.journal.mirror import LEASE_S
 
 pytestmark = [pytest.mark.cluster, pytest.mark.long]
 

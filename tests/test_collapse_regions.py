@@ -74,13 +74,15 @@ def test_a_sweep_in_which_nothing_collapses_says_nothing() -> None:
 
 
 def test_the_breaker_names_the_ranges_to_narrow_or_says_that_there_are_none() -> None:
-    told = breaker_sentence(CircuitBroken(20, 19, 18, (BETA, LR), 0.0))
-    assert told == (
+    broken = CircuitBroken(time=0.0, first=20, ended=19, collapsed=18, regions=(BETA, LR))
+    assert breaker_sentence(broken) == (
         "the circuit breaker stopped the sweep: 18 of its first 20 trials (19 of them have ended) collapsed, with "
         "loss.beta above 2 (14 of 15 collapsed there, 1 of 5 elsewhere) and train.lr below 0.01 (4 of 4 collapsed "
         "there, 11 of 16 elsewhere); narrow loss.beta and train.lr"
     )
-    assert "no searched range separates them" in breaker_sentence(CircuitBroken(20, 20, 20, (), 0.0))
+    assert "no searched range separates them" in breaker_sentence(
+        CircuitBroken(time=0.0, first=20, ended=20, collapsed=20)
+    )
 
 
 def test_a_tripped_sweep_says_so_below_its_table_until_it_is_resumed() -> None:

@@ -12,7 +12,7 @@ import pytest
 from benchmarks.collapsebench import judge, make, pack
 from benchmarks.collapsebench.family import Family, load
 from benchmarks.collapsebench.truth import truth_of
-from buttress.analysis.curves import read
+from buttress.analysis.curves import read_curves
 from buttress.errors import BadInput
 from buttress.spec.spec import SweepSpec
 from buttress.training import registry
@@ -145,7 +145,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Family, list[f
 def test_every_report_comes_back_from_the_file(made: tuple[Path, Family, list[float]], tmp_path: Path) -> None:
     folder, family, _ = made
     (path,) = pack.pack(family, folder, tmp_path)
-    found = read(path)
+    found = read_curves(path)
     records = [json.loads(file.read_text()) for file in sorted(folder.glob("*.json"))]
     assert found.about["objective"] == "val/ari" and len(found.curves) == len(records) == 2
     for curve, entry in zip(found.curves, records, strict=True):

@@ -11,7 +11,7 @@ import pytest
 from benchmarks.collapsebench.family import load
 from benchmarks.collapsebench.judge import curves_of
 from benchmarks.forecast import judged
-from buttress.analysis.curves import Curves
+from buttress.analysis.curves import CurveSet
 from buttress.trainables.lithology.config import Loss
 from buttress.trainables.lithology.forecast import moments
 from buttress.trainables.occupancy.config import Loss as OccupancyLoss
@@ -98,7 +98,7 @@ def test_a_loss_that_pays_for_calling_everything_occupied_is_seen() -> None:
 
 def test_recorded_trials_end_as_foreseen() -> None:
     family = load("lithology")
-    curves: Curves = curves_of("lithology", CURVES)
+    curves: CurveSet = curves_of("lithology", CURVES)
     found = judged(family, curves)
     assert found["trials"] >= 290
     assert found["right"] / found["trials"] >= 0.97

@@ -32,7 +32,7 @@ from benchmarks.real_sweeps import kept, planned, table
 from benchmarks.real_target import CURVES, bench_target, could_draw, fallback
 from benchmarks.stock_policies import StockTune
 from benchmarks.watched import name_of
-from buttress.analysis.curves import Curves, read
+from buttress.analysis.curves import CurveSet, read_curves
 from buttress.errors import BadInput
 from buttress.journal import plain
 from buttress.rules import RuleSet
@@ -155,7 +155,7 @@ def test_without_a_bench_the_target_is_what_the_worst_arm_reaches_in_half_its_se
 
 
 def test_lithologys_target_is_of_the_bench_trials_that_its_quick_space_could_draw() -> None:
-    held, values = read(CURVES / "lithology-0.parquet"), []
+    held, values = read_curves(CURVES / "lithology-0.parquet"), []
     for curve in once(held.curves):
         params = curve.about["params"]
         if not params["model.batch_norm"] or params.get("loss.anneal_epochs", 2) > 6:
@@ -163,7 +163,7 @@ def test_lithologys_target_is_of_the_bench_trials_that_its_quick_space_could_dra
         assert curve.truth is not None
         lines = [line for line in curve.reports if line.epoch <= 18 and line.full_beta_epochs >= 1]
         known = [line.metrics["val/ari"] for line in lines if line.metrics.get("val/ari") is not None]
-        if curve.truth.is_ == "healthy":
+        if curve.truth.outcome == "healthy":
             values.append(max(known))
     found = bench_target(held, space("lithology"))
     assert found is not None and found[0] == pytest.approx(float(np.quantile(values, 0.95)))
@@ -174,7 +174,7 @@ def test_lithologys_target_is_of_the_bench_trials_that_its_quick_space_could_dra
 def test_a_bench_with_other_data_or_nets_gives_no_target(family: str) -> None:
     bench = load(family).spec()
     about = {"family": family, "spec": bench.to_dict(), "objective": bench.objectives[0].metric, "direction": "max"}
-    assert bench_target(Curves((), about), space(family)) is None
+    assert bench_target(CurveSet((), about), space(family)) is None
 
 
 def test_what_a_space_could_draw() -> None:

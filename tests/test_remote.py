@@ -22,8 +22,9 @@ import buttress
 from buttress.analysis.selection import best_trial
 from buttress.execution import driver
 from buttress.journal import Journal, find, read
+from buttress.journal.mirror import leased, segments
 from buttress.spec.spec import SweepSpec
-from buttress.storage import Storage, leased, segments
+from buttress.storage import Storage
 from buttress.sweep.result import SweepResult
 
 HERE = Path(__file__).parent

@@ -13,7 +13,7 @@ import journal_lines
 import pytest
 from journals import mixed_sweep
 
-from buttress.analysis.curves import Curve, Truth, read
+from buttress.analysis.curves import Curve, Truth, read_curves
 from buttress.analysis.intervals import Share
 from buttress.analysis.replay import CurveReplay, replay, replay_result, score
 from buttress.errors import BadInput
@@ -50,14 +50,14 @@ def table(path: Path, rows: Sequence[Row]) -> Path:
 
 def test_an_empty_cell_is_absent_and_nan_is_not_finite(tmp_path: Path) -> None:
     path = table(tmp_path / "run.csv", [{"step": 10, "kl": 1.0, "ce": ""}, {"step": 20, "kl": "nan", "ce": "-inf"}])
-    (curve,) = read(path).curves
+    (curve,) = read_curves(path).curves
     assert [report.metrics for report in curve.reports] == [{"kl": 1.0}, {"kl": None, "ce": None}]
     assert [report.nonfinite for report in curve.reports] == [(), ("kl", "ce")]
 
 
 def test_epochs_from_zero_count_as_completed_and_bring_steps(tmp_path: Path) -> None:
     path = table(tmp_path / "run.csv", [{"epoch": epoch, "kl": 1.0} for epoch in range(3)])
-    (curve,) = read(path, steps_per_epoch=7).curves
+    (curve,) = read_curves(path, steps_per_epoch=7).curves
     moments = [(r.epoch, r.step, r.full_beta_epochs) for r in curve.reports]
     assert moments == [(1, 7, 1), (2, 14, 2), (3, 21, 3)]
     assert curve.at == (0, 1, 2)
@@ -74,7 +74,7 @@ def test_epochs_from_zero_count_as_completed_and_bring_steps(tmp_path: Path) -> 
 )
 def test_beta_is_full_from_where_it_never_moves_again(tmp_path: Path, betas: list[float], ages: list[int]) -> None:
     rows = [{"epoch": epoch, "beta": beta, "kl": 1.0} for epoch, beta in enumerate(betas)]
-    (curve,) = read(table(tmp_path / "run.csv", rows)).curves
+    (curve,) = read_curves(table(tmp_path / "run.csv", rows)).curves
     assert [report.full_beta_epochs for report in curve.reports] == ages
 
 
@@ -88,7 +88,7 @@ def test_parquet_and_csv_of_the_same_curves_are_judged_the_same(tmp_path: Path) 
     ]
     pd.DataFrame(rows).to_parquet(tmp_path / "curves.parquet")
     files = tmp_path / "curves.parquet", table(tmp_path / "curves.csv", rows)
-    found = [replay_result(read(file), DEAD_BELOW_HALF, family="x") for file in files]
+    found = [replay_result(read_curves(file), DEAD_BELOW_HALF, family="x") for file in files]
     assert found[0] == found[1]
     assert [curve["killed_at"] for curve in found[0]["curves"]] == [None, 300]
     assert found[0]["curves"][1]["spent"] == pytest.approx(0.75)
@@ -97,7 +97,7 @@ def test_parquet_and_csv_of_the_same_curves_are_judged_the_same(tmp_path: Path) 
 def test_a_sweep_is_replayed_from_its_journal(tmp_path: Path) -> None:
     book = mixed_sweep()
     folder = book.write(tmp_path)
-    found = read(folder)
+    found = read_curves(folder)
     records = {record.id: record for record in book.journal().trials.values() if record.reports}
     assert found.about["objective"] == "ari" and {curve.name for curve in found.curves} == set(records)
     for curve in found.curves:
@@ -120,7 +120,7 @@ def test_a_sweep_is_replayed_from_its_journal(tmp_path: Path) -> None:
 )
 def test_a_table_that_is_no_curve_is_refused_by_name(tmp_path: Path, rows: list[Row], sentence: str) -> None:
     with pytest.raises(BadInput, match=sentence) as refused:
-        read(table(tmp_path / "run.csv", rows))
+        read_curves(table(tmp_path / "run.csv", rows))
     assert "run.csv" in str(refused.value)
 
 
@@ -136,20 +136,20 @@ def test_a_table_that_is_no_curve_is_refused_by_name(tmp_path: Path, rows: list[
 def test_a_file_that_is_no_table_is_refused(tmp_path: Path, text: str, sentence: str) -> None:
     (tmp_path / "run.csv").write_text(text)
     with pytest.raises(BadInput, match=sentence):
-        read(tmp_path / "run.csv")
+        read_curves(tmp_path / "run.csv")
 
 
 def test_what_holds_no_curves_is_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("step,kl\n1,2\n")
     for source in (tmp_path, tmp_path / "notes.txt"):
         with pytest.raises(BadInput, match="neither") as refused:
-            read(source)
+            read_curves(source)
         assert str(refused.value).startswith(str(source))
 
 
 def test_cells_without_a_number_are_told_of(tmp_path: Path) -> None:
     rows = [{"step": step, "kl": kl, "by": "me"} for step, kl in ((1, 2.0), (2, "2;5"), (3, "?"))]
-    found = read(table(tmp_path / "run.csv", rows))
+    found = read_curves(table(tmp_path / "run.csv", rows))
     assert found.notes == ("column kl: 2 cells without a number left out, such as '2;5'",)
     assert [report.metrics for report in found.curves[0].reports] == [{"kl": 2.0}, {}, {}]
 
@@ -158,7 +158,7 @@ def test_curves_of_several_files_that_are_called_alike_are_told_apart(tmp_path: 
     """Both files hold a healthy trial 1; the rules kill the second file's."""
     for name, kl in (("one", 3.0), ("two", 0.1)):
         table(tmp_path / f"{name}.csv", [{"trial": 1, "step": s, "kl": kl, "truth": "healthy"} for s in (1, 2, 3)])
-    found = read(tmp_path)
+    found = read_curves(tmp_path)
     assert [curve.name for curve in found.curves] == ["one/1", "two/1"]
     again = [Curve("1", curve.reports, curve.at, 1, Truth("healthy", value=1.0)) for curve in found.curves]
     scored = score([*again, *again], [replay(curve, DEAD_BELOW_HALF) for curve in [*again, *again]])
@@ -169,12 +169,12 @@ def test_curves_without_epochs_count_them_when_told_how_long_they_are(tmp_path: 
     """A grace in epochs never ends where none is counted, and the replay says so."""
     path = table(tmp_path / "run.csv", [{"step": step, "kl": 0.1} for step in range(100, 600, 100)])
     waiting = DEAD_BELOW_HALF.override({"posterior_collapse": {"grace": {"epochs": 2}}})
-    silent = replay_result(read(path), waiting, family="x")
+    silent = replay_result(read_curves(path), waiting, family="x")
     assert silent["summary"]["killed"] == 0
     assert silent["notes"] == [
         "the curves have no epochs, so these rules wait for their grace: posterior_collapse; see --steps-per-epoch"
     ]
-    told = replay_result(read(path, steps_per_epoch=100), waiting, family="x")
+    told = replay_result(read_curves(path, steps_per_epoch=100), waiting, family="x")
     assert told["curves"][0]["killed_at"] == 300 and told["notes"] == []
 
 
@@ -183,12 +183,13 @@ def test_rules_that_the_curves_say_nothing_to_are_named(tmp_path: Path) -> None:
     other = {"action": "warn", "signs": [{"metric": "ablation/relative", "below": 0.1}]}
     two = {"action": "warn", "signs": [{"metric": "loss", "below": 0.1}, {"metric": "x", "below": 0.1}], "votes": 2}
     gone = {"action": "warn", "signs": [{"metric": "y", "transform": "absent"}]}
-    found = replay_result(read(path), DEAD_BELOW_HALF.override({"other": other, "two": two, "gone": gone}), family="x")
+    rules = DEAD_BELOW_HALF.override({"other": other, "two": two, "gone": gone})
+    found = replay_result(read_curves(path), rules, family="x")
     assert found["notes"] == ["the curves do not hold what these rules look at: other, two"]
     one = {"action": "warn", "signs": [{"metric": "a", "below": 1}]}
     blind = RuleSet.from_dict({"aliases": {"a": ["b"]}, "rules": {"one": one}})
     with pytest.raises(BadInput, match=r"nothing that a rule looks at .*kl.*accepted: a, b, or aliases"):
-        replay_result(read(path), blind, family="x")
+        replay_result(read_curves(path), blind, family="x")
 
 
 # --- scores ---------------------------------------------------------------------------------------------------------
@@ -250,12 +251,12 @@ def radio_rows(recorded: Path) -> list[Row]:
 
 
 def radio(path: Path, rows: Sequence[Row]) -> CurveReplay:
-    (curve,) = read(table(path, rows)).curves
+    (curve,) = read_curves(table(path, rows)).curves
     return replay(curve, rules_of("radio"))
 
 
 def test_the_radio_run_is_never_killed_and_warned_of_its_discriminator_alone(recorded: Path) -> None:
-    (curve,) = read(recorded / "radio" / "vae_full_replay.csv").curves
+    (curve,) = read_curves(recorded / "radio" / "vae_full_replay.csv").curves
     found = replay(curve, rules_of("radio"))
     assert found.killed_at is None and found.spent == 1.0
     assert found.warnings == ("discriminator not training",)
@@ -338,7 +339,7 @@ def test_a_pathology_of_the_radio_run_is_killed_within_thirty_rows(
 
 
 def test_real_lithology_histories(recorded: Path) -> None:
-    curves = read(recorded / "lithology" / "histories").curves
+    curves = read_curves(recorded / "lithology" / "histories").curves
     assert len(curves) == 21
     found = {curve.name: replay(curve, rules_of("lithology")) for curve in curves}
     dead = {name for name, each in found.items() if each.killed_at is not None}
@@ -350,7 +351,7 @@ def test_real_lithology_histories(recorded: Path) -> None:
 def test_collapsed_lithology_histories_die_of_their_validation_kl(recorded: Path, tmp_path: Path) -> None:
     with (recorded / "lithology" / "histories" / "vae_lithology_latent8.csv").open(newline="") as handle:
         rows = list(csv.DictReader(handle))
-    (curve,) = read(table(tmp_path / "healthier.csv", [{**row, "val_kl_loss": 2.0} for row in rows])).curves
+    (curve,) = read_curves(table(tmp_path / "healthier.csv", [{**row, "val_kl_loss": 2.0} for row in rows])).curves
     assert replay(curve, rules_of("lithology")).killed_at is None
 
 

@@ -13,11 +13,12 @@ from journal_lines import event_of
 from journals import mixed_sweep
 from object_store import ObjectStore
 
-from buttress import storage
 from buttress.errors import BadInput
 from buttress.journal import JournalWriter, find, lines, owner, read, remote
+from buttress.journal import mirror as journal_mirror
+from buttress.journal.mirror import LEASE, SEGMENT, leased, mirror, segments
 from buttress.journal.remote import Upload
-from buttress.storage import LEASE, SEGMENT, Storage, leased, mirror, patiently, segments
+from buttress.storage import Storage, retry_while_away
 
 
 @pytest.fixture(scope="module")
@@ -83,13 +84,13 @@ def test_patience_ends_with_the_absence_and_with_the_time() -> None:
             raise OSError("away")
         return "back"
 
-    assert patiently(away, for_s=10) == "back" and len(calls) == 3
+    assert retry_while_away(away, for_s=10) == "back" and len(calls) == 3
     with pytest.raises(OSError, match="gone"):
-        patiently(lambda: _raise(OSError("gone")), for_s=0)
+        retry_while_away(lambda: _raise(OSError("gone")), for_s=0)
     with pytest.raises(FileNotFoundError):  # an answer
-        patiently(lambda: _raise(FileNotFoundError("no such object")), for_s=60)
+        retry_while_away(lambda: _raise(FileNotFoundError("no such object")), for_s=60)
     with pytest.raises(OSError, match="gone"):
-        patiently(lambda: _raise(OSError("gone")), for_s=60, over=lambda: True)
+        retry_while_away(lambda: _raise(OSError("gone")), for_s=60, over=lambda: True)
 
 
 def _raise(error: BaseException) -> None:
@@ -160,7 +161,7 @@ def test_a_second_driver_is_refused_until_the_lease_is_over(
     assert (held := leased(store)) is not None and (held.host, held.pid) == ("elsewhere", 7)
     with pytest.raises(BadInput, match=r"run by another driver \(host elsewhere, pid 7.*not been heard of for 60 s"):
         Told().upload(store, path)
-    monkeypatch.setattr(storage, "LEASE_S", 0.05)
+    monkeypatch.setattr(journal_mirror, "LEASE_S", 0.05)
     time.sleep(0.06)
     assert leased(store) is None
     assert Told().upload(store, path).close()

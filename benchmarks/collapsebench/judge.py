@@ -25,7 +25,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.collapsebench.family import load  # noqa: E402
 from buttress.analysis.calibration import calibrate  # noqa: E402
-from buttress.analysis.curves import Curve, Curves, read  # noqa: E402
+from buttress.analysis.curves import Curve, CurveSet, read_curves  # noqa: E402
 from buttress.analysis.replay import CurveReplay, Score, replay, score, summary_lines  # noqa: E402
 from buttress.errors import BadInput  # noqa: E402
 from buttress.execution.setup import family_rules, resolve_rules  # noqa: E402
@@ -42,13 +42,13 @@ def families(folder: Path) -> list[str]:
     return sorted({path.stem.rpartition("-")[0] for path in folder.glob("*-*.parquet")})
 
 
-def curves_of(family: str, folder: Path) -> Curves:
+def curves_of(family: str, folder: Path) -> CurveSet:
     """All parts of a family's curves."""
     paths = sorted(folder.glob(f"{family}-*.parquet"))
     if not paths:
         raise BadInput("no curves of this family", where=folder, value=family, accepted=", ".join(families(folder)))
-    parts = [read(path) for path in paths]
-    return Curves(tuple(curve for part in parts for curve in part.curves), parts[0].about)
+    parts = [read_curves(path) for path in paths]
+    return CurveSet(tuple(curve for part in parts for curve in part.curves), parts[0].about)
 
 
 def once(curves: Sequence[Curve]) -> list[Curve]:
@@ -102,7 +102,7 @@ def spread(curves: Sequence[Curve], rules: RuleSet, direction: str) -> dict[str,
     several = [curve for group in groups.values() for curve in group]
     if not several:
         return {"configurations": 0}
-    ends = [{curve.truth.is_ for curve in group if curve.truth} for group in groups.values()]
+    ends = [{curve.truth.outcome for curve in group if curve.truth} for group in groups.values()]
     verdicts = [{replay(curve, rules).killed is not None for curve in group} for group in groups.values()]
     return {
         "configurations": len(groups),
@@ -139,7 +139,7 @@ def judge(family: str, folder: Path, tell: Callable[[str], None], rules: RuleSet
     results["shipped"] = figures(judged(whole, resolve_rules(load(family).spec()), direction))
     variants = {name: judged(whole, family_rules(name), direction) for name in rules_variants(family)}
     results["variants"] = {name: figures(found) for name, found in variants.items()}
-    truths = [curve.truth.is_ for curve in whole if curve.truth]
+    truths = [curve.truth.outcome for curve in whole if curve.truth]
     results["truth"] = {name: truths.count(name) for name in sorted(set(truths))}
     seconds = sorted(curve.about["cpu_s"] for curve in bench.curves)
     results["core_seconds"] = {"median": seconds[len(seconds) // 2], "hours": sum(seconds) / 3600}

@@ -1,7 +1,7 @@
 """Records of trials as Parquet files that explain themselves: one row per report, the trials' table as metadata.
 
-A file holds `PART` trials, so that each stays below a megabyte; `analysis.curves.read` reads one of them, or all in a
-folder. Metrics are float32 (null: not reported, NaN: not finite).
+A file holds `PART` trials, so that each stays below a megabyte; `analysis.curves.read_curves` reads one of them, or all
+in a folder. Metrics are float32 (null: not reported, NaN: not finite).
 """
 
 from __future__ import annotations

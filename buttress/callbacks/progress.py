@@ -19,7 +19,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from buttress.analysis.explanation import evidence_sentence, telling
+from buttress.analysis.explanation import decisive_evidence, evidence_sentence
 from buttress.callbacks.base import Callback
 from buttress.callbacks.notebook import NotebookView
 from buttress.journal.events import (
@@ -341,7 +341,7 @@ def ending(outcome: Mapping[str, Any], objective: str, *, short: bool = False) -
         if short:
             parts += [observation(entry) for entry in evidence if Evidence.from_dict(entry).holds]
         elif evidence:
-            parts.append(evidence_sentence(telling(evidence)))
+            parts.append(evidence_sentence(decisive_evidence(evidence)))
         return f"{text}: {', '.join(parts or ['its rule held'])}"
     lines = [line.strip() for line in (outcome.get("error") or "").splitlines() if line.strip()]
     reason = lines[-1] if lines else outcome.get("message") or outcome.get("kind")

@@ -19,7 +19,7 @@ from buttress.cli import cluster, init, results, rules, sweeps, training
 from buttress.cli.output import leave
 from buttress.errors import BadInput
 from buttress.journal import JournalUnwritable
-from buttress.storage import LeaseLost, origin
+from buttress.journal.mirror import LeaseLost, origin
 
 HELP = """Search hyperparameters of models that collapse: a collapsed trial dies early, and never wins.
 

@@ -31,10 +31,11 @@ from buttress.execution.ray_session import NAMESPACE, connected, wait_for_releas
 from buttress.execution.setup import header, load, new_id, resolve_rules, versions
 from buttress.journal import JournalWriter
 from buttress.journal.events import CircuitBroken, Ended, Event, Header, Resumed, WarmStarted
+from buttress.journal.mirror import origin
 from buttress.rules import RuleSet
 from buttress.search.warm_start import collect, describe, resolve_sweeps
 from buttress.spec.spec import SweepSpec
-from buttress.storage import Storage, is_url, origin
+from buttress.storage import Storage, is_url
 from buttress.sweep.result import CIRCUIT_BREAKER, SweepResult
 from buttress.sweep.state import SweepState
 from buttress.sweep.trial import TrialState

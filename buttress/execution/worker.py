@@ -27,7 +27,7 @@ import torch.distributed as dist
 
 from buttress.errors import BadInput
 from buttress.execution.messages import Assignment, AttemptResult, Ending, NoAssignment, Signal, WorkerInfo
-from buttress.storage import Storage, first_line, patiently
+from buttress.storage import Storage, first_line, retry_while_away
 from buttress.training import registry
 from buttress.training.reporting import Reporter, caused_by_peer
 from buttress.training.trainable import Reported, TrialStopped
@@ -255,13 +255,14 @@ class RemoteTrialFiles:
         try:
             if not path.is_file():
                 name = str(path.relative_to(self._folder))
-                patiently(lambda: self._store.download(name, path), for_s=self.RETRY_TIMEOUT_S)
+                retry_while_away(lambda: self._store.download(name, path), for_s=self.RETRY_TIMEOUT_S)
         except FileNotFoundError:
             self.checkpoint_missing = True
         return not self.checkpoint_missing
 
     def _upload(self, name: str, cancelled: Callable[[], bool]) -> None:
-        patiently(lambda: self._store.upload(self._folder / name, name), for_s=self.RETRY_TIMEOUT_S, over=cancelled)
+        path = self._folder / name
+        retry_while_away(lambda: self._store.upload(path, name), for_s=self.RETRY_TIMEOUT_S, over=cancelled)
         self._uploaded.add(name)
 
 

@@ -1,4 +1,4 @@
-"""Who writes a journal: the lock beside its file, or for a copy of a remote sweep the lease that lies there."""
+"""Locks journals: one writer each, by a lock beside the file; of a remote sweep, by the lease that lies there."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ def owner(path: str | os.PathLike[str]) -> Owner | None:
     journal that came from remote storage it reads the lease there.
     """
     if (Path(path).parent / ORIGIN).exists():
-        from buttress import storage
+        from buttress.journal.mirror import leased, origin
 
-        store = storage.origin(Path(path).parent)
+        store = origin(Path(path).parent)
         with contextlib.suppress(OSError):
-            found: Owner | None = storage.leased(store) if store is not None else None
+            found: Owner | None = leased(store) if store is not None else None
             return found
     lock = lock_file(Path(path))
     try:

@@ -32,7 +32,7 @@ def find(where: str | os.PathLike[str], runs: str | os.PathLike[str] = "runs") -
     """
     text = os.fspath(where)
     if "://" in text:
-        from buttress.storage import mirror
+        from buttress.journal.mirror import mirror
 
         return Found(mirror(text), None)
     for folder in (Path(text), Path(runs) / text):

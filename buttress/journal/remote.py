@@ -1,9 +1,8 @@
-"""A sweep whose home is remote storage: the driver's side of it.
+"""Keeps a sweep on remote storage: uploads its journal, holds its lease, deletes its checkpoints.
 
-The driver writes its journal to a local spool, as ever, and a thread brings what is new to the storage: lines that
-decide something at once, reports within `UPLOAD_S`. Before the next trial is drawn all decisions are there (`barrier`),
-so that a driver whose machine is lost costs at most the last reports. While the storage is away the spool grows and
-nothing is lost. A lease object says whose sweep it is; whoever finds it renewed by somebody else stops.
+The driver writes its journal to a local spool, and a thread brings what is new to the storage: durable events at once,
+reports within `UPLOAD_S`. Before the next trial is drawn all decisions are there (`barrier`), so that a driver whose
+machine is lost costs at most the last reports. While the storage is away the spool grows and nothing is lost.
 """
 
 from __future__ import annotations
@@ -25,18 +24,8 @@ from typing import Any
 from buttress.cache_folder import cache_folder
 from buttress.errors import BadInput
 from buttress.journal import FILE, ORIGIN
-from buttress.storage import (
-    LEASE,
-    LEASE_S,
-    SEGMENT,
-    SEGMENTS,
-    LeaseLost,
-    Storage,
-    first_line,
-    leased,
-    segments,
-    unreachable,
-)
+from buttress.journal.mirror import LEASE, LEASE_S, SEGMENT, SEGMENTS, LeaseLost, leased, segments
+from buttress.storage import Storage, first_line, unreachable
 
 log = logging.getLogger("buttress.remote")
 
@@ -47,9 +36,9 @@ RENEW_S = 10.0
 #: Bytes after which a segment of the journal is closed: each upload sends the open one again.
 SEGMENT_BYTES = 512 << 10
 #: Seconds that the end of a sweep waits for a storage that is away.
-LAST_WORDS_S = 120.0
-#: How often a take-over insists where the former driver renews its lease in the same instant.
-TAKE_OVERS = 3
+SHUTDOWN_FLUSH_TIMEOUT_S = 120.0
+#: How often a take-over is tried where the former driver renews its lease in the same instant.
+MAX_TAKE_OVERS = 3
 
 
 def spool(store: Storage) -> Path:
@@ -121,8 +110,8 @@ class Upload:
                 self._changed.wait(0.5)
 
     def close(self) -> bool:
-        """The last lines, and the lease given back. False where the storage was away for `LAST_WORDS_S`."""
-        deadline = time.monotonic() + LAST_WORDS_S
+        """The last lines, and the lease given back. False where the storage was away for `SHUTDOWN_FLUSH_TIMEOUT_S`."""
+        deadline = time.monotonic() + SHUTDOWN_FLUSH_TIMEOUT_S
         with contextlib.suppress(KeyboardInterrupt):
             self.barrier(lambda: time.monotonic() > deadline)
         self._over = True
@@ -187,7 +176,7 @@ class Upload:
                     accepted=f"a sweep whose driver has not been heard of for {LEASE_S:g} s; or `--take-over`",
                 )  # fmt: skip
             former = (_lease(self.store) or {}).get("token") if take_over else None
-            for _ in range(TAKE_OVERS if take_over else 1):
+            for _ in range(MAX_TAKE_OVERS if take_over else 1):
                 self._write_lease()
                 time.sleep(0.5)  # two drivers that saw the same free lease: the later writer has it
                 if former is None or (_lease(self.store) or {}).get("token") != former:

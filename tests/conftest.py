@@ -52,13 +52,30 @@ def bare_modules(modules: Mapping[str, Any]) -> list[str]:
     return sorted(found)
 
 
+#: Modules and tests that start no Ray and yet take seconds of a core: left out of `make test-fast`.
+SLOW = {
+    # train real models, most of them on several ranks
+    "test_lithology_train", "test_local_run", "test_local_training", "test_occupancy_metrics", "test_occupancy_train",
+    "test_radio_train", "test_rainfall_loss", "test_rainfall_train", "test_two_real_ranks_agree_with_float64",
+    "test_real_grids_are_prepared", "test_recorded_trials_end_as_foreseen",
+    # search, simulate, or resume from every prefix
+    "test_calibration", "test_simulator", "test_versus_stock", "test_every_prefix_of_a_journal_resumes_to_the_same_sweep",
+    "test_every_prefix_of_an_audited_sweeps_journal_resumes_to_the_same_sweep",
+    "test_a_sweep_of_a_small_space_resumes_from_any_prefix_to_the_same_end",
+    "test_no_damage_to_a_file_keeps_it_from_being_judged",
+}  # fmt: skip
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks what uses `ray_cluster` as `ray`, and puts it last: a mistake is seen in the fast tests first."""
+    """Marks what uses `ray_cluster` as `ray` and what is in SLOW as `slow`, and puts fast tests first: a mistake is
+    seen early."""
     for item in items:
         if "ray_cluster" in getattr(item, "fixturenames", ()) or item.get_closest_marker("cluster"):
             item.add_marker("ray")
-    items.sort(key=lambda item: item.get_closest_marker("ray") is not None)
+        if item.path.stem in SLOW or getattr(item, "originalname", "") in SLOW:
+            item.add_marker("slow")
+    items.sort(key=lambda item: any(item.get_closest_marker(name) is not None for name in ("ray", "slow")))
 
 
 @pytest.fixture(autouse=True)

@@ -18,8 +18,6 @@ import typer
 from buttress.cli import cluster, init, results, rules, sweeps, training
 from buttress.cli.output import leave
 from buttress.errors import BadInput
-from buttress.journal import JournalUnwritable
-from buttress.journal.mirror import LeaseLost, origin
 
 HELP = """Search hyperparameters of models that collapse: a collapsed trial dies early, and never wins.
 
@@ -99,16 +97,27 @@ def main() -> None:
         leave(str(error), 2)
     except KeyboardInterrupt:
         leave("interrupted", 130)
-    except LeaseLost as error:
-        leave(f"{error}; this one has stopped and writes no more", 130)
-    except JournalUnwritable as error:
-        sweep = origin(Path(error.filename).parent) or Path(error.filename).parent
-        leave(f"{error.strerror} ({error.filename}); make room, then go on with: buttress resume {sweep}", 130)
     except Exception as error:
+        if (stopped := _resumable(error)) is not None:
+            leave(stopped, 130)
         path = Path(tempfile.gettempdir()) / f"buttress-error-{os.getpid()}.txt"
         path.write_text(traceback.format_exc())
         first = (str(error).splitlines() or [""])[0]
         leave(f"internal error: {type(error).__name__}: {first} (traceback in {path})", 3)
+
+
+def _resumable(error: Exception) -> str | None:
+    """How to go on after an error that leaves a sweep resumable; None for any other one."""
+    from buttress.journal import JournalUnwritable
+    from buttress.journal.mirror import LeaseLost, origin
+
+    if isinstance(error, LeaseLost):
+        return f"{error}; this one has stopped and writes no more"
+    if isinstance(error, JournalUnwritable):
+        folder = Path(error.filename).parent
+        problem = f"{error.strerror} ({error.filename})"
+        return f"{problem}; make room, then go on with: buttress resume {origin(folder) or folder}"
+    return None
 
 
 if __name__ == "__main__":

@@ -97,6 +97,7 @@ def _report(sweep: results.Sweep, json_: bool) -> None:
     from buttress.analysis.collapse_regions import breaker_sentence
     from buttress.analysis.render import render_sweep
     from buttress.analysis.selection import best_json
+    from buttress.sweep.result import CIRCUIT_BREAKER
 
     journal = sweep.journal
     best = best_json(journal)
@@ -109,7 +110,7 @@ def _report(sweep: results.Sweep, json_: bool) -> None:
         print_json(found)
     if sweep.interrupted:
         leave(f"interrupted; go on with: buttress resume {sweep.where}", 130)
-    if journal.breaker is not None and sweep.status == "circuit breaker":
+    if journal.breaker is not None and sweep.status == CIRCUIT_BREAKER:
         leave(f"{breaker_sentence(journal.breaker)}; go on as it is with: buttress resume {sweep.where}", 4)
     if best is None:
         leave("no trial of this sweep is healthy; `buttress table` says why each was stopped", 1)

@@ -59,7 +59,8 @@ SLOW = {
     "test_radio_train", "test_rainfall_loss", "test_rainfall_train", "test_two_real_ranks_agree_with_float64",
     "test_real_grids_are_prepared", "test_recorded_trials_end_as_foreseen",
     # search, simulate, or resume from every prefix
-    "test_calibration", "test_simulator", "test_versus_stock", "test_every_prefix_of_a_journal_resumes_to_the_same_sweep",
+    "test_calibration", "test_simulator", "test_versus_stock",
+    "test_every_prefix_of_a_journal_resumes_to_the_same_sweep",
     "test_every_prefix_of_an_audited_sweeps_journal_resumes_to_the_same_sweep",
     "test_a_sweep_of_a_small_space_resumes_from_any_prefix_to_the_same_end",
     "test_no_damage_to_a_file_keeps_it_from_being_judged",

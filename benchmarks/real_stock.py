@@ -24,7 +24,7 @@ from queue import SimpleQueue
 from typing import Any
 
 from benchmarks.collapsebench.family import Family, load
-from buttress import journal
+from buttress.journal.events import AttemptStarted, Event, Outcome, Report, TrialCreated, plain
 from buttress.spec import trial_config
 from buttress.spec.spec import SweepSpec
 from buttress.training.trainable import Reported
@@ -186,7 +186,7 @@ class Recorder:
         self._count, self._epoch = 0, 0
 
     def send(self, reported: Reported) -> None:
-        append(self._path, journal.report(self._trial, 1, self._count, reported))
+        append(self._path, Report.of(self._trial, 1, self._count, reported))
         self._count += 1
         self._newest.put(reported)
 
@@ -202,9 +202,9 @@ class Recorder:
 _appending = threading.Lock()
 
 
-def append(path: Path, line: Mapping[str, Any]) -> None:
+def append(path: Path, event: Event) -> None:
     with _appending, path.open("a") as file:
-        file.write(json.dumps(line, allow_nan=False) + "\n")
+        file.write(json.dumps(event.to_line(), allow_nan=False) + "\n")
 
 
 def noting(path: Path, spec: SweepSpec) -> Any:
@@ -215,13 +215,13 @@ def noting(path: Path, spec: SweepSpec) -> Any:
         def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
             number, params = trial.config["number"], json.loads(trial.config["params"])
             name, seed = name_of(number), spec.seed_of(number)
-            append(path, journal.trial(name, ask=number, params=params, config={}, seed=seed, budget_epochs=None))
-            append(path, journal.start(name, 1, slot=None))
+            append(path, TrialCreated(trial=name, ask=number, params=plain(params), config={}, seed=seed))
+            append(path, AttemptStarted(trial=name, attempt=1))
 
         def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-            append(path, journal.outcome(name_of(trial.config["number"]), 1, "pruned"))
+            append(path, Outcome(trial=name_of(trial.config["number"]), attempt=1, outcome="pruned"))
 
         def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-            append(path, journal.outcome(name_of(trial.config["number"]), 1, "failed"))
+            append(path, Outcome(trial=name_of(trial.config["number"]), attempt=1, outcome="failed"))
 
     return Noting()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 from buttress.compat.ray import cancel_autoscaler_requests, set_ray_environment
@@ -43,8 +44,12 @@ class ControllableTrainer(TorchTrainer):
         self._controller = ray.remote(**options)(TrainController).remote(**settings)
         if self._killed:
             self.kill()
-        ray.get(self._controller.run.remote())
-        return ray.get(self._controller.get_result.remote())
+        try:
+            ray.get(self._controller.run.remote())
+            return ray.get(self._controller.get_result.remote())
+        finally:  # its process (390 MB) would stay for as long as anybody holds this trainer
+            with contextlib.suppress(Exception):
+                ray.kill(self._controller)
 
     def kill(self) -> None:
         """Makes `fit` raise, whatever it is waiting for; Ray ends the workers and removes their placement group."""

@@ -34,7 +34,6 @@ from benchmarks.stock_policies import StockTune
 from benchmarks.watched import name_of
 from buttress.analysis.curves import CurveSet, read_curves
 from buttress.errors import BadInput
-from buttress.journal import plain
 from buttress.rules import RuleSet
 from buttress.training.registry import load as load_trainable
 from buttress.training.trainable import Reported
@@ -302,7 +301,7 @@ def test_in_our_slots_a_stock_tuner_draws_and_stops_as_it_does_by_itself() -> No
     """Trial for trial the same parameters and the same last epoch as of the tuner alone, and no rule has a say."""
     world, lines = World(), []
     made = spec(scheduler={"kind": "fifo"}, breaker=False, sampler={"repeats": True}, budget={"hours": 1.0})
-    state = StockState(made, Toy(), RuleSet(rules={}), lambda line: lines.append(json.loads(json.dumps(plain(line)))),
+    state = StockState(made, Toy(), RuleSet(rules={}), lambda event: lines.append(json.loads(json.dumps(event.to_line()))),
                        tuner=tuner())  # fmt: skip
     alone, ended = tuner(), Counter[str]()
     for _ in range(12):

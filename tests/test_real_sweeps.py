@@ -301,8 +301,9 @@ def test_in_our_slots_a_stock_tuner_draws_and_stops_as_it_does_by_itself() -> No
     """Trial for trial the same parameters and the same last epoch as of the tuner alone, and no rule has a say."""
     world, lines = World(), []
     made = spec(scheduler={"kind": "fifo"}, breaker=False, sampler={"repeats": True}, budget={"hours": 1.0})
-    state = StockState(made, Toy(), RuleSet(rules={}), lambda event: lines.append(json.loads(json.dumps(event.to_line()))),
-                       tuner=tuner())  # fmt: skip
+    state = StockState(
+        made, Toy(), RuleSet(rules={}), lambda event: lines.append(json.loads(json.dumps(event.to_line()))), tuner=tuner()
+    )
     alone, ended = tuner(), Counter[str]()
     for _ in range(12):
         live = state.next_trial()

@@ -1,6 +1,6 @@
 """What a configuration nobody ran would have done: the recorded curve of one that is like it.
 
-In come CollapseBench's curves and the space they were drawn from; out comes, for any parameters of that space, one of
+For any parameters of the space that CollapseBench's curves were drawn from there is a stand-in, one of
 the curves. `Nearest` takes the configuration at the smallest distance, in which a parameter weighs what it explains of
 the objective alone; `Forest` the one that ends in the same leaves of a random forest that has learnt objective and
 collapse. Both say how far to trust them: `trust` has, over curves left out, the rank correlation of a healthy trial's

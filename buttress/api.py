@@ -475,7 +475,7 @@ def _execute(driver: Driver, callbacks: Sequence[Callback], quiet: bool) -> Swee
     from rich.console import Console
 
     from buttress.callbacks.base import messages_log
-    from buttress.callbacks.progress import Heading, Progress
+    from buttress.callbacks.progress import Progress, ProgressHeader
     from buttress.callbacks.wandb import WandbRuns
 
     spec = driver.spec
@@ -491,7 +491,7 @@ def _execute(driver: Driver, callbacks: Sequence[Callback], quiet: bool) -> Swee
         metrics=driver.trainable.metrics,
     )
     console = Console(file=sys.stderr, highlight=False, quiet=quiet)
-    progress = Progress(Heading(driver.sweep, first.metric, str(first.direction), spec.budget.trials), console)
+    progress = Progress(ProgressHeader(driver.sweep, first.metric, str(first.direction), spec.budget.trials), console)
     for line in driver.earlier:
         progress.on_event(line)
     driver.callbacks.add(wandb, progress, *callbacks)

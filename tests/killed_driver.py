@@ -48,19 +48,19 @@ def fill_disk(count: int) -> None:
     original = JournalWriter.write
     reports = 0
 
-    def patched(self: JournalWriter, line: Any) -> Any:
+    def patched(self: JournalWriter, event: Any) -> Any:
         nonlocal reports
-        reports += line["line"] == "report"
+        reports += event.line == "report"
         if reports == count:
             limit = self.path.stat().st_size + 100  # half a line
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
-        return original(self, line)
+        return original(self, event)
 
     JournalWriter.write = patched  # type: ignore[method-assign]
 
 
 def line(kind: str) -> Callable[..., bool]:
-    return lambda writer, written: written["line"] == kind
+    return lambda writer, written: written.line == kind
 
 
 def arm(moment: str) -> None:
@@ -75,7 +75,7 @@ def arm(moment: str) -> None:
     elif moment == "in an epoch":
         when(JournalWriter, "write", count=12, after=True, only=line("report"))
     elif moment == "between verdict and outcome line":
-        when(JournalWriter, "write", only=lambda _, line: line["line"] == "outcome" and line["outcome"] == "collapsed")
+        when(JournalWriter, "write", only=lambda _, event: event.line == "outcome" and event.outcome == "collapsed")
     elif moment == "between outcome line and tell":
         when(JournalWriter, "write", count=2, after=True, only=line("outcome"))
     elif moment == "in ask":
@@ -85,7 +85,7 @@ def arm(moment: str) -> None:
     elif moment == "during slot build":
         when(worker_pool.WorkerPool, "start", after=True)
     elif moment == "in the last trial":
-        when(JournalWriter, "write", count=5, after=True, only=lambda _, line: line["line"] == "trial")
+        when(JournalWriter, "write", count=5, after=True, only=lambda _, event: event.line == "trial")
     elif moment == "in a checkpoint write":
         Path("kill-when-saving").write_text(str(os.getpid()))  # the worker does it, see resumable.py
     elif moment == "journal on a full disk":

@@ -22,7 +22,7 @@ from buttress.analysis.intervals import Share
 from buttress.analysis.render import render_summary, render_sweep
 from buttress.analysis.selection import best_trial
 from buttress.analysis.table import filter_rows, rows
-from buttress.callbacks.progress import Heading, Progress
+from buttress.callbacks.progress import Progress, ProgressHeader
 from buttress.callbacks.wandb import WandbRuns
 from buttress.errors import BadInput
 from buttress.execution.setup import header
@@ -254,7 +254,7 @@ def test_who_watches_is_told(tmp_path: Path) -> None:
 
     _, lines, _ = played(audited())
     told = io.StringIO()
-    progress = Progress(Heading("toy", "val/score", "max"), Console(file=told, width=200))
+    progress = Progress(ProgressHeader("toy", "val/score", "max"), Console(file=told, width=200))
     wandb = FakeWandb()
     runs = WandbRuns("toy-000000", tmp_path, client=wandb)
     progress.start()

@@ -31,7 +31,7 @@ def own_files() -> dict[str, str]:
     """The README's trainer and spec; every rank also notes on the storage where it runs, and whose Buttress it has."""
     blocks = dict(re.findall(r"```(?:python|yaml)\n# (\S+)\n(.*?)```", (ROOT / "README.md").read_text(), re.S))
     note = "Path('/mnt/ranks', f'{socket.gethostname()}-{world.rank}').write_text(buttress.__file__)"
-    code, changes = re.subn(r"( +)model = world\.wrap", rf"\1{note}\n\g<0>", blocks["my_vae.py"])
+    code, changes = re.subn(r"( +)wrapped, monitor = world\.wrap", rf"\1{note}\n\g<0>", blocks["my_vae.py"])
     assert changes == 1
     imports = "import socket\nfrom pathlib import Path\n\nimport buttress\n"
     return {"my_vae.py": imports + code, "my_vae.yaml": blocks["my_vae.yaml"]}
@@ -65,7 +65,7 @@ def test_a_users_trainer_is_swept_over_two_hosts_by_the_wheel_and_its_best_confi
         assert len(rows) == TRIALS and {row["config.buttress.workers"] for row in rows} == {2}
         assert {row["outcome"] for row in rows} <= {"completed", "collapsed"}
         healthy = [row for row in rows if row["outcome"] == "completed"]
-        best = min(healthy, key=lambda row: row["metric.val/recon"])
+        best = min(healthy, key=lambda row: row["metric.val/elbo"])
         for row in rows:
             assert row["outcome"] in cluster.timed("why", f"buttress why {url} {row['trial']}")
 
@@ -75,6 +75,6 @@ def test_a_users_trainer_is_swept_over_two_hosts_by_the_wheel_and_its_best_confi
         cluster.timed("ray down", "ray down --yes ~/onprem.yaml")
         until(lambda: not cluster.head.processes("gcs_server"), "the head is down", 30)
         trained = json.loads(cluster.timed("train", "buttress train best.yaml --json").splitlines()[-1])
-        assert trained["metrics"]["val/recon"] == pytest.approx(best["metric.val/recon"], rel=1e-4)
+        assert trained["metrics"]["val/elbo"] == pytest.approx(best["metric.val/elbo"], rel=1e-4)
     with capsys.disabled():
         print("\n" + ", ".join(f"{step} {seconds:.1f} s" for step, seconds in cluster.seconds.items()))

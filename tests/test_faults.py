@@ -188,7 +188,7 @@ class Broken(Callback):
 
     calls = 0
 
-    def on_event(self, line: Any, live: Any = None) -> None:
+    def on_event(self, event: Any, trial: Any = None) -> None:
         self.calls += 1
         raise RuntimeError("W&B is down")
 
@@ -218,8 +218,8 @@ class When(Callback):
     def __init__(self, action: Callable[[], int]) -> None:
         self.action, self.done = action, 0
 
-    def on_event(self, line: Any, live: Any = None) -> None:
-        if not self.done and line["line"] == "report" and line["trial"] == "0001" and line["epoch"] == 2:
+    def on_event(self, event: Any, trial: Any = None) -> None:
+        if not self.done and event.line == "report" and event.trial == "0001" and event.epoch == 2:
             self.done = self.action()
 
 

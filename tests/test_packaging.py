@@ -208,10 +208,12 @@ def users_folder(folder: Path, root: Path, trainer: str) -> Path:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(f'WHOSE = "the user\'s {name}"\n')
     (folder / "analysis" / "latents.py").write_text("def centre(x):\n    return x - x.mean(0)\n")
-    (folder / "sweep.py").write_text("ROWS = 512\n")
+    (folder / "sweep.py").write_text("ROWS = 2560\n")
     blocks = dict(re.findall(r"```(?:python|yaml)\n# (\S+)\n(.*?)```", (root / "README.md").read_text(), re.S))
     code = "from analysis.latents import centre\nfrom sweep import ROWS\n" + blocks["my_vae.py"]
-    code, changes = re.subn(r"x = torch\.randn\(2048, 4\) @ (.*)", r"x = centre(torch.randn(ROWS, 4) @ \1)", code)
+    made = "torch.randn({rows}, 4, generator=random)"
+    pattern = re.escape(f"x = {made.format(rows=2560)} @ ") + "(.*)"
+    code, changes = re.subn(pattern, rf"x = centre({made.format(rows='ROWS')} @ \1)", code)
     assert changes == 1
     path = folder.joinpath(*trainer.split(".")).with_suffix(".py")
     path.parent.mkdir(exist_ok=True)
@@ -220,7 +222,7 @@ def users_folder(folder: Path, root: Path, trainer: str) -> Path:
         trainable: {trainer}:MyVAE
         search: {{beta: {{loguniform: [0.01, 100]}}, lr: {{loguniform: [1.0e-3, 1.0e-2]}}}}
         fixed: {{epochs: 3}}
-        objectives: [val/recon]
+        objectives: [val/elbo]
         scheduler: {{kind: fifo}}
         resources: {{workers: 2}}
         budget: {{trials: 3}}
@@ -297,7 +299,7 @@ def test_a_sweep_runs_among_a_users_own_modules(
     call([*buttress, "why", ended["sweep"], "1"], folder)
     call([*buttress, "export", ended["sweep"], "-o", "best.yaml"], folder)
     trained = json.loads(call([*buttress, "train", "best.yaml", "--json"], folder).splitlines()[-1])
-    assert trained["metrics"]["val/recon"] == ended["best"]["objective"]["val/recon"]
+    assert trained["metrics"]["val/elbo"] == ended["best"]["objective"]["val/elbo"]
 
 
 # Types

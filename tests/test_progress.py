@@ -13,9 +13,9 @@ from journal_lines import event_of
 from rich.console import Console
 
 from buttress.analysis.explanation import evidence_sentence
-from buttress.callbacks.progress import Heading, Progress, ending, observation, signs
+from buttress.callbacks.progress import Progress, ProgressHeader, ending, observation, signs
 
-HEADING = Heading("toy-k3j9x2", "ari", "max", trials=24)
+HEADING = ProgressHeader("toy-k3j9x2", "ari", "max", trials=24)
 EVIDENCE = [
     {
         "metric": "latent/kl_total",
@@ -94,7 +94,7 @@ def test_only_a_completed_trial_is_shown_as_best() -> None:
 
 
 def test_the_best_of_a_minimised_objective_is_the_smallest() -> None:
-    progress = Progress(Heading("toy", "ari", "min"), terminal())
+    progress = Progress(ProgressHeader("toy", "ari", "min"), terminal())
     for trial, value in (("0000", 0.3), ("0001", 0.1), ("0002", 0.2)):
         progress.trial_ended(trial, completed(value))
     assert "best ari 0.1 (0001)" in drawn(progress)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from buttress.search.separation import LEVEL, Fate, Region, between, regions, tail
+from buttress.search.separation import MAX_P_VALUE, Fate, Region, between, regions, tail
 
 SEARCH: dict[str, Any] = {
     "loss.beta": {"loguniform": [0.01, 100.0]},
@@ -84,7 +84,7 @@ def test_chance_alone_is_seldom_taken_for_a_cause() -> None:
         fates = world(25, lambda _: dead.pop(0), seed)  # noqa: B023
         rng.shuffle(fates)
         named += bool(regions(fates, SEARCH))
-    assert named <= 120 * LEVEL * 2.2, named
+    assert named <= 120 * MAX_P_VALUE * 2.2, named
 
 
 @pytest.mark.parametrize("count", [0, 3, 7])

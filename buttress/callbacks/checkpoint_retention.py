@@ -1,4 +1,7 @@
-"""Which checkpoints stay: a running trial's last and best, the best of the three best completed trials, no others."""
+"""Deletes checkpoints that are no longer needed.
+
+A running trial keeps its last and its best one, the best completed trials their best one; no others stay.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +14,11 @@ from typing import Protocol
 from buttress.journal.events import Outcome, Report
 
 #: Completed trials whose best checkpoint is kept.
-KEPT_TRIALS = 3
+MAX_KEPT_TRIALS = 3
 
 
-class Files(Protocol):
-    """Where the files of a sweep's trials are; names are relative to the trial's folder."""
+class TrialFiles(Protocol):
+    """The files of a sweep's trials; names are relative to the trial's folder."""
 
     def exists(self, trial: str, name: str) -> bool: ...
 
@@ -26,8 +29,8 @@ class Files(Protocol):
         """A file that is not there, or that cannot be deleted, is no error."""
 
 
-class LocalFiles:
-    """Below a folder that every node sees: a machine's own disk, or NFS. One folder per trial."""
+class LocalTrialFiles:
+    """Files below a folder that every node sees (a machine's own disk, or NFS), one folder per trial."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -43,10 +46,16 @@ class LocalFiles:
             (self._folder / trial / name).unlink()
 
 
-class Checkpoints:
-    """Deletes checkpoints of one sweep as they become useless; trials are compared by their best `metric`."""
+class CheckpointRetention:
+    """Deletes checkpoints of one sweep as they become useless.
 
-    def __init__(self, files: Files, metric: str, direction: str) -> None:
+    Args:
+        files: The files of its trials.
+        metric: The metric by which completed trials are compared.
+        direction: `min` or `max`.
+    """
+
+    def __init__(self, files: TrialFiles, metric: str, direction: str) -> None:
         self._files, self._metric = files, metric
         self._sign = 1.0 if direction == "max" else -1.0
         self._finished: list[tuple[float, str]] = []  # (value, larger is better; trial) of completed trials with files
@@ -71,7 +80,7 @@ class Checkpoints:
                 self._files.delete(trial, path)
         if keep is not None and value is not None:
             heapq.heappush(self._finished, (self._sign * value, trial))
-            if len(self._finished) > KEPT_TRIALS:
+            if len(self._finished) > MAX_KEPT_TRIALS:
                 _, worst = heapq.heappop(self._finished)
                 for path in self._files.checkpoints(worst):
                     self._files.delete(worst, path)

@@ -1,7 +1,7 @@
-"""What a person watches while a sweep runs: a live view on a terminal, plain lines anywhere else.
+"""Shows the progress of a sweep: a live view on a terminal or in a notebook, plain lines anywhere else.
 
-In come the driver's events (a trial started, reported, ended); out goes text on a Rich console. Calls only note what
-happened and return: drawing is done by Rich's own thread, a few times a second, whatever the rate of reports.
+Calls only note what happened and return: drawing is done by Rich's own thread, a few times a second, whatever the rate
+of reports.
 """
 
 from __future__ import annotations
@@ -38,8 +38,10 @@ from buttress.sweep.trial import ActiveTrial
 from buttress.wording import clock, number
 
 REFRESH_HZ = 2.0
-STATUS_EVERY_S = 20.0  # between status lines where there is no terminal
-ENDINGS_SHOWN = 4  # of trials that were stopped or failed
+#: Seconds between status lines where there is no terminal.
+STATUS_EVERY_S = 20.0
+#: Trials that were stopped or failed, as far as the live view shows them.
+MAX_ENDINGS = 4
 
 COLOURS = {
     "completed": "green",
@@ -52,7 +54,7 @@ COLOURS = {
 
 
 @dataclass(frozen=True)
-class Heading:
+class ProgressHeader:
     """What is known of a sweep before its first trial. `trials` is the budget, None where it is not in trials."""
 
     sweep: str
@@ -62,7 +64,7 @@ class Heading:
 
 
 @dataclass
-class Running:
+class RunningTrial:
     """A trial that has no outcome yet, as it is shown."""
 
     slot: str
@@ -74,13 +76,13 @@ class Running:
 
 
 @dataclass
-class Seen:
+class ProgressState:
     """Everything the view is drawn from."""
 
-    running: dict[str, Running] = field(default_factory=dict)
+    running: dict[str, RunningTrial] = field(default_factory=dict)
     counts: Counter[str] = field(default_factory=Counter)
     best: tuple[str, float] | None = None
-    endings: deque[tuple[str, str, str]] = field(default_factory=lambda: deque(maxlen=ENDINGS_SHOWN))
+    endings: deque[tuple[str, str, str]] = field(default_factory=lambda: deque(maxlen=MAX_ENDINGS))
 
 
 class Progress(Callback):
@@ -89,7 +91,7 @@ class Progress(Callback):
     Give it to the driver as a callback, or call the `trial_...` methods. What happens before `start`
     is counted and not shown: that is how a resumed sweep tells what its earlier driver did.
 
-        >>> progress = Progress(Heading("toy-k3j9x2", "ari", "max", trials=24), Console())
+        >>> progress = Progress(ProgressHeader("toy-k3j9x2", "ari", "max", trials=24), Console())
         >>> progress.start()
         >>> progress.trial_started("0000", {"loss.beta": 0.1}, slot=0)
         >>> progress.trial_reported("0000", 1, 25, {"ari": 0.2, "latent/kl_total": 3.1}, "healthy", ())
@@ -98,11 +100,11 @@ class Progress(Callback):
     """
 
     def __init__(
-        self, heading: Heading, console: Console, *, clock_s: Callable[[], float] = time.monotonic
+        self, heading: ProgressHeader, console: Console, *, clock_s: Callable[[], float] = time.monotonic
     ) -> None:
         self.heading, self.console = heading, console
         self._now = clock_s
-        self._seen = Seen()
+        self._seen = ProgressState()
         self._lock = threading.RLock()
         self._began: float | None = None
         self._stopped = threading.Event()
@@ -150,7 +152,7 @@ class Progress(Callback):
         slot = str(slot).removeprefix("slot-")
         with self._lock:
             before = self._seen.running.get(trial)
-            self._seen.running[trial] = Running(slot, epochs=before.epochs if before else None)
+            self._seen.running[trial] = RunningTrial(slot, epochs=before.epochs if before else None)
         drawn = " ".join(f"{path}={number(value)}" for path, value in params.items())
         self._say(f"{trial} {'started again' if before else 'started'} in slot {slot}: {drawn}")
 
@@ -165,7 +167,7 @@ class Progress(Callback):
     ) -> None:
         """The trial has completed `epoch` of `epochs`; a report without the objective keeps the last value shown."""
         with self._lock:
-            row = self._seen.running.setdefault(trial, Running("-"))
+            row = self._seen.running.setdefault(trial, RunningTrial("-"))
             row.epoch, row.epochs = epoch, epochs
             value = metrics.get(self.heading.objective)
             row.objective = row.objective if value is None else value
@@ -230,7 +232,7 @@ class Progress(Callback):
     def render(self) -> RenderableType:
         """The view as it stands, cut to the height of the console."""
         with self._lock:
-            room = max(1, self.console.height - 6 - ENDINGS_SHOWN)
+            room = max(1, self.console.height - 6 - MAX_ENDINGS)
             parts = [self._header(), self._counts(), self._table(room)]
             if self._seen.endings:
                 parts.append(self._endings())

@@ -1,8 +1,8 @@
-"""Weights & Biases runs of a sweep, written by the driver: one run per trial, grouped under the sweep.
+"""Writes the Weights & Biases runs of a sweep: one run per trial, grouped under the sweep.
 
-In come the same events that go into the journal; out goes, per trial, a run `<sweep id>-<trial>` inside the sweep's
-folder (`wandb sync` uploads it later) or on the server. The journal is the truth and W&B is a view of it: calls return
-at once, one background thread talks to wandb, and nothing that happens there reaches the sweep.
+A trial's run is `<sweep id>-<trial>`, inside the sweep's folder (`wandb sync` uploads it later) or on the server. The
+journal is the truth and W&B a view of it: calls return at once, one background thread talks to wandb, and nothing that
+happens there reaches the sweep.
 """
 
 from __future__ import annotations

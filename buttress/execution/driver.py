@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from buttress import journal
 from buttress.callbacks.base import Callback, CallbackList
-from buttress.callbacks.checkpoint_retention import Checkpoints, Files, LocalFiles
+from buttress.callbacks.checkpoint_retention import CheckpointRetention, LocalTrialFiles, TrialFiles
 from buttress.errors import BadInput
 from buttress.execution.elasticity import ClusterMembership, PoolReconciler, free_resources_of_staying_nodes
 from buttress.execution.event_handler import AssignmentFactory, EventHandler
@@ -114,12 +114,12 @@ class Driver:
     def _open(self) -> None:
         """What the sweep is run with, before its first line."""
         self.state = self._state()
-        files: Files = LocalFiles(self.folder / "trials")
+        files: TrialFiles = LocalTrialFiles(self.folder / "trials")
         if self.store is not None:
-            from buttress.journal.remote import RemoteFiles
+            from buttress.journal.remote import RemoteTrialFolders
 
-            files = RemoteFiles(self.store)
-        self.checkpoints = Checkpoints(files, self.state.objectives[0], self.state.directions[0])
+            files = RemoteTrialFolders(self.store)
+        self.checkpoints = CheckpointRetention(files, self.state.objectives[0], self.state.directions[0])
         self.assignments = AssignmentFactory(
             self.state, self.folder, files, self.store, self.callbacks.on_message
         )

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from buttress.callbacks.checkpoint_retention import Checkpoints, Files
+from buttress.callbacks.checkpoint_retention import CheckpointRetention, TrialFiles
 from buttress.errors import BadInput
 from buttress.execution.messages import (
     Assignment,
@@ -53,7 +53,12 @@ class AssignmentFactory:
     """
 
     def __init__(
-        self, state: SweepState, folder: Path, files: Files, store: Storage | None, on_message: Callable[[str], None]
+        self,
+        state: SweepState,
+        folder: Path,
+        files: TrialFiles,
+        store: Storage | None,
+        on_message: Callable[[str], None],
     ) -> None:
         self._state, self._files, self._store, self._on_message = state, files, store, on_message
         self._folder = folder.absolute() / "trials"
@@ -102,7 +107,7 @@ class EventHandler:
         state: SweepState,
         pool: WorkerPool,
         assignments: AssignmentFactory,
-        checkpoints: Checkpoints,
+        checkpoints: CheckpointRetention,
         *,
         on_message: Callable[[str], None],
         fail: Callable[[BaseException], None],

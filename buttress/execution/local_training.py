@@ -18,7 +18,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from buttress import journal
-from buttress.callbacks.checkpoint_retention import Checkpoints, LocalFiles
+from buttress.callbacks.checkpoint_retention import CheckpointRetention, LocalTrialFiles
 from buttress.errors import BadInput, from_pydantic
 from buttress.execution.setup import family_rules
 from buttress.journal.events import Report
@@ -161,7 +161,7 @@ class JudgingSink:
         self.evaluation = TrialEvaluator(family_rules(config.buttress.trainable), [objective], direction, epochs)
         self._folder, self._objective, self._epochs = folder, objective, epochs
         self._about = {"trainable": trainable.name, "config": config.model_dump(mode="json"), "objective": objective}
-        self._checkpoints = Checkpoints(LocalFiles(folder.parent), objective, direction)
+        self._checkpoints = CheckpointRetention(LocalTrialFiles(folder.parent), objective, direction)
         self._written_at = 0.0
 
     def send(self, reported: Reported) -> None:

@@ -214,7 +214,7 @@ def _lease(store: Storage) -> dict[str, Any] | None:
 # ------------------------------------------------------------------------------------------------ the trials' own files
 
 
-class RemoteFiles:
+class RemoteTrialFolders:
     """On the sweep's storage. Deleting happens on a thread of its own; a file that could not be deleted stays.
 
     What is there is known from what has been written: no question is asked that an absent storage could not answer.

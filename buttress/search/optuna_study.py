@@ -216,7 +216,7 @@ def distribution(parameter: Parameter) -> BaseDistribution:
     """The Optuna distribution of one search parameter."""
     if parameter.kind == "choice":
         return CategoricalDistribution(parameter.choices or ())
-    assert parameter.low is not None and parameter.high is not None  # the spec's door sees to it
+    assert parameter.low is not None and parameter.high is not None  # the spec sees to it
     if parameter.kind in ("int", "logint"):
         step = 1 if parameter.kind == "logint" else int(parameter.step or 1)
         return IntDistribution(int(parameter.low), int(parameter.high), log=parameter.kind == "logint", step=step)

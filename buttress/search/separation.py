@@ -1,13 +1,11 @@
-"""Which ranges of the searched parameters separate the trials that collapsed from those that live.
+"""Finds the ranges of the searched parameters that separate the trials that collapsed from those that live.
 
-In go the ends of trials (`Fate`: parameters, dead or alive, margin) and the searched parameters; out come at most three
-`Region`s (`loss.beta above 6.2`), each with how many of the trials inside and elsewhere collapsed, or none where the
-trials say nothing. Every region of the form "above", "below" or "is" is tried by Fisher's exact test (one-sided: more
-dead inside); where almost nobody lives to be compared with, by the ranks of the margins instead: a range in which
-trials collapse further beyond the rules. The search picks the best of hundreds of regions, so its p-value is that of
-the best one: the share of random orders of the trials in which any region of any parameter does as well (Westfall and
-Young 1993, single step). After a region is found the search goes on among the trials outside it, so that a second cause
-is not hidden by the first, nor one cause told twice by parameters that were drawn together.
+Every region of the form "above", "below" or "is" is tried by Fisher's exact test (one-sided: more dead inside); where
+almost nobody lives to be compared with, by the ranks of the margins instead: a range in which trials collapse further
+beyond the rules. The search picks the best of hundreds of regions, so its p-value is that of the best one: the share of
+random orders of the trials in which any region of any parameter does as well (Westfall and Young 1993, single step).
+After a region is found the search goes on among the trials outside it, so that a second cause is not hidden by the
+first, nor one cause named twice by parameters that were drawn together.
 """
 
 from __future__ import annotations
@@ -22,13 +20,20 @@ import numpy as np
 
 from buttress.wording import number
 
-MOST = 3  # regions that are named
-TRIALS = 8  # fewer say nothing
-EACH = 3  # at least so many dead and so many living, for their ends to be compared
-INSIDE = 3  # a region holds at least so many trials
-LEVEL = 0.02  # of the p-value; draws of a sampler that learns are not independent, which costs some of it
-ORDERS = 1000
-PLACES = 32  # at most so many thresholds per parameter
+#: Regions that are named.
+MAX_REGIONS = 3
+#: Trials below which nothing can be said.
+MIN_TRIALS = 8
+#: Dead, and living, trials that there must be for their ends to be compared.
+MIN_TRIALS_EACH = 3
+#: Trials that a region holds at least.
+MIN_TRIALS_INSIDE = 3
+#: Largest p-value of a region; draws of a sampler that learns are not independent, which costs some of it.
+MAX_P_VALUE = 0.02
+#: Random orders of the trials that the p-value is computed from.
+PERMUTATIONS = 1000
+#: Thresholds that are tried per parameter.
+MAX_THRESHOLDS = 32
 ABSENT = object()
 
 
@@ -91,14 +96,21 @@ class Region:
         return cls(**{**given, "margins": tuple(margins) if margins else None})
 
 
-def regions(fates: Sequence[Fate], search: Mapping[str, Any], *, most: int = MOST) -> list[Region]:
+def regions(fates: Sequence[Fate], search: Mapping[str, Any], *, max_regions: int = MAX_REGIONS) -> list[Region]:
     """The regions that separate dead from living trials, the clearest first.
 
-    `search` maps paths to their parameters as a spec writes them (`{"choice": [...]}`, anything else is numbers).
+    Args:
+        fates: How trials ended.
+        search: Paths of the searched parameters, and the parameters as a spec writes them (`{"choice": [...]}`;
+            anything else is numbers).
+        max_regions: Largest number of regions.
+
+    Returns:
+        At most `max_regions` regions; none where the trials say nothing.
     """
     found: list[Region] = []
     rest = list(fates)
-    while len(found) < most and (region := _clearest(rest, search)) is not None:
+    while len(found) < max_regions and (region := _clearest(rest, search)) is not None:
         found.append(region)
         rest = [fate for fate in rest if not region.holds(fate.params)]
     return found
@@ -106,30 +118,30 @@ def regions(fates: Sequence[Fate], search: Mapping[str, Any], *, most: int = MOS
 
 def _clearest(fates: Sequence[Fate], search: Mapping[str, Any]) -> Region | None:
     dead = sum(fate.dead for fate in fates)
-    if dead < EACH:
+    if dead < MIN_TRIALS_EACH:
         return None
-    by: Literal["ends", "margins"] = "ends" if len(fates) - dead >= EACH else "margins"
+    by: Literal["ends", "margins"] = "ends" if len(fates) - dead >= MIN_TRIALS_EACH else "margins"
     if by == "margins":
         fates = [fate for fate in fates if fate.margin is not None and isfinite(fate.margin)]
-    if len(fates) < TRIALS:
+    if len(fates) < MIN_TRIALS:
         return None
     tried = [entry for path, parameter in search.items() for entry in _tried(path, parameter, fates)]
     if not tried:
         return None
     inside = _inside(tried, fates)
-    enough = (inside.sum(axis=1) >= INSIDE) & (inside.sum(axis=1) < len(fates))
+    enough = (inside.sum(axis=1) >= MIN_TRIALS_INSIDE) & (inside.sum(axis=1) < len(fates))
     tried = [entry for entry, held in zip(tried, enough, strict=True) if held]
     inside = inside[enough]
     if not tried:
         return None
     ends = np.array([fate.dead for fate in fates])
     margins = np.array([fate.margin if fate.margin is not None else np.nan for fate in fates])
-    orders = np.random.default_rng(0).permuted(np.tile(np.arange(len(fates)), (ORDERS, 1)), axis=1)
+    orders = np.random.default_rng(0).permuted(np.tile(np.arange(len(fates)), (PERMUTATIONS, 1)), axis=1)
     given = np.vstack([np.arange(len(fates)), orders])  # [1 + orders, trials]: the trials as they are come first
     strength = _of_ends(inside, ends[given]) if by == "ends" else _of_ranks(inside, _ranked(margins)[given])
     best = strength.max(axis=0)
     p = float((best >= best[0] - 1e-9).mean())  # the trials' own order counts as one
-    if p > LEVEL:
+    if p > MAX_P_VALUE:
         return None
     path, side, value = tried[int(strength[:, 0].argmax())]
     mask = inside[int(strength[:, 0].argmax())]
@@ -155,8 +167,8 @@ def _tried(path: str, parameter: Any, fates: Sequence[Fate]) -> list[Tried]:
         return [(path, "is", value) for value in distinct] if len(distinct) > 1 else []
     values = sorted(set(given))
     gaps = list(pairwise(values))
-    if len(gaps) > PLACES:
-        places = np.unique(np.linspace(0, len(gaps) - 1, PLACES).round().astype(int))
+    if len(gaps) > MAX_THRESHOLDS:
+        places = np.unique(np.linspace(0, len(gaps) - 1, MAX_THRESHOLDS).round().astype(int))
         gaps = [gaps[place] for place in places]
     thresholds = [between(low, high) for low, high in gaps]
     sides: tuple[Literal["above", "below"], ...] = ("above", "below")

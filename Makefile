@@ -56,7 +56,7 @@ check-next: $(STAMP)
 	PYTHONPATH=. "$$next/bin/python" -m pytest -q tests/test_compat.py $(ARGS)
 
 test-fast: $(STAMP)
-	@$(BIN)/python -m pytest -m "not ray and not slow and not long and not control and not cluster" $(ARGS)
+	@$(BIN)/python -m pytest -n 2 --dist loadfile -m "not ray and not slow and not long and not control and not cluster" $(ARGS)
 
 test: $(STAMP)
 	@$(BIN)/python -m pytest -m "not long and not control and not cluster" $(ARGS)

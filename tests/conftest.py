@@ -55,15 +55,18 @@ def bare_modules(modules: Mapping[str, Any]) -> list[str]:
 #: Modules and tests that start no Ray and yet take seconds of a core: left out of `make test-fast`.
 SLOW = {
     # train real models, most of them on several ranks
-    "test_lithology_train", "test_local_run", "test_local_training", "test_occupancy_metrics", "test_occupancy_train",
-    "test_radio_train", "test_rainfall_loss", "test_rainfall_train", "test_two_real_ranks_agree_with_float64",
-    "test_real_grids_are_prepared", "test_recorded_trials_end_as_foreseen",
+    "test_batchnorm_is_torchs_on_one_rank_and_that_of_the_whole_batch_on_two", "test_lithology_train",
+    "test_local_run", "test_local_training", "test_occupancy_metrics", "test_occupancy_train", "test_radio_train",
+    "test_rainfall_loss", "test_rainfall_train", "test_recorded_trials_end_as_foreseen",
+    "test_resumed_run_ends_bit_identical_on_two_ranks", "test_trials_are_timed_together_until_their_objective_is_known",
+    "test_two_real_ranks_agree_with_float64",
+    # read or make data of full size
+    "test_collapsebench", "test_occupancy_data", "test_real_grids_are_prepared",
     # search, simulate, or resume from every prefix
-    "test_calibration", "test_simulator", "test_versus_stock",
+    "test_a_sweep_of_a_small_space_resumes_from_any_prefix_to_the_same_end", "test_calibration",
     "test_every_prefix_of_a_journal_resumes_to_the_same_sweep",
     "test_every_prefix_of_an_audited_sweeps_journal_resumes_to_the_same_sweep",
-    "test_a_sweep_of_a_small_space_resumes_from_any_prefix_to_the_same_end",
-    "test_no_damage_to_a_file_keeps_it_from_being_judged",
+    "test_no_damage_to_a_file_keeps_it_from_being_judged", "test_real_sweeps", "test_simulator", "test_versus_stock",
 }  # fmt: skip
 
 

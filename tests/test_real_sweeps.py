@@ -34,6 +34,7 @@ from benchmarks.stock_policies import StockTune
 from benchmarks.watched import name_of
 from buttress.analysis.curves import CurveSet, read_curves
 from buttress.errors import BadInput
+from buttress.journal import Event
 from buttress.rules import RuleSet
 from buttress.training.registry import load as load_trainable
 from buttress.training.trainable import Reported
@@ -301,9 +302,11 @@ def test_in_our_slots_a_stock_tuner_draws_and_stops_as_it_does_by_itself() -> No
     """Trial for trial the same parameters and the same last epoch as of the tuner alone, and no rule has a say."""
     world, lines = World(), []
     made = spec(scheduler={"kind": "fifo"}, breaker=False, sampler={"repeats": True}, budget={"hours": 1.0})
-    state = StockState(
-        made, Toy(), RuleSet(rules={}), lambda event: lines.append(json.loads(json.dumps(event.to_line()))), tuner=tuner()
-    )
+
+    def write(event: Event) -> None:
+        lines.append(json.loads(json.dumps(event.to_line())))
+
+    state = StockState(made, Toy(), RuleSet(rules={}), write, tuner=tuner())
     alone, ended = tuner(), Counter[str]()
     for _ in range(12):
         live = state.next_trial()

@@ -77,7 +77,7 @@ def render_table(journal: Journal, selected: Sequence[Row] | None = None, *, wid
     notes = [text for mark, text in legend.items() if mark in drawn_marks]
     first = f"metric.{journal.objectives[0].metric}"
     if any(row["outcome"] != "completed" and row.get(first) is not None for row in lines):
-        notes.append("(value): cannot be chosen")
+        notes.append("(value): of a trial that cannot be best")
     if any(row["warnings"] for row in lines):
         notes.append("!: has warnings, see `why`")
     if any(row.get("audited") for row in lines):

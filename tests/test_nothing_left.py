@@ -301,8 +301,8 @@ def test_two_slots_idle_at_once_take_trials_again(
 ) -> None:
     """Tune keeps one idle actor, so a second slot waits for a new one (seconds); but the slots are there and warm.
 
-    A trial here (six seconds) takes longer than an actor's start: the actor of a trial that ends sooner is handed to the
-    trial that waits, and Tune gives up the one that was starting.
+    A trial here (six seconds) takes longer than an actor's start: the actor of a trial that ends sooner is handed to
+    the trial that waits, and Tune gives up the one that was starting.
     """
     shutil.copy(HERE / "resumable.py", tmp_path)
     monkeypatch.chdir(tmp_path)

@@ -120,6 +120,15 @@ def shared() -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def hosts_allowed() -> None:
+    """Skips where hosts cannot be made of namespaces (hosts.py); `--fail-skipped` makes that a failure."""
+    from hosts import lacking
+
+    if reason := lacking():
+        pytest.skip(reason)
+
+
 @pytest.fixture(scope="module")
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """A cache of prepared data for the tests of one module: nothing is read that an earlier run has left."""

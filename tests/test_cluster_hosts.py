@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hosts import HOME, lacking
+from hosts import HOME
 from on_hosts import DASHBOARD, JOB, ROOT, Cluster, on_hosts, until
 
 MOUNT = shutil.which("mount")
@@ -27,10 +27,8 @@ pytestmark = pytest.mark.cluster
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+def cluster(hosts_allowed: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """Hosts with a cluster on them, brought up from the laptop as the documents say."""
-    if reason := lacking():
-        pytest.skip(reason)
     with on_hosts(tmp_path_factory.mktemp("hosts")) as found:
         assert "token authentication" in found.timed("check", "buttress cluster check ~/onprem.yaml")
         found.up()
@@ -79,10 +77,10 @@ def sweep(cluster: Cluster, tunnel: None) -> Path:
         ("tmpfs", "mount -t tmpfs"), ("proc", "mount -t proc"), ("devpts", "mount -t devpts"),
     ],
 )  # fmt: skip
-def test_a_machine_that_refuses_what_hosts_are_made_of_is_told_what(refused: str, words: str, tmp_path: Path) -> None:
+def test_a_machine_that_refuses_what_hosts_are_made_of_is_told_what(
+    refused: str, words: str, hosts_allowed: None, tmp_path: Path
+) -> None:
     """A capability, or a kind of mount, that the machine withholds: the other tests are skipped with this sentence."""
-    if reason := lacking():
-        pytest.skip(reason)
     environment, withhold = dict(os.environ), []
     if "_" in refused or refused == "setgid":
         withhold = ["setpriv", f"--bounding-set=-{refused}", f"--inh-caps=-{refused}"]

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hosts import lacking
 from on_hosts import DASHBOARD, JOB, OF_RAY, ROOT, Cluster, on_hosts, until
 
 from buttress.journal.mirror import LEASE_S
@@ -42,9 +41,7 @@ class OnStorage:
         return {row["trial"]: row for row in json.loads(said.splitlines()[-1])} if said else {}
 
 
-def test_a_sweep_whose_head_is_lost_goes_on_on_another_cluster(tmp_path: Path) -> None:
-    if reason := lacking():
-        pytest.skip(reason)
+def test_a_sweep_whose_head_is_lost_goes_on_on_another_cluster(hosts_allowed: None, tmp_path: Path) -> None:
     with on_hosts(tmp_path) as cluster:
         server = cluster.laptop.start("python -m moto.server -H 0.0.0.0 -p 5000", tmp_path / "moto.log")
         storage = OnStorage(cluster)

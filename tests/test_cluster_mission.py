@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hosts import HOME, lacking
+from hosts import HOME
 from on_hosts import ROOT, on_hosts, until
 from test_packaging import NOT_SOURCE, build
 
@@ -38,10 +38,8 @@ def own_files() -> dict[str, str]:
 
 
 def test_a_users_trainer_is_swept_over_two_hosts_by_the_wheel_and_its_best_config_trained(
-    wheel: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    hosts_allowed: None, wheel: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    if reason := lacking():
-        pytest.skip(reason)
     with on_hosts(tmp_path, wheel, own_files()) as cluster:
         storage = tmp_path / "storage"
         (storage / "ranks").mkdir()

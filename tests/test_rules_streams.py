@@ -212,11 +212,8 @@ FOREIGN = RuleSet.from_dict(
 
 
 @pytest.fixture(scope="module")
-def replay() -> Path:
-    folder = Path(__file__).parents[2] / "shared" / "replay"
-    if not folder.is_dir():
-        pytest.skip("no folder ../shared/replay with recorded curves beside the repository")
-    return folder
+def replay(shared: Path) -> Path:
+    return shared / "replay"
 
 
 def curve(path: Path) -> list[dict[str, float]]:

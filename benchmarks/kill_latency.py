@@ -22,9 +22,8 @@ def onset(rules: RuleSet, record: TrialRecord) -> Any:
     """The report at which the rule that killed began to hold for good; None if it never does on the reports."""
     engine, began = RuleEngine(rules, budget_epochs=record.budget_epochs), None
     for one in record.reports:
-        judge = engine.close if one.closing else engine.update
         age = {"full_beta_epochs": one.full_beta_epochs, "full_beta_steps": one.full_beta_steps, "phase": one.phase}
-        judge(one.metrics, epoch=one.epoch, step=one.step, **age, nonfinite=one.nonfinite)
+        engine.update(one.metrics, epoch=one.epoch, step=one.step, **age, nonfinite=one.nonfinite, closing=one.closing)
         rule = record.outcome.rule if record.outcome else None
         began = (began or one) if rule in engine.holding or engine.verdict.final else None
     return began

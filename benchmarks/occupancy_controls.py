@@ -57,9 +57,10 @@ def judged(reports: list[Reported], epochs: int, rules: str) -> str:
     assert path is not None
     engine = RuleEngine(RuleSet.load(path), budget_epochs=epochs)
     for one in reports:
-        judge = engine.close if one.closing else engine.update
         age = {"full_beta_epochs": one.full_beta_epochs, "full_beta_steps": one.full_beta_steps}
-        verdict = judge(one.metrics, epoch=one.epoch, step=one.step, **age, nonfinite=one.nonfinite)
+        verdict = engine.update(
+            one.metrics, epoch=one.epoch, step=one.step, **age, nonfinite=one.nonfinite, closing=one.closing
+        )
         if verdict.final:
             return f"{verdict.kind} at step {one.step}, {verdict.margin:+.2f}"
     warned = sorted({warning.rule for warning in engine.warnings})

@@ -76,14 +76,14 @@ def judged(reports: list[Reported], epochs: int) -> dict[str, Any]:
     assert path is not None
     engine = RuleEngine(RuleSet.load(path), budget_epochs=epochs)
     for one in reports:
-        judge = engine.close if one.closing else engine.update
-        verdict = judge(
+        verdict = engine.update(
             one.metrics,
             epoch=one.epoch,
             step=one.step,
             full_beta_epochs=one.full_beta_epochs,
             full_beta_steps=one.full_beta_steps,
             nonfinite=one.nonfinite,
+            closing=one.closing,
         )
         if verdict.final:
             break

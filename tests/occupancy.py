@@ -38,9 +38,10 @@ class Judge(CollectingSink):
 
 
 def judged(engine: Any, one: Reported) -> Any:
-    judge = engine.close if one.closing else engine.update
     age = {"full_beta_epochs": one.full_beta_epochs, "full_beta_steps": one.full_beta_steps}
-    return judge(one.metrics, epoch=one.epoch, step=one.step, **age, nonfinite=one.nonfinite)
+    return engine.update(
+        one.metrics, epoch=one.epoch, step=one.step, **age, nonfinite=one.nonfinite, closing=one.closing
+    )
 
 
 def config_of(recipe: str = "head", **groups: dict[str, Any]) -> Config:

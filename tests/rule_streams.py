@@ -20,10 +20,10 @@ KL = {"metric": "kl", "below": 0.3}
 A, B, C = ({"metric": name, "below": 1.0} for name in "abc")
 
 
-def report(engine: RuleEngine, row: Row, index: int, *, close: bool = False, **keys: Any) -> Verdict:
+def report(engine: RuleEngine, row: Row, index: int, *, closing: bool = False, **keys: Any) -> Verdict:
     """Report number `index` (from 1) of a trial with one report per epoch of 100 steps, at full beta from the start."""
     age = {"epoch": index, "step": 100 * index, "full_beta_epochs": index, "full_beta_steps": 100 * index}
-    return (engine.close if close else engine.update)(row, **{**age, **keys})
+    return engine.update(row, **{**age, **keys}, closing=closing)
 
 
 def play(rules: RuleSet, rows: Iterable[Row], *, budget: int | None = None, **keys: Any) -> list[Verdict]:

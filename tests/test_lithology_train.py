@@ -315,9 +315,10 @@ def verdict(kept: CollectingSink, epochs: int) -> Any:
     assert path is not None
     engine = RuleEngine(RuleSet.load(path), budget_epochs=epochs)
     for one in kept.reports:
-        judge = engine.close if one.closing else engine.update
         age = {"full_beta_epochs": one.full_beta_epochs, "full_beta_steps": one.full_beta_steps}
-        found = judge(one.metrics, epoch=one.epoch, step=one.step, **age, nonfinite=one.nonfinite)
+        found = engine.update(
+            one.metrics, epoch=one.epoch, step=one.step, **age, nonfinite=one.nonfinite, closing=one.closing
+        )
         if found.final:
             break
     return found

@@ -57,9 +57,8 @@ def judged(reports: list[Reported], *, shipped: bool = False) -> Any:
         rules = type(rules).load(path)
     engine = RuleEngine(rules, budget_epochs=reports[-1].epoch)
     for one in reports:
-        take = engine.close if one.closing else engine.update
-        take(one.metrics, epoch=one.epoch, step=one.step, full_beta_epochs=one.full_beta_epochs,
-             full_beta_steps=one.full_beta_steps, phase=one.phase, nonfinite=one.nonfinite)  # fmt: skip
+        age = {"full_beta_epochs": one.full_beta_epochs, "full_beta_steps": one.full_beta_steps, "phase": one.phase}
+        engine.update(one.metrics, epoch=one.epoch, step=one.step, **age, nonfinite=one.nonfinite, closing=one.closing)
     return engine
 
 

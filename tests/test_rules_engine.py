@@ -255,7 +255,7 @@ def test_the_closing_check_waives_patience_for_suspects(before: list[float], clo
     engine = RuleEngine(one_rule(KL, patience=5))
     for index, kl in enumerate(before, 1):
         report(engine, {"kl": kl}, index)
-    verdict = report(engine, closing, len(before), close=True)
+    verdict = report(engine, closing, len(before), closing=True)
     assert verdict.state == state
     if state == "collapsed":
         assert verdict.margin == pytest.approx(1.5)
@@ -266,7 +266,7 @@ def test_the_closing_check_counts_the_last_streak_only() -> None:
     engine = RuleEngine(one_rule(KL, patience=5))
     for index, kl in enumerate((0.03, 0.03, 3.0, 0.003), 1):
         report(engine, {"kl": kl}, index)
-    verdict = report(engine, {"kl": 0.0003}, 4, close=True)
+    verdict = report(engine, {"kl": 0.0003}, 4, closing=True)
     assert verdict.evidence[0].values == (0.003, 0.0003) and verdict.margin == pytest.approx(2.5)
 
 
@@ -274,5 +274,5 @@ def test_nothing_changes_after_the_verdict() -> None:
     engine = RuleEngine(one_rule(KL))
     verdict = report(engine, {"kl": 0.01}, 1)
     assert report(engine, {"kl": 9.0}, 2) is verdict
-    assert report(engine, {"kl": 9.0}, 3, close=True) is verdict
+    assert report(engine, {"kl": 9.0}, 3, closing=True) is verdict
     assert engine.margin == verdict.margin and engine.suspects == ()

@@ -127,6 +127,7 @@ class RuleEngine:
         full_beta_steps: int,
         phase: int = 0,
         nonfinite: Iterable[str] = (),
+        closing: bool = False,
     ) -> Verdict:
         """Takes one report.
 
@@ -139,36 +140,18 @@ class RuleEngine:
             full_beta_steps: Steps completed since then.
             phase: Number of the training phase, from 0.
             nonfinite: Names of further metrics that were not finite on some rank.
+            closing: Whether this is the trial's last report. Then a kill rule that was suspect and holds now needs no
+                more patience; one that does not hold is cleared; one that abstains leaves the trial suspect. For other
+                rules it is one more report.
 
         Returns:
             The verdict including this report.
         """
         age, bad = (full_beta_epochs, full_beta_steps), frozenset(nonfinite)
-        return self._take(Report(metrics, epoch, step, *age, phase, bad, ends_epoch=epoch > self._epoch))
+        ends_epoch = closing or epoch > self._epoch
+        return self._take(Report(metrics, epoch, step, *age, phase, bad, ends_epoch=ends_epoch), closing)
 
-    def close(
-        self,
-        metrics: Mapping[str, float | None],
-        *,
-        epoch: int,
-        step: int,
-        full_beta_epochs: int,
-        full_beta_steps: int,
-        phase: int = 0,
-        nonfinite: Iterable[str] = (),
-    ) -> Verdict:
-        """Takes the report that closes a trial, with the arguments of `update`.
-
-        A kill rule that was suspect and holds now needs no more patience; one that does not hold is cleared; one that
-        abstains leaves the trial suspect. For other rules it is one more report.
-
-        Returns:
-            The verdict on the closed trial.
-        """
-        age, bad = (full_beta_epochs, full_beta_steps), frozenset(nonfinite)
-        return self._take(Report(metrics, epoch, step, *age, phase, bad, ends_epoch=True), closing=True)
-
-    def _take(self, report: Report, closing: bool = False) -> Verdict:
+    def _take(self, report: Report, closing: bool) -> Verdict:
         if self._verdict.final and not self._revocable:
             return self._verdict
         self._epoch, self._report = report.epoch, report

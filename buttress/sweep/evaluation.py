@@ -82,8 +82,7 @@ class TrialEvaluator:
         Returns:
             The report with `state`, `suspects`, `warnings` and `valid` filled in.
         """
-        judge = self.engine.close if report.closing else self.engine.update
-        verdict: Verdict = judge(
+        verdict = self.engine.update(
             report.metrics,
             epoch=report.epoch,
             step=report.step,
@@ -91,6 +90,7 @@ class TrialEvaluator:
             full_beta_steps=report.full_beta_steps,
             phase=report.phase,
             nonfinite=report.nonfinite,
+            closing=report.closing,
         )
         if self._kept_alive_until is not None and report.epoch >= self._kept_alive_until:
             self.engine.revocable = False

@@ -46,6 +46,15 @@ def test_the_toy_sweep_has_every_kind_of_end(whole: list[Line]) -> None:
     assert min(counts[kind] for kind in ("completed", "collapsed", "diverged", "pruned")) >= 1, counts
 
 
+def test_a_pruned_trial_says_with_how_many_it_was_compared(whole: list[Line]) -> None:
+    peers = {line["trial"]: line["peers"] for line in whole if line["line"] == "rung" and line["decision"] == "stop"}
+    pruned = {line["trial"]: line["message"] for line in whole if line.get("outcome") == "pruned"}
+    assert pruned.keys() == peers.keys()
+    for trial, message in pruned.items():
+        assert message.endswith(" of 1 trial" if peers[trial] == 1 else f" of {peers[trial]} trials")
+    assert 1 in peers.values()
+
+
 def test_a_collapsed_trial_is_never_best_exported_or_complete() -> None:
     lines: list[Line] = []
     made = spec()

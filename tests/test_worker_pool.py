@@ -36,7 +36,7 @@ def test_concurrency_is_what_fits(resources: dict[str, Any], free: dict[str, flo
     [
         ({"workers": 3}, "resources.workers: a trial of 3 workers does not fit the cluster: it needs 3 CPUs and"),
         ({"gpus_per_worker": 1.0}, "gpus_per_worker: a trial of 1 worker does not fit the cluster: it needs 1 GPU and"),
-        ({"concurrency": 5}, "resources.concurrency: only 2 trials of this size fit"),
+        ({"concurrency": 5}, "resources.concurrency: no more than 2 trials of this size at once fit"),
     ],
 )
 def test_a_trial_that_does_not_fit_is_refused_before_the_start(resources: dict[str, Any], sentence: str) -> None:

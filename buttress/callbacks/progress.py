@@ -35,7 +35,7 @@ from buttress.journal.events import (
 from buttress.rules import Evidence
 from buttress.rules.transforms import WITHOUT_THRESHOLD
 from buttress.sweep.trial import ActiveTrial
-from buttress.wording import clock, number
+from buttress.wording import clock, number, plural
 
 REFRESH_HZ = 2.0
 #: Seconds between status lines where there is no terminal.
@@ -306,7 +306,7 @@ class Progress(Callback):
 
     def _done(self) -> str:
         done = sum(self._seen.counts.values())
-        return f"{done} of {self.heading.trials} trials" if self.heading.trials else f"{done} trials"
+        return f"{done} of {plural(self.heading.trials, 'trial')}" if self.heading.trials else plural(done, "trial")
 
     def _elapsed(self) -> str:
         seconds = 0.0 if self._began is None else self._now() - self._began

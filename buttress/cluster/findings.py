@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from buttress.errors import BadInput
+from buttress.wording import plural
 
 _TYPES = {"string": "a text", "integer": "a whole number", "number": "a number", "object": "a mapping (key: value)",
           "array": "a list", "boolean": "true or false", "null": "nothing"}  # fmt: skip
@@ -82,6 +83,6 @@ def fit_findings(nodes: Sequence[WorkerNodes], max_workers: int, spec: Any) -> I
         problem, accepted = f"a trial of {trial} does not fit", f"larger worker nodes, or smaller trials in {where}"
         yield BadInput(problem, key="max_workers", value=", ".join(map(str, nodes)), accepted=accepted)
     elif most is not None and needs.concurrency != "auto" and int(needs.concurrency) > most:
-        problem = f"holds {most} trials of {trial}, and the sweep asks for more"
+        problem = f"holds {plural(most, 'trial')} of {trial}, and the sweep asks for more"
         accepted = f"resources.concurrency of 1 to {most}, or auto, in {where}"
         yield BadInput(problem, key="max_workers", value=int(needs.concurrency), accepted=accepted)

@@ -229,12 +229,13 @@ def plan_table(plan: Plan) -> Table:
     """The plan as a table for people."""
     from rich.table import Table
 
-    from buttress.wording import duration, percent
+    from buttress.wording import duration, percent, plural
 
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     table.add_column(style="bold")
     table.add_column(overflow="fold")
-    table.add_row("sweep", f"{plan.name}: {plan.trials or 'any number of'} trials of {plan.trainable}")
+    count = plural(plan.trials, "trial") if plan.trials else "any number of trials"
+    table.add_row("sweep", f"{plan.name}: {count} of {plan.trainable}")
     table.add_row("objective", "; ".join(f"{metric} ({direction})" for metric, direction in plan.objectives))
     for number, (path, text) in enumerate(plan.searched.items()):
         table.add_row("search" if number == 0 else "", f"{path}: {text}")
@@ -254,7 +255,8 @@ def plan_table(plan: Plan) -> Table:
     table.add_row("rules", ", ".join(f"{name} ({action})" for name, action in plan.rules.items()))
     needs = ", ".join(f"{amount:g} {kind}" for kind, amount in plan.needs.items() if amount)
     free = ", ".join(f"{amount:g} {kind}" for kind, amount in plan.free.items() if amount)
-    table.add_row("slots", f"{plan.slots} trials at once: each needs {needs} for {plan.workers} worker(s), of {free}")
+    slots = plural(plan.slots, "trial")
+    table.add_row("slots", f"{slots} at once: each needs {needs} for {plan.workers} worker(s), of {free}")
     if plan.timing is not None:
         timing = plan.timing
         table.add_row(

@@ -96,7 +96,7 @@ def resolve_concurrency(resources: Resources, nodes: Sequence[Mapping[str, float
         return fits
     if int(resources.concurrency) > fits:
         raise BadInput(
-            f"only {fits} trials of this size fit the cluster at once",
+            f"no more than {plural(fits, 'trial')} of this size at once fit the cluster",
             key="resources.concurrency",
             value=resources.concurrency,
             accepted=f"1 to {fits}, auto, or autoscale: true where nodes will join",

@@ -8,6 +8,7 @@ from buttress.journal.events import Audited, Best, Condemned, Outcome, Report, R
 from buttress.rules import Verdict
 from buttress.spec.spec import SweepSpec
 from buttress.sweep.trial import ActiveTrial
+from buttress.wording import plural
 
 
 def finished(trial: ActiveTrial) -> Outcome:
@@ -39,7 +40,8 @@ def pruned(trial: ActiveTrial, rung: RungDecision) -> Outcome:
     """The rung's decision was to stop the trial."""
     value = "no valid value" if rung.value is None else f"{rung.value:.4g}"
     cutoff = "none" if rung.cutoff is None else f"{rung.cutoff:.4g}"
-    why = f"at full-beta age {rung.age}, {value} was worse than the cut-off {cutoff} of {rung.peers} trials"
+    peers = plural(rung.peers, "trial")
+    why = f"at full-beta age {rung.age}, {value} was worse than the cut-off {cutoff} of {peers}"
     return outcome(trial, "pruned", kind=f"rung {rung.age}", message=why)
 
 

@@ -85,7 +85,7 @@ def export_files(
         from buttress.training.checkpoints import save_weights, weights_of
 
         source = checkpoint_of(journal, trial_to_export(journal, trial, force=force))
-        trainable = registry.load(journal.header.trainable)
+        trainable = registry.load(journal.header.trainable, journal.header.module_folders)
         load = partial(weights_of, trainable)
         written.append(export_weights(source, output.with_suffix(".pt"), load=load, save=save_weights, force=force))
     return written

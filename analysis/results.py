@@ -99,7 +99,8 @@ class Sweep:
         """The spec it was started with, profile and overrides applied."""
         from buttress.spec.spec import SweepSpec
 
-        return SweepSpec.from_dict(self.journal.header.spec, where=self.where)
+        header = self.journal.header
+        return SweepSpec.from_dict(header.spec, where=self.where, module_folders=header.module_folders)
 
     @property
     def objectives(self) -> dict[str, str]:

@@ -359,7 +359,9 @@ def resolve_spec(
         if profile is not None:
             raise BadInput("a SweepSpec has its profile already", key="profile", value=profile, accepted="a YAML file")
         if set:
-            found = SweepSpec.from_dict(spec.to_dict(), overrides=_overrides(set), where=spec.where)
+            found = SweepSpec.from_dict(
+                spec.to_dict(), overrides=_overrides(set), where=spec.where, module_folders=spec.module_folders
+            )
     elif isinstance(spec, Mapping):
         tree = dict(spec)
         if isinstance(tree.get("trainable"), type):

@@ -274,7 +274,7 @@ class MyVAE:
     )
     loaded, refused = done.stdout.splitlines()
     assert loaded == f"the user's {users / 'rules.yaml'} True", done.stderr
-    assert "not the random.py of this folder" in refused and "another name" in refused
+    assert f"is not the {users / 'random.py'} that is meant" in refused and "another name" in refused
 
 
 @pytest.mark.long

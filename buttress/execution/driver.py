@@ -381,7 +381,7 @@ def resume(
     events = list(journal.events(path))
     first = events[0]
     assert isinstance(first, Header)
-    spec = SweepSpec.from_dict(first.spec, where=path)
+    spec = SweepSpec.from_dict(first.spec, where=path, module_folders=first.module_folders)
     budget = {**({"trials": trials} if trials else {}), **({"hours": hours} if hours else {})}
     if budget:
         spec = spec.model_copy(update={"budget": spec.budget.model_copy(update=budget)})

@@ -87,6 +87,7 @@ class AssignmentFactory:
             folder=str(folder),
             resume=str(folder / source.checkpoint) if source else None,
             store=self._store.folder(f"trials/{live.id}").url if self._store is not None else None,
+            module_folders=self._state.spec.module_folders,
         )
 
 

@@ -118,7 +118,7 @@ def read_config(path: Path, overrides: Sequence[str] = (), *, workers: int | Non
     if workers is not None:
         set_value(content, "buttress.workers", workers)
     try:
-        trainable = registry.load(name)
+        trainable = registry.load(name, [str(path.absolute().parent)], reload_changed=True)
         return trainable, trainable.Config.model_validate(layered(trainable.Config, content))
     except ValidationError as error:
         raise sources.locate(from_pydantic(error, trainable.Config)) from None

@@ -28,6 +28,7 @@ class Assignment:
         folder: The trial's folder on the worker's node.
         resume: Checkpoint to go on from, a path below `folder`; None: from the beginning.
         store: URL of the trial's folder on remote storage; None where the sweep is on a disk that all nodes see.
+        module_folders: Where the trainable is looked for, if it is the user's own.
     """
 
     trial: str
@@ -38,6 +39,7 @@ class Assignment:
     folder: str
     resume: str | None = None
     store: str | None = None
+    module_folders: tuple[str, ...] = ()
 
     def to_json(self) -> str:
         """As a string, which Tune passes on unread (of every number in a trial's config it keeps statistics)."""
@@ -46,7 +48,8 @@ class Assignment:
     @classmethod
     def from_json(cls, text: str) -> Assignment:
         """The assignment that `to_json` wrote."""
-        return cls(**json.loads(text))
+        values = json.loads(text)
+        return cls(**values | {"module_folders": tuple(values["module_folders"])})
 
 
 class NoAssignment(Enum):

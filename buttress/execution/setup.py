@@ -6,7 +6,7 @@ import contextlib
 import platform
 import secrets
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from importlib import metadata
 from importlib.resources import files
@@ -35,7 +35,7 @@ def located_in(spec: SweepSpec) -> Iterator[None]:
 def load(spec: SweepSpec) -> tuple[SweepSpec, Trainable[Any]]:
     """The spec, checked against its trainable, and the trainable; raises BadInput where they do not fit."""
     with located_in(spec):
-        trainable = registry.load(spec.trainable)
+        trainable = registry.load(spec.trainable, spec.module_folders, reload_changed=True)
     return validation.check(spec, trainable), trainable
 
 
@@ -48,7 +48,7 @@ def resolve_rules(spec: SweepSpec) -> RuleSet:
         beside = Path(spec.where or ".").parent / extends
         rules = RuleSet.load(beside if beside.is_file() else Path(extends))
     elif extends == spec.trainable or extends in registry.rules_names():
-        rules = family_rules(extends)
+        rules = family_rules(extends, spec.module_folders)
     else:
         accepted = f"{', '.join(registry.rules_names())}, or a rules file (.yaml)"
         raise spec.error("no such rules", key="rules.extends", value=extends, accepted=accepted)
@@ -56,9 +56,9 @@ def resolve_rules(spec: SweepSpec) -> RuleSet:
         return rules.override(overrides)
 
 
-def family_rules(trainable: str) -> RuleSet:
-    """The rules that come with a trainable, or the default ones."""
-    path = registry.rules_file(trainable)
+def family_rules(trainable: str, folders: Sequence[str] = ()) -> RuleSet:
+    """The rules that come with a trainable (arguments as in `registry.load`), or the default ones."""
+    path = registry.rules_file(trainable, folders)
     if path is None:
         path = Path(str(files("buttress.rules") / "default.yaml"))
     return RuleSet.load(path)
@@ -88,7 +88,13 @@ def header(spec: SweepSpec, trainable: Any, rules: RuleSet, sweep: str) -> Heade
         data=data_fingerprint(spec),
         seed=spec.seed,
         trainable=spec.trainable,
+        module_folders=module_folders(spec),
     )
+
+
+def module_folders(spec: SweepSpec) -> tuple[str, ...]:
+    """Where workers, and a later resume, look for the spec's trainable if it is the user's own: as its driver did."""
+    return tuple(dict.fromkeys((str(Path.cwd()), *spec.module_folders))) if ":" in spec.trainable else ()
 
 
 def versions() -> dict[str, str]:

@@ -128,7 +128,7 @@ def _train_at_once(spec: SweepSpec, configs: Sequence[Any]) -> list[list[Reporte
     context = multiprocessing.get_context("spawn")
     barrier = context.Barrier(len(configs))
     with ProcessPoolExecutor(len(configs), context, initializer=_set_barrier, initargs=(barrier,)) as pool:
-        running = [pool.submit(_timed_reports_of_process, spec, config) for config in configs]
+        running = [pool.submit(_timed_reports_of_process, spec, registry.ForProcess(each)) for each in configs]
         return [each.result() for each in running]
 
 
@@ -144,7 +144,7 @@ def _timed_reports_of_process(spec: SweepSpec, config: Any) -> list[Reported]:
     """In a process of its own: begins when the others are ready, too."""
     from buttress.training.local_run import train  # noqa: F401  (what takes long to import comes before the barrier)
 
-    registry.load(spec.trainable)
+    registry.load(spec.trainable, spec.module_folders)
     _barrier.wait(timeout=120)
     return _timed_reports(spec, config)
 
@@ -156,7 +156,8 @@ def _timed_reports(spec: SweepSpec, config: Any, *, steps_only: bool = False) ->
         config = config.model_copy(update={"buttress": config.buttress.model_copy(update={"report_every": 1})})
     sink = _TimingSink([objective.metric for objective in spec.objectives], steps_only=steps_only)
     with tempfile.TemporaryDirectory() as folder:
-        train(config, registry.load(spec.trainable), Path(folder), sink=sink, workers=spec.resources.workers)
+        trainable = registry.load(spec.trainable, spec.module_folders)
+        train(config, trainable, Path(folder), sink=sink, workers=spec.resources.workers)
     return sink.reports
 
 

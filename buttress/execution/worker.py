@@ -183,7 +183,7 @@ def run_attempt(
 def _train(
     assignment: Assignment, rank: int, size: int, device: torch.device, groups: ProcessGroups, sink: MailboxSink | None
 ) -> Ending:
-    trainable = registry.load(assignment.trainable)
+    trainable = registry.load(assignment.trainable, assignment.module_folders)
     config = trainable.Config.model_validate(assignment.config)
     buttress = getattr(config, "buttress", None)
     seed, threads = assignment.seed, getattr(buttress, "threads", 1)

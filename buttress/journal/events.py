@@ -124,6 +124,7 @@ class Header(Event):
     rules: Mapped
     versions: dict[str, Text]
     trainable: Text
+    module_folders: tuple[Text, ...] = ()
     seed: Int | None
     commit: Text | None = None
     data: Mapped = field(default_factory=dict)

@@ -115,6 +115,7 @@ class SweepSpec(Section):
     )
 
     _sources: Sources = PrivateAttr(default_factory=Sources)
+    _module_folders: tuple[str, ...] = PrivateAttr(default=())
 
     # ---- reading and writing
 
@@ -143,7 +144,9 @@ class SweepSpec(Section):
             raise BadInput("a file cannot choose its profile", where=path, key="profile", accepted="--profile NAME")
         tree, sources = resolve(raw, profile=profile, overrides=overrides, where=path)
         stem = re.sub(r"[^A-Za-z0-9_.-]+", "-", Path(path).stem).lstrip("-_.") or "sweep"
-        return cls._from(tree | {"name": name or tree.get("name", stem), "profile": profile}, sources)
+        spec = cls._from(tree | {"name": name or tree.get("name", stem), "profile": profile}, sources)
+        spec._module_folders = (str(Path(path).absolute().parent),)
+        return spec
 
     @classmethod
     def from_dict(
@@ -153,14 +156,18 @@ class SweepSpec(Section):
         overrides: Sequence[str] = (),
         *,
         where: str | os.PathLike[str] | None = None,
+        module_folders: Sequence[str] = (),
     ) -> SweepSpec:
         """Reads a spec from a mapping: what a file would hold, or what `to_dict` returned.
 
-        Arguments and errors as in `load`; `where` is the file that errors name (a journal, say).
+        Arguments and errors as in `load`; `where` is the file that errors name (a journal, say), `module_folders` see
+        the property.
         """
         kept = {key: value for key, value in plain(dict(tree), where=where).items() if key not in _RETIRED}
         base, sources = resolve(kept, profile=profile, overrides=overrides, where=where)
-        return cls._from(base | ({"profile": profile} if profile else {}), sources)
+        spec = cls._from(base | ({"profile": profile} if profile else {}), sources)
+        spec._module_folders = tuple(module_folders)
+        return spec
 
     @classmethod
     def _from(cls, tree: dict[str, Any], sources: Sources) -> SweepSpec:
@@ -190,6 +197,11 @@ class SweepSpec(Section):
     def where(self) -> str | os.PathLike[str] | None:
         """The file this spec was read from."""
         return self._sources.file
+
+    @property
+    def module_folders(self) -> tuple[str, ...]:
+        """Where a trainable of one's own is looked for after the working folder: that of the spec's file."""
+        return self._module_folders
 
     # ---- validation without the trainable
 

@@ -17,6 +17,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from buttress.training.registry import ForProcess
 from buttress.training.reporting import Reporter, Sink, caused_by_peer
 from buttress.training.trainable import Buttress, Trainable, TrialStopped
 from buttress.training.world import World
@@ -67,7 +68,7 @@ def train(
     else:
         with tempfile.TemporaryDirectory() as meeting, _Workers(size) as others:
             where = f"file://{meeting}/ranks"
-            others.start(_work, where, folder, settings, config, trainable, resume)
+            others.start(_work, where, folder, settings, ForProcess(config), ForProcess(trainable), resume)
             others.wait_until_ready()
             try:
                 world = World.join(where, 0, size, (0, size), folder, **settings)

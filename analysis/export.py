@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 from buttress.analysis.explanation import stop_reason
-from buttress.analysis.selection import best_epoch, best_trial, pareto_front
+from buttress.analysis.selection import best_epoch, best_trial, healthy_trials, pareto_front
 from buttress.errors import BadInput
 from buttress.journal import Journal, TrialRecord
 from buttress.journal.mirror import origin
@@ -79,25 +79,27 @@ def export_files(
         NothingHealthy: No trial is named and none can be best.
         BadInput: The trial cannot be exported, has no checkpoint, or a file cannot be written.
     """
-    written = [write_export(export(journal, trial, force=force), output, force=force)]
-    if weights:
-        from buttress.training import registry
-        from buttress.training.checkpoints import save_weights, weights_of
+    text = export(journal, trial, force=force)
+    if not weights:
+        return [write_export(text, output, force=force)]
+    from buttress.training import registry
+    from buttress.training.checkpoints import save_weights, weights_of
 
-        source = checkpoint_of(journal, trial_to_export(journal, trial, force=force))
-        trainable = registry.load(journal.header.trainable, journal.header.module_folders)
-        load = partial(weights_of, trainable)
-        written.append(export_weights(source, output.with_suffix(".pt"), load=load, save=save_weights, force=force))
-    return written
+    source = checkpoint_of(journal, trial_to_export(journal, trial, force=force))
+    load = partial(weights_of, registry.load(journal.header.trainable, journal.header.module_folders))
+    written = write_export(text, output, force=force)
+    return [written, export_weights(source, output.with_suffix(".pt"), load=load, save=save_weights, force=force)]
 
 
 def config_of(journal: Journal, record: TrialRecord) -> dict[str, Any]:
-    """A trial's whole config, ready to be trained again: with trainable, objective and values set by validation."""
+    """A trial's whole config, ready to be trained again: with trainable, objective, the sweep's rules and values set by
+    validation."""
     config = {**record.config}
     given = config.get("buttress")
     group = dict(given) if isinstance(given, Mapping) else {}
     group["trainable"] = group.get("trainable") or journal.header.trainable
     group["objective"] = group.get("objective") or journal.objectives[0].metric
+    group["rules"] = journal.header.rules
     config["buttress"] = group
     for path, value in values_set_by_validation(journal, record).items():
         _set_at(config, path, value)
@@ -211,10 +213,14 @@ def checkpoint_of(journal: Journal, record: TrialRecord) -> Path:
     if found is not None and found.checkpoint:
         gone = journal.trial_folder(record.id) / found.checkpoint
         problem = f"the checkpoint of trial {record.id} is gone ({gone})"
-    raise BadInput(
-        problem, where=journal.header.sweep, key="--weights",
-        accepted="one of the 3 best completed trials, whose checkpoints are kept; or export the config and train it",
-    )
+    accepted = "the config alone, to be trained again"
+    if not any(report.checkpoint for each in journal.trials.values() for report in each.reports):
+        problem = "the trainer of this sweep reports no checkpoints (report(..., checkpoint=...))"
+    bests = {each.id: best_epoch(each, journal.objectives) for each in healthy_trials(journal)}
+    kept = [name for name, best in bests.items() if best is not None and best.checkpoint]
+    if others := [each for each in kept[:3] if each != record.id]:
+        accepted = f"a trial whose checkpoint is kept, such as {listing(others)}, or {accepted}"
+    raise BadInput(problem, where=journal.header.sweep, key="--weights", accepted=accepted)
 
 
 def export_weights(

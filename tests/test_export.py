@@ -10,9 +10,18 @@ import pytest
 import yaml
 from journals import SyntheticSweep, mixed_sweep
 
-from buttress.analysis.export import MARK, NothingHealthy, checkpoint_of, export, export_weights, write_export
+from buttress.analysis.export import (
+    MARK,
+    NothingHealthy,
+    checkpoint_of,
+    export,
+    export_files,
+    export_weights,
+    write_export,
+)
 from buttress.errors import BadInput
 from buttress.journal import Journal, read
+from buttress.rules import RuleSet
 
 
 @pytest.fixture
@@ -33,6 +42,8 @@ def test_the_best_trials_whole_config_comes_back(mixed: Journal) -> None:
     config = yaml.safe_load(text)
     assert config["loss"] == {"beta": 0.02}
     assert config["train"] == {"epochs": 10, "lr": 0.001}
+    rules = config["buttress"].pop("rules")
+    assert RuleSet.from_dict(rules) == RuleSet.from_dict(mixed.header.rules)
     assert config["buttress"] == {"seed": 101, "threads": 1, "workers": 1, "trainable": "toy", "objective": "ari"}
 
 
@@ -166,8 +177,24 @@ def test_the_caller_says_what_is_taken_out_of_a_checkpoint(stored: Journal, tmp_
 @pytest.mark.parametrize("trial", ["0000", "0004"])
 def test_weights_that_are_not_there_are_bad_input(stored: Journal, trial: str) -> None:
     """Trial 0000's checkpoint was deleted at its outcome, 0004 never had a valid epoch."""
-    with pytest.raises(BadInput, match=f"trial {trial} .*3 best completed trials|checkpoint of trial {trial} is gone"):
+    with pytest.raises(BadInput, match=f"(trial {trial} left no|of trial {trial} is gone).*such as 0001"):
         checkpoint_of(stored, stored.trials[trial])
+
+
+def test_a_trainer_without_checkpoints_is_said_to_have_none_and_nothing_is_written(tmp_path: Path) -> None:
+    """Not that the best trial is none of the best ones."""
+    book = SyntheticSweep()
+    book.completed("0000", ari=[0.1, 0.5])
+    for line in book.lines:
+        line.pop("checkpoint", None)
+        (line.get("best") or {}).pop("checkpoint", None)
+    journal = read(book.write(tmp_path / "runs"))
+    with pytest.raises(BadInput) as raised:
+        export_files(journal, tmp_path / "best.yaml", weights=True)
+    said = str(raised.value)
+    assert "the trainer of this sweep reports no checkpoints" in said and "best completed trials" not in said
+    assert "report(..., checkpoint=...)" in said
+    assert not (tmp_path / "best.yaml").exists()
 
 
 def test_weights_that_could_not_be_written_whole_leave_nothing_behind(stored: Journal, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import json
 import math
 import multiprocessing
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,10 +14,12 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from toy import Collected, Toy
 
 from buttress.errors import BadInput
 from buttress.execution.local_training import JudgingSink, main, read_config, train_config
+from buttress.execution.setup import family_rules
 from buttress.training.local_run import train
 from buttress.training.trainable import Buttress, Metric, Reported, Schedule, Section
 
@@ -159,7 +162,7 @@ def reported(epoch: int, value: float, folder: Path, **other: Any) -> Reported:
 
 @pytest.mark.parametrize(("direction", "best"), [("min", 4), ("max", 3)])
 def test_best_epoch_is_a_valid_one_and_its_checkpoint_stays(tmp_path: Path, direction: Any, best: int) -> None:
-    sink = JudgingSink(tmp_path, Rows(direction), RowsConfig(), "val")  # type: ignore[arg-type]
+    sink = JudgingSink(tmp_path, Rows(direction), RowsConfig(), "val", family_rules("toy:Toy"))  # type: ignore[arg-type]
     extreme = -9.0 if direction == "min" else 9.0
     sink.send(reported(1, extreme, tmp_path, full_beta_epochs=0))  # inside the warm-up
     sink.send(reported(2, extreme, tmp_path, metrics={"val": extreme, "free": math.inf}))
@@ -186,3 +189,75 @@ def test_run_that_diverges_is_stopped_with_exit_code_1(config_file: Path, capsys
 def test_unknown_objective_is_refused(config_file: Path) -> None:
     with pytest.raises(BadInput, match=r"buttress\.objective: no such metric .*val/recon, val/sampled"):
         train_config(config_file, Path("out"), ["buttress.objective=loss"])
+
+
+KILLS_ALL = {"kind": "mine", "action": "kill", "signs": [{"metric": "val/recon", "above": 1e-6}]}
+
+
+def test_a_config_is_judged_by_the_rules_that_it_holds(
+    config_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Those of its sweep, which `export` writes into it: not the trainable's own ones."""
+    assert main([str(config_file)]) == 0
+    held = yaml.safe_load(CONFIG)
+    held["buttress"]["rules"] = {"rules": {"mine": KILLS_ALL}}
+    config_file.write_text(yaml.safe_dump(held))
+    assert main([str(config_file)]) == 1
+    assert "the run collapsed and was stopped: val/recon was" in capsys.readouterr().err
+    held["buttress"]["rules"]["rules"]["mine"]["action"] = "murder"
+    config_file.write_text(yaml.safe_dump(held))
+    assert main([str(config_file)]) == 2
+    assert "mine.yaml: buttress.rules.rules.mine.action: is not one of the choices" in capsys.readouterr().err
+
+
+class Silent(Toy):
+    """Reports no checkpoint, and its objective in a way of its own."""
+
+    def train(self, config: Any, world: Any, report: Any, resume: Any) -> None:
+        for epoch in range(1, config.train.epochs + 1):
+            how = {1: {"val/recon": 1.0}, 2: {}, 3: {"val/recon": math.nan}, 4: {"val/recon": [1.0, 2.0]}}
+            given = how[config.fail_rank]
+            report({"epoch": epoch, "step": epoch, "train/loss": 1.0, **given})
+
+
+@pytest.mark.parametrize(
+    ("how", "why"),
+    [
+        (2, "val/recon was never reported; reported were train/loss"),
+        (3, "val/recon was NaN or infinite in every report"),
+        (4, "val/recon was reported as a vector of 2 values, not as a number"),
+    ],
+)
+def test_a_run_without_a_valid_epoch_says_why_and_ends_with_1(
+    config_file: Path, capsys: pytest.CaptureFixture[str], how: int, why: str
+) -> None:
+    arguments = [str(config_file), "--set", "buttress.trainable=test_local_training:Silent"]
+    assert main([*arguments, "--set", f"fail_rank={how}"]) == 1
+    captured = capsys.readouterr()
+    assert f"no epoch was valid: {why}" in captured.err + captured.out
+
+
+def test_a_run_whose_beta_was_never_final_says_so(config_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(config_file), "--set", "train.epochs=1"]) == 1
+    captured = capsys.readouterr()
+    assert "no epoch was valid: beta was not at its final value throughout any epoch" in captured.err
+
+
+def test_what_was_written_is_said_truthfully(config_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from typer.testing import CliRunner
+
+    from buttress.cli.main import app
+
+    written = CliRunner().invoke(app, ["train", str(config_file), "-o", "one"]).output
+    assert re.search("wrote one/model.pt and history.json in .* s; best valid epoch 3", written)
+    assert main([str(config_file), "--out", "one"]) == 0
+    assert "one/model.pt" in capsys.readouterr().out
+    arguments = ["train", str(config_file), "--set", "buttress.trainable=test_local_training:Silent"]
+    silent = CliRunner().invoke(app, [*arguments, "--set", "fail_rank=1", "-o", "one"])
+    assert silent.exit_code == 0 and "wrote one/history.json in " in silent.output
+    why = "no model.pt: the trainer reported no checkpoint (report(..., checkpoint=...)); best valid epoch 2"
+    assert why in silent.output.replace("\n", " ")
+    assert not Path("one/model.pt").exists()
+    none = CliRunner().invoke(app, [*arguments, "--set", "fail_rank=2", "-o", "one"])
+    assert none.exit_code == 1
+    assert "no epoch was valid: val/recon was never reported" in none.stderr.replace("\n", " ")

@@ -21,18 +21,20 @@ def train(
     set_: SetConfig = None,
     json_: Json = False,
 ) -> None:
-    """Train one config: writes model.pt, history.json and checkpoints, watched by the same rules as in a sweep."""
+    """Train one config, judged by the rules of its sweep: writes history.json, and model.pt where the trainer reports
+    checkpoints."""
     import buttress
+    from buttress.execution.local_training import written
 
     try:
         result = buttress.train(config, out, set=set_)
     except buttress.Collapsed as error:
         leave(str(error), error.exit_code)
-    written = "model.pt and history.json" if (Path(result["folder"]) / "model.pt").is_file() else "history.json"
-    best = "no epoch was valid" if result["epoch"] is None else f"best valid epoch {result['epoch']}"
-    typer.echo(f"wrote {result['folder']}/{written}; {best}")
     if json_:
         print_json(result)
+    if result["epoch"] is None:
+        leave(written(result), 1)
+    typer.echo(f"{written(result)}; best valid epoch {result['epoch']}")
 
 
 def data_check(

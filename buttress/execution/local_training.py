@@ -22,6 +22,7 @@ from buttress.callbacks.checkpoint_retention import CheckpointRetention, LocalTr
 from buttress.errors import BadInput, from_pydantic
 from buttress.execution.setup import family_rules
 from buttress.journal.events import Report
+from buttress.rules import RuleSet
 from buttress.spec.config_paths import layered
 from buttress.spec.overrides import override_config, set_value
 from buttress.spec.yaml_io import read_yaml
@@ -47,10 +48,11 @@ def train_config(
     resume: Path | None = None,
     device: str | None = None,
 ) -> dict[str, Any]:
-    """Trains the config in a file to its end, under the rules that come with its trainable.
+    """Trains the config in a file to its end, under the rules of its sweep (`buttress.rules`), else its trainable's.
 
     Prints a line per epoch. Writes `history.json` (every report), `model.pt` (the model of the best valid epoch as a
-    plain state dict) and `checkpoints/` (the last and the best). Under `torchrun` every rank calls this.
+    plain state dict, if the trainer reported a checkpoint of it) and `checkpoints/` (the last and the best). Under
+    `torchrun` every rank calls this.
 
     Args:
         path: A config, such as `buttress export` writes.
@@ -60,39 +62,41 @@ def train_config(
         device: `cpu`, `cuda`, `cuda:1`; default: the first CUDA device, else the CPU.
 
     Returns:
-        `metrics` and `epoch` of the best valid epoch (`{}` and None without one), `seconds`, `folder`.
+        `metrics` and `epoch` of the best valid epoch (`{}` and None without one), `seconds`, `folder`, `files` (names
+        of what was written there) and `why` (why there is no valid epoch or no model; "" where there is).
 
     Raises:
         BadInput: The config, the folder or the checkpoint cannot be used.
         Collapsed: The rules stopped the run.
     """
     trainable, config = read_config(path, overrides, workers=_torchrun_ranks())
-    objective = _objective(path, trainable, config)
-    return _train(trainable, config, objective, folder, resume, device)
+    return _train(path, trainable, config, folder, resume, device)
 
 
 def _train(
-    trainable: Trainable[Any], config: Any, objective: str, folder: Path, resume: Path | None, device: str | None
+    path: Path, trainable: Trainable[Any], config: Any, folder: Path, resume: Path | None, device: str | None
 ) -> dict[str, Any]:
+    objective, rules = _objective(path, trainable, config), _rules(path, config)
     from buttress.training.local_run import train
 
     began = time.monotonic()
     if not _is_rank_0():
         train(config, trainable, folder, resume=resume, device=device)
         return {}
-    sink = JudgingSink(folder, trainable, config, objective)
+    sink = JudgingSink(folder, trainable, config, objective, rules)
     if resume is None:
         sink.delete_checkpoints()
     try:
         train(config, trainable, folder, sink=sink, resume=resume, device=device)
     finally:
         sink.write_history()
-    _write_model(folder, trainable, sink.evaluation.best)
+    why = _write_model(folder, trainable, sink.evaluation)
     verdict = sink.evaluation.verdict
     if sink.stop and verdict is not None:
         evidence = "; ".join(each.sentence() for each in verdict.evidence)
         raise Collapsed(f"the run {verdict.state} and was stopped: {evidence}")
-    return {**sink.result(), "seconds": round(time.monotonic() - began, 3), "folder": str(folder)}
+    seconds, files = round(time.monotonic() - began, 3), [*([] if why else ["model.pt"]), "history.json"]
+    return {**sink.result(), "seconds": seconds, "folder": str(folder), "files": files, "why": why}
 
 
 def read_config(path: Path, overrides: Sequence[str] = (), *, workers: int | None = None) -> tuple[Trainable[Any], Any]:
@@ -144,6 +148,7 @@ class JudgingSink:
         trainable: Gives metrics and schedule.
         config: An instance of its `Config`.
         objective: The metric whose best valid epoch counts.
+        rules: What the run is judged by.
 
     Raises:
         BadInput: The folder cannot be made.
@@ -151,14 +156,16 @@ class JudgingSink:
 
     WRITE_INTERVAL_S = 5.0
 
-    def __init__(self, folder: Path, trainable: Trainable[Any], config: Any, objective: str) -> None:
+    def __init__(
+        self, folder: Path, trainable: Trainable[Any], config: Any, objective: str, rules: RuleSet
+    ) -> None:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise BadInput(f"cannot be written ({error.strerror})", where="--out", value=str(folder)) from error
         direction, epochs = trainable.metrics[objective].direction, trainable.schedule(config).epochs
         self.stop = False
-        self.evaluation = TrialEvaluator(family_rules(config.buttress.trainable), [objective], direction, epochs)
+        self.evaluation = TrialEvaluator(rules, [objective], direction, epochs)
         self._folder, self._objective, self._epochs = folder, objective, epochs
         self._about = {"trainable": trainable.name, "config": config.model_dump(mode="json"), "objective": objective}
         self._checkpoints = CheckpointRetention(LocalTrialFiles(folder.parent), objective, direction)
@@ -218,20 +225,36 @@ def _objective(path: Path, trainable: Trainable[Any], config: Any) -> str:
     return objective
 
 
-def _write_model(folder: Path, trainable: Trainable[Any], best: Report | None) -> None:
-    """Replaces `model.pt` by the model of the best valid epoch's checkpoint, if there is one."""
+def _rules(path: Path, config: Any) -> RuleSet:
+    """The rules that a config holds, else those that come with its trainable."""
+    if not config.buttress.rules:
+        return family_rules(config.buttress.trainable, [str(path.absolute().parent)])
+    try:
+        return RuleSet.from_dict(config.buttress.rules)
+    except BadInput as error:
+        key = ".".join(["buttress.rules", *([error.key] if error.key else [])])
+        raise BadInput(error.problem, where=path, key=key, value=error.value, accepted=error.accepted) from None
+
+
+def _write_model(folder: Path, trainable: Trainable[Any], evaluation: TrialEvaluator) -> str:
+    """Replaces `model.pt` by the model of the best valid epoch; where there is none to write, returns why."""
     import torch
 
     from buttress.training.checkpoints import weights_of
 
-    path = folder / "model.pt"
+    path, best = folder / "model.pt", evaluation.best
     path.unlink(missing_ok=True)
-    if best is None or not best.checkpoint:
-        return
+    if best is None:
+        return f"no epoch was valid: {evaluation.why_none_is_valid()}"
+    if not best.checkpoint:
+        none = not any(report.checkpoint for report in evaluation.reports)
+        which = "the trainer reported no checkpoint" if none else f"there is no checkpoint of epoch {best.epoch}"
+        return f"no model.pt: {which} (report(..., checkpoint=...))"
     try:
         torch.save(weights_of(trainable, folder / best.checkpoint), path)
     except BadInput as error:  # a trainer of the user's own may keep something else in its checkpoints
-        print(f"no model.pt: {error}")
+        return f"no model.pt: {error}"
+    return ""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -241,8 +264,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: Command line; default: this process's.
 
     Returns:
-        The exit code: 0 for a run that ended, 1 for one that collapsed, 2 for input that cannot be used, 130 for an
-        interrupt.
+        The exit code: 0 for a run that ended with a valid epoch, 1 for one without or that collapsed, 2 for input that
+        cannot be used, 130 for an interrupt.
     """
     parser = argparse.ArgumentParser(prog="python -m buttress.training", description="Train one config.")
     parser.add_argument("config", type=Path, metavar="CONFIG", help="YAML; `buttress.trainable` names the trainable")
@@ -254,21 +277,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     folder = given.out or Path("runs") / given.config.stem
     try:
         trainable, config = read_config(given.config, given.set, workers=_torchrun_ranks())
-        objective = _objective(given.config, trainable, config)
-        result = _train(trainable, config, objective, folder, given.resume, given.device)
+        result = _train(given.config, trainable, config, folder, given.resume, given.device)
     except (BadInput, Collapsed) as error:
         if _is_rank_0():
             print(f"error: {error}", file=sys.stderr)
         return 2 if isinstance(error, BadInput) else error.exit_code
     except KeyboardInterrupt:
         return 130
-    if _is_rank_0():
-        print(_summary(result, list(trainable.metrics)))
+    if not _is_rank_0():
+        return 0
+    if result["epoch"] is None:
+        print(f"error: {written(result)}", file=sys.stderr)
+        return 1
+    metrics = result["metrics"]
+    values = [f"{name} {metrics[name]:.6g}" for name in trainable.metrics if metrics.get(name) is not None]
+    print(f"best valid epoch {result['epoch']}: {'  '.join(values)}\n{written(result)}")
     return 0
 
 
-def _summary(result: dict[str, Any], names: Sequence[str]) -> str:
-    metrics, epoch = result["metrics"], result["epoch"]
-    values = "  ".join(f"{name} {metrics[name]:.6g}" for name in names if metrics.get(name) is not None)
-    which = "no epoch was valid" if epoch is None else f"best valid epoch {epoch}: {values}"
-    return f"{which}\n{result['seconds']:.1f} s, {Path(result['folder']) / 'history.json'}"
+def written(result: dict[str, Any]) -> str:
+    """What a run has written, and why it has not written a model; `result` is that of `train_config`."""
+    text = f"wrote {result['folder']}/{' and '.join(result['files'])} in {result['seconds']:.1f} s"
+    return f"{text}; {result['why']}" if result["why"] else text

@@ -5,12 +5,14 @@ A sweep, a single training, a replay of curves and the simulator share this clas
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Sequence
 from dataclasses import replace
 from math import inf, isfinite
 
 from buttress.journal.events import Report
 from buttress.rules import RuleEngine, RuleSet, Verdict
+from buttress.wording import listing, plural
 
 
 class TrialEvaluator:
@@ -115,6 +117,29 @@ class TrialEvaluator:
         self.reports.append(report)
         self.verdict = verdict
         return report
+
+    def why_none_is_valid(self) -> str:
+        """Why no epoch was valid, in words: the first objective that never came as a number, else what kept it."""
+        if not self.reports:
+            return "nothing was reported"
+        for name in self._objectives:
+            values = [report.metrics[name] for report in self.reports if name in report.metrics]
+            vectors = [report.vectors[name] for report in self.reports if name in report.vectors]
+            if vectors and not values:
+                return f"{name} was reported as a vector of {plural(len(vectors[0]), 'value')}, not as a number"
+            if not values:
+                keys = sorted({key for report in self.reports for key in report.metrics})
+                close = difflib.get_close_matches(name, keys, 1)
+                return f"{name} was never reported; reported were {listing(close or keys[:12]) or 'no metrics'}"
+            if not any(value is not None and isfinite(value) for value in values):
+                return f"{name} was NaN or infinite in every report"
+        if not any(report.full_beta_epochs for report in self.reports):
+            return "beta was not at its final value throughout any epoch"
+        ends = [report for report in self.reports if report.full_beta_epochs and self._objectives[0] in report.metrics]
+        if ends and all(report.nonfinite for report in ends):
+            return f"{listing(sorted({key for report in ends for key in report.nonfinite})[:12])} was NaN or infinite"
+        suspects = self.reports[-1].suspects or tuple(self.engine.holding)
+        return f"still suspect of {', '.join(suspects)}" if suspects else "a kill rule held at every one"
 
     def forget_checkpoint(self, checkpoint: str) -> None:
         """A checkpoint turned out missing or unreadable: no report names it any more."""

@@ -21,8 +21,7 @@ def finished(trial: ActiveTrial) -> Outcome:
         return condemned_for_good(trial, evaluation.verdict, audited=trial.audited)
     if evaluation.best is not None:
         return outcome(trial, "completed", audited=trial.audited)
-    suspects = ", ".join(evaluation.last.suspects) if evaluation.last else ""
-    why = f"no epoch was valid (still suspect of {suspects})" if suspects else "no epoch was valid"
+    why = f"no epoch was valid: {evaluation.why_none_is_valid()}"
     return outcome(trial, "failed", kind="no valid epoch", message=why, audited=trial.audited)
 
 

@@ -64,6 +64,9 @@ class Buttress(Section):
     workers: int = Field(1, ge=1, description="DDP workers of the trial")
     report_every: int = Field(100, ge=0, description="optimizer steps between health reports inside an epoch; 0 = none")
     checkpoint_every: int = Field(1, ge=1, description="epochs between checkpoints")
+    rules: dict[str, Any] = Field(
+        {}, description="judges the run, as a rules file holds it; written by `export`; empty: the trainable's rules"
+    )
     monitors: bool = Field(True, description="False leaves the collapse monitors out (for timing; rules see nothing)")
 
 

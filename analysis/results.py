@@ -20,6 +20,7 @@ from buttress.wording import number, plural
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.figure import Figure
 
     from buttress.analysis.explanation import Explanation
     from buttress.spec.spec import SweepSpec
@@ -175,6 +176,27 @@ class Sweep:
         from buttress.analysis.explanation import explain
 
         return explain(self.journal, str(trial))
+
+    def plot(self, name: str, *, trial: int | str | None = None) -> Figure:
+        """Draws a figure of the sweep, or of one of its trials.
+
+        Args:
+            name: `history`, `slices`, `contour`, `importance`, `collapse`, `pareto`, `health`, `rungs` or `timeline`;
+                `trial` or `kl` of one trial.
+            trial: Number or id of the trial, for `trial` and `kl`.
+
+        Returns:
+            A Matplotlib figure, which a notebook shows; `figure.savefig("history.svg")` writes it.
+
+        Raises:
+            BadInput: For an unknown figure or trial, and for one that this sweep cannot have.
+
+        Example:
+            >>> sweep.plot("collapse")                                                  # doctest: +SKIP
+        """
+        from buttress.analysis.figures import figure
+
+        return figure(self.journal, name, None if trial is None else str(trial))
 
     def export(
         self,

@@ -15,7 +15,7 @@ from typing import Annotated
 
 import typer
 
-from buttress.cli import cluster, init, results, rules, sweeps, training
+from buttress.cli import cluster, figures, init, results, rules, sweeps, training
 from buttress.cli.output import leave
 from buttress.errors import BadInput
 
@@ -27,6 +27,7 @@ A first sweep, on this machine:
     buttress run    lithology --profile quick  # Ctrl-C leaves it resumable
     buttress table  lithology                  # every trial, and why it ended
     buttress why    lithology 3                # one trial in words
+    buttress plot   lithology collapse         # a picture: where trials die
     buttress export lithology -o best.yaml     # the best config ...
     buttress train  best.yaml                  # ... trains to the same figures
 
@@ -55,6 +56,7 @@ for panel, verb in (
     (READ, sweeps.status),
     (READ, results.table),
     (READ, results.why),
+    (READ, figures.plot),
     (READ, results.export),
     (RULES, rules.replay),
     (RULES, rules.calibrate),

@@ -1,0 +1,35 @@
+"""The verb that draws: `plot`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from buttress.cli.options import Sweep
+from buttress.cli.results import load
+
+NAMES = (
+    "history, slices, contour, importance, collapse, pareto, health, rungs, timeline; trial and kl (of one trial, with "
+    "--trial)"
+)
+
+
+def plot(
+    sweep: Sweep,
+    name: Annotated[str, typer.Argument(metavar="NAME", help=f"{NAMES}.")],
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="A .svg, .png or .pdf file. Default: SWEEP-NAME.png in this folder."),
+    ] = None,
+    trial: Annotated[str | None, typer.Option("--trial", "-t", help="A trial, such as 7 or 0007.")] = None,
+) -> None:
+    """Draw one figure of a sweep, running or ended, or of one of its trials."""
+    from buttress.analysis.figures import FIGURES, save
+
+    found = load(sweep)
+    drawn = found.plot(name, trial=trial)
+    one = f"-{found.journal.trial(trial).id}" if trial is not None and FIGURES[name].of_trial else ""
+    path = save(drawn, output or Path(f"{found.name}-{name}{one}.png"))
+    typer.echo(f"wrote {path}: {FIGURES[name].shows}")

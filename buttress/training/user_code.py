@@ -1,7 +1,7 @@
 """Says an error in a user's own code in one sentence, with file and line of his own frame.
 
-Whatever an own trainer raises while a sweep is checked, planned or timed, or while one config is trained, is no error of
-ours.
+Whatever a trainer of his raises while a sweep is checked, planned or timed, or while one config is trained, is no error
+of ours.
 """
 
 from __future__ import annotations

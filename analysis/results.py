@@ -198,6 +198,28 @@ class Sweep:
 
         return figure(self.journal, name, None if trial is None else str(trial))
 
+    def report(self, output: str | os.PathLike[str] | None = None) -> Path:
+        """Writes the whole sweep as one self-contained HTML page.
+
+        Args:
+            output: The file; `report.html` in the sweep's folder by default. Of a sweep that still runs the page loads
+                itself again every minute (`run --report` writes it as often).
+
+        Returns:
+            The file.
+
+        Raises:
+            BadInput: For a file that cannot be written.
+
+        Example:
+            >>> sweep.report()                                                          # doctest: +SKIP
+            PosixPath('runs/lithology-k3x9qa/report.html')
+        """
+        from buttress.analysis.report import write_report
+
+        path = Path(output) if output is not None else self.folder / "report.html"
+        return write_report(self.journal, path, running=self.status == "running")
+
     def export(
         self,
         output: str | os.PathLike[str] = "best.yaml",

@@ -15,6 +15,7 @@ from buttress.analysis.figures.style import (
     legend_of_states,
     look,
     nothing,
+    scatter,
     shown,
     symlog,
 )
@@ -91,19 +92,17 @@ def draw_history(info: History) -> Figure:
         return nothing(figure, "No trial has ended yet.")
     top, middle, bottom = figure.subplots(3, 1, sharex=True, height_ratios=[5, 2, 2])
     places = range(1, len(info.points) + 1)
-    for place, point in zip(places, info.points, strict=True):
-        if point.value is not None:
-            top.scatter(place, point.value, c=look(point.state).colour, marker=look(point.state).marker, s=28, zorder=3)
-        else:  # died without a valid epoch: on the lower edge
-            top.scatter(place, 0.02, c=look(point.state).colour, marker=look(point.state).marker, s=28, clip_on=False,
-                        transform=top.get_xaxis_transform(), alpha=0.7)  # fmt: skip
-    best = [(place, point.best) for place, point in zip(places, info.points, strict=True) if point.best is not None]
+    ended = list(zip(places, info.points, strict=True))
+    scatter(top, [(place, point.value, point.state) for place, point in ended], size=28)
+    below = [(place, 0.02, point.state) for place, point in ended if point.value is None]  # died without a valid epoch
+    scatter(top, below, size=28, clip_on=False, alpha=0.7, transform=top.get_xaxis_transform())
+    best = [(place, point.best) for place, point in ended if point.best is not None]
     if best:
         top.step(*zip(*best, strict=True), where="post", color=ACCENT, lw=1.4)
     top.set(ylabel=info.objective, title="Objective of each trial; line: best completed so far")
     symlog(top, [point.value for point in info.points if point.value is not None])
     legend_of_states(top, [point.state for point in info.points])
-    regret = [(place, each.regret) for place, each in zip(places, info.points, strict=True) if each.regret is not None]
+    regret = [(place, point.regret) for place, point in ended if point.regret is not None]
     if regret:
         middle.step(*zip(*regret, strict=True), where="post", color=ACCENT, lw=1.2)
         positive = [value for _, value in regret if value > 0]
@@ -202,16 +201,10 @@ def draw_slices(info: Parameters) -> Figure:
         return nothing(figure, "No trial was drawn yet.")
     grid = figure.subplots(rows, columns, squeeze=False, sharey=True)
     for axes, axis in zip(grid.flat, axes_of, strict=False):
-        for point in info.points:
-            place = axis.place(point.params.get(axis.path))
-            if place is None:
-                continue
-            each = look(point.state)
-            if point.value is not None:
-                axes.scatter(place, point.value, c=each.colour, marker=each.marker, s=22, alpha=0.85, zorder=3)
-            else:
-                axes.scatter(place, 0.03, c=each.colour, marker=each.marker, s=22, alpha=0.6, zorder=3,
-                             transform=axes.get_xaxis_transform())  # fmt: skip
+        at = [(axis.place(point.params.get(axis.path)), point) for point in info.points]
+        scatter(axes, [(place, point.value, point.state) for place, point in at], size=22, alpha=0.85)
+        below = [(place, 0.03, point.state) for place, point in at if point.value is None]
+        scatter(axes, below, size=22, alpha=0.6, transform=axes.get_xaxis_transform())
         axis.prepare(axes, "x")
     for axes in grid.flat[len(axes_of) :]:
         axes.axis("off")
@@ -248,15 +241,9 @@ def _contour(axes: Axes, info: Parameters, x: Axis, y: Axis) -> None:
     def unit(axis: Axis, value: float) -> float:
         return float(np.log10(value)) if axis.log else value
 
-    known = []
-    for point in info.points:
-        place = x.place(point.params.get(x.path)), y.place(point.params.get(y.path))
-        if place[0] is None or place[1] is None:
-            continue
-        if point.value is not None:
-            known.append((place[0], place[1], point.value))
-        axes.scatter(place[0], place[1], c=look(point.state).colour, marker=look(point.state).marker, s=24, zorder=3,
-                     edgecolors="white", linewidths=0.4)  # fmt: skip
+    at = [(x.place(point.params.get(x.path)), y.place(point.params.get(y.path)), point) for point in info.points]
+    scatter(axes, [(px, py, point.state) for px, py, point in at], size=24, edgecolors="white", linewidths=0.4)
+    known = [(px, py, point.value) for px, py, point in at if None not in (px, py, point.value)]
     if len(known) < 5:
         axes.set_title("too few values to interpolate")
         return
@@ -373,12 +360,8 @@ def draw_collapse_map(info: CollapseMap) -> Figure:
     if not pairs:
         return nothing(figure, "Too few trials to say which parameters decide.")
     for axes, (x, y) in zip(figure.subplots(1, len(pairs), squeeze=False)[0], pairs, strict=True):
-        for point in info.points:
-            place = x.place(point.params.get(x.path)), y.place(point.params.get(y.path))
-            if place[0] is not None and place[1] is not None:
-                each = look(point.state)
-                axes.scatter(place[0], place[1], c=each.colour, marker=each.marker, s=30, zorder=3, edgecolors="white",
-                             linewidths=0.4)  # fmt: skip
+        at = [(x.place(each.params.get(x.path)), y.place(each.params.get(y.path)), each.state) for each in info.points]
+        scatter(axes, at, size=30, edgecolors="white", linewidths=0.4)
         x.prepare(axes, "x")
         y.prepare(axes, "y")
         _shade(axes, x, info, axes.axvspan, axes.axvline, axes.get_xlim())
@@ -450,10 +433,9 @@ def draw_pareto(info: Pareto) -> Figure:
         return nothing(figure, "No trial has a value of every objective yet.")
     grid = figure.subplots(-(-len(pairs) // 3), min(3, len(pairs)), squeeze=False)
     for axes, (x, y) in zip(grid.flat, pairs, strict=False):
-        for point in info.points:
-            axes.scatter(point.values[x], point.values[y], c=look(point.state).colour, marker=look(point.state).marker,
-                         s=46 if point.front else 22, edgecolors=ACCENT if point.front else "none", zorder=3,
-                         )  # fmt: skip
+        at = [(point.values[x], point.values[y], point.state, point.front) for point in info.points]
+        scatter(axes, [each[:3] for each in at if not each[3]], size=22)
+        scatter(axes, [each[:3] for each in at if each[3]], size=46, edgecolors=ACCENT)
         front = sorted((point.values[x], point.values[y]) for point in info.points if point.front)
         if len(info.objectives) == 2:
             where = "post" if info.objectives[1][1] == "min" else "pre"

@@ -1,4 +1,4 @@
-"""The verb that draws: `plot`."""
+"""The verbs that show: `plot` and `report`."""
 
 from __future__ import annotations
 
@@ -33,3 +33,17 @@ def plot(
     one = f"-{found.journal.trial(trial).id}" if trial is not None and FIGURES[name].of_trial else ""
     path = save(drawn, output or Path(f"{found.name}-{name}{one}.png"))
     typer.echo(f"wrote {path}: {FIGURES[name].shows}")
+
+
+def report(
+    sweep: Sweep,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The .html file. Default: report.html in the sweep's folder.")
+    ] = None,
+    open_: Annotated[bool, typer.Option("--open", help="Show it in a browser.")] = False,
+) -> None:
+    """Write the whole sweep as one HTML page that opens anywhere, for people who were not there."""
+    path = load(sweep).report(output)
+    typer.echo(f"wrote {path}")
+    if open_:
+        typer.launch(str(path))

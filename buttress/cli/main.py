@@ -27,7 +27,7 @@ A first sweep, on this machine:
     buttress run    lithology --profile quick  # Ctrl-C leaves it resumable
     buttress table  lithology                  # every trial, and why it ended
     buttress why    lithology 3                # one trial in words
-    buttress plot   lithology collapse         # a picture: where trials die
+    buttress report lithology                  # all of it as one HTML page, with pictures
     buttress export lithology -o best.yaml     # the best config ...
     buttress train  best.yaml                  # ... trains to the same figures
 
@@ -57,6 +57,7 @@ for panel, verb in (
     (READ, results.table),
     (READ, results.why),
     (READ, figures.plot),
+    (READ, figures.report),
     (READ, results.export),
     (RULES, rules.replay),
     (RULES, rules.calibrate),

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -15,6 +17,7 @@ import buttress
 from buttress.cli.main import app
 from buttress.errors import BadInput
 from buttress.execution.local_training import main as train_main
+from buttress.execution.trial_output import captured_output
 from buttress.training import registry
 
 TRAINER = """\
@@ -214,3 +217,52 @@ def test_a_trainers_own_arguments_and_prints_leave_ours_alone(monkeypatch: pytes
     assert json.loads("{" + found)["trials"] == 1 and "imported" not in table
     assert buttress.train("config.yaml", "out")["epoch"] == 2
     assert sys.argv[1] == "plan"
+
+
+def test_what_is_printed_is_in_the_trials_file_and_nowhere_else(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for rank, name in ((0, "output.txt"), (3, "output-3.txt")):
+        for attempt in ("first", "second"):
+            with pytest.raises(ValueError, match="it fails"), captured_output(tmp_path / "trial", rank):
+                print(attempt)
+                os.write(2, b"from C\n")
+                raise ValueError("it fails")
+        assert (tmp_path / "trial" / name).read_text() == "first\nfrom C\nsecond\nfrom C\n"
+    with captured_output(tmp_path / "silent", 0):
+        pass
+    assert list((tmp_path / "silent").iterdir()) == []
+    (tmp_path / "file").touch()
+    with captured_output(tmp_path / "file", 0):
+        print("no folder")
+    print("after")
+    assert capfd.readouterr() == ("no folder\nafter\n", "")
+
+
+@pytest.mark.long
+def test_a_trials_prints_and_its_fault_reach_the_person(ray_cluster: Any) -> None:
+    """In a sweep they would go to Ray's logs, which end with it; argparse would read the worker's own arguments."""
+    imports = "import argparse, os\nprint('imported')\nARGS = argparse.ArgumentParser().parse_args()\nclass Mine:"
+    begins = """\
+        argparse.ArgumentParser().parse_args()
+        print("lr is", config.lr, "\\x1b[31m")
+        os.system("echo from a child")
+        os.write(2, b"from C\\n")
+        if config.lr > 0.1:
+            raise RuntimeError("too fast")
+        for epoch"""
+    write("class Mine:", imports, TRAINER.replace("        for epoch", begins))
+    spec = {**SPEC, "search": {"lr": {"choice": [0.1, 0.2]}}, "budget": {"trials": 2}, "seed": 1, "name": "faulty"}
+    sweep = buttress.run(spec, quiet=True)
+    assert sweep.counts == {"completed": 1, "failed": 1}
+    for trial in sweep.trials:
+        lines = (sweep.folder / "trials" / trial.id / "output.txt").read_text().splitlines()
+        assert lines[-3:] == [f"lr is {trial.params['lr']} \x1b[31m", "from a child", "from C"]
+        told = str(sweep.explain(trial.id))
+        assert "from a child" in told and f"trials/{trial.id}/output.txt" in told and "\x1b" not in told
+    assert "imported" in (sweep.folder / "trials" / "0000" / "output.txt").read_text()
+    (failed,) = (trial for trial in sweep.trials if trial.outcome == "failed")
+    assert failed.record.outcome is not None
+    line = Path("faulty.py").read_text().splitlines().index('            raise RuntimeError("too fast")') + 1
+    assert failed.record.outcome.message == f"faulty.py: line {line}: train raised RuntimeError: too fast"
+    assert "Traceback" in str(failed.record.outcome.error)

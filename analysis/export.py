@@ -84,11 +84,13 @@ def export_files(
         return [write_export(text, output, force=force)]
     from buttress.training import registry
     from buttress.training.checkpoints import save_weights, weights_of
+    from buttress.training.user_code import user_faults
 
     source = checkpoint_of(journal, trial_to_export(journal, trial, force=force))
-    load = partial(weights_of, registry.load(journal.header.trainable, journal.header.module_folders))
-    written = write_export(text, output, force=force)
-    return [written, export_weights(source, output.with_suffix(".pt"), load=load, save=save_weights, force=force)]
+    with user_faults():
+        load = partial(weights_of, registry.load(journal.header.trainable, journal.header.module_folders))
+        written = write_export(text, output, force=force)
+        return [written, export_weights(source, output.with_suffix(".pt"), load=load, save=save_weights, force=force)]
 
 
 def config_of(journal: Journal, record: TrialRecord) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from buttress import journal
 from buttress.analysis.results import Sweep, Trial, Trials
 from buttress.errors import BadInput
+from buttress.training.user_code import user_faults
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -46,6 +47,7 @@ SweepName: TypeAlias = "str | os.PathLike[str] | Sweep"
 RulesSource: TypeAlias = "str | os.PathLike[str] | Mapping[str, Any] | RuleSet"
 
 
+@user_faults()
 def run(
     spec: Spec,
     *,
@@ -92,6 +94,7 @@ def run(
     return _execute(driver.start(resolved, _text(out), address=address), callbacks, report, quiet)
 
 
+@user_faults()
 def resume(
     sweep: SweepName,
     *,
@@ -149,6 +152,7 @@ def load(sweep: SweepName) -> Sweep:
     return Sweep(found.path.parent, where=text if "://" in text else str(found.path.parent), note=found.note)
 
 
+@user_faults()
 def plan(
     spec: Spec,
     *,
@@ -254,6 +258,7 @@ def calibrate(
         )
 
 
+@user_faults()
 def train(
     config: str | os.PathLike[str] | Mapping[str, Any], out: str | os.PathLike[str] | None = None,
     *, set: Overrides = None,
@@ -283,6 +288,7 @@ def train(
     return train_config(Path(config), folder, _overrides(set))
 
 
+@user_faults()
 def check_data(family: str, path: str | os.PathLike[str], *, set: Overrides = None) -> list[tuple[str, str]]:
     """Reads data as the trainer would, and says what is in it.
 

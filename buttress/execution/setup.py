@@ -36,7 +36,7 @@ def load(spec: SweepSpec) -> tuple[SweepSpec, Trainable[Any]]:
     """The spec, checked against its trainable, and the trainable; raises BadInput where they do not fit."""
     with located_in(spec):
         trainable = registry.load(spec.trainable, spec.module_folders, reload_changed=True)
-    return validation.check(spec, trainable), trainable
+        return validation.check(spec, trainable), trainable
 
 
 def resolve_rules(spec: SweepSpec) -> RuleSet:

@@ -11,10 +11,12 @@ from __future__ import annotations
 import multiprocessing
 import os
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -24,6 +26,7 @@ from buttress.errors import BadInput
 from buttress.spec.spec import SweepSpec
 from buttress.training import registry
 from buttress.training.trainable import Reported
+from buttress.training.user_code import user_faults
 
 #: Seconds for which a trial may be timed.
 MAX_TIMING_S = 20.0
@@ -149,6 +152,7 @@ def _timed_reports_of_process(spec: SweepSpec, config: Any) -> list[Reported]:
     return _timed_reports(spec, config)
 
 
+@user_faults()  # here, because a traceback does not leave a process
 def _timed_reports(spec: SweepSpec, config: Any, *, steps_only: bool = False) -> list[Reported]:
     from buttress.training.local_run import train
 
@@ -157,7 +161,8 @@ def _timed_reports(spec: SweepSpec, config: Any, *, steps_only: bool = False) ->
     sink = _TimingSink([objective.metric for objective in spec.objectives], steps_only=steps_only)
     with tempfile.TemporaryDirectory() as folder:
         trainable = registry.load(spec.trainable, spec.module_folders)
-        train(config, trainable, Path(folder), sink=sink, workers=spec.resources.workers)
+        with redirect_stdout(sys.stderr):  # what the trainer prints is no part of the plan
+            train(config, trainable, Path(folder), sink=sink, workers=spec.resources.workers)
     return sink.reports
 
 

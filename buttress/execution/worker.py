@@ -31,6 +31,7 @@ from buttress.storage import Storage, first_line, retry_while_away
 from buttress.training import registry
 from buttress.training.reporting import Reporter, caused_by_peer
 from buttress.training.trainable import Reported, TrialStopped
+from buttress.training.user_code import fault_of
 from buttress.training.world import World, prepare
 
 #: A CUDA fault poisons its process: the trial is innocent, the process must go.
@@ -152,6 +153,8 @@ def run_attempt(
             files.upload_others()
     except Exception as raised:
         error = "".join(traceback.format_exception(raised))
+        if not caused_by_peer(error) and (fault := fault_of(raised)) is not None:
+            error += str(fault)  # the last line is what is said of the trial
         if device.type == "cuda" and any(fault in str(raised) for fault in CUDA_FAULTS) and not _out_of_memory(raised):
             raise SlotFault(f"rank {rank}: {raised}") from raised
         traceback.clear_frames(raised.__traceback__)

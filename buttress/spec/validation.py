@@ -11,6 +11,7 @@ import math
 import random
 from collections import Counter
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, ClassVar, Protocol
 
 from pydantic import BaseModel
@@ -239,7 +240,7 @@ def _check_draws(spec: SweepSpec, trainable: TrainableLike, epochs_path: str) ->
 def _refusal_of_draw(
     spec: SweepSpec, trainable: TrainableLike, params: dict[str, Any], epochs_path: str
 ) -> BadInput | None:
-    schedule = trainable.schedule
+    schedule = partial(trial_config.schedule_of, trainable)
     try:
         config = trial_config.build(spec, params, trainable.Config, schedule=schedule, epochs_path=epochs_path)
     except BadInput as error:

@@ -57,6 +57,7 @@ def run(
     warm_start: SweepName | Sequence[SweepName] = (),
     address: str | None = None,
     callbacks: Sequence[Callback] = (),
+    report: bool = False,
     quiet: bool = False,
 ) -> Sweep:
     """Runs a sweep to its end, with its progress shown in the terminal or the notebook.
@@ -73,6 +74,7 @@ def run(
         warm_start: Earlier sweeps whose trials the sampler is told first.
         address: A running Ray cluster (`auto` on its head); by default Ray is started here and ends with the sweep.
         callbacks: Called with every journal event while the sweep runs, see `Callback`.
+        report: Keep `report.html` in the sweep's folder up to date, about once a minute.
         quiet: Show nothing.
 
     Returns:
@@ -89,7 +91,7 @@ def run(
     from buttress.execution import driver
 
     resolved = resolve_spec(spec, profile=profile, set=set, warm_start=warm_start)
-    return _execute(driver.start(resolved, _text(out), address=address), callbacks, quiet)
+    return _execute(driver.start(resolved, _text(out), address=address), callbacks, report, quiet)
 
 
 @user_faults()
@@ -101,6 +103,7 @@ def resume(
     address: str | None = None,
     take_over: bool = False,
     callbacks: Sequence[Callback] = (),
+    report: bool = False,
     quiet: bool = False,
 ) -> Sweep:
     """Goes on with a sweep that was interrupted or killed; finished trials are not run again.
@@ -112,6 +115,7 @@ def resume(
         address: A running Ray cluster, as in `run`.
         take_over: On remote storage: do not wait for the lease of a driver that is gone.
         callbacks: As in `run`.
+        report: As in `run`.
         quiet: Show nothing.
 
     Returns:
@@ -126,7 +130,7 @@ def resume(
     from buttress.execution import driver
 
     options: dict[str, Any] = {"address": address, "take_over": take_over}
-    return _execute(driver.resume(_sweep_text(sweep), trials=trials, hours=hours, **options), callbacks, quiet)
+    return _execute(driver.resume(_sweep_text(sweep), trials=trials, hours=hours, **options), callbacks, report, quiet)
 
 
 def load(sweep: SweepName) -> Sweep:
@@ -478,12 +482,13 @@ def _written(config: Mapping[str, Any], folder: Path) -> Path:
 # ------------------------------------------------------------------------------------------------- running a driver
 
 
-def _execute(driver: Driver, callbacks: Sequence[Callback], quiet: bool) -> Sweep:
+def _execute(driver: Driver, callbacks: Sequence[Callback], report: bool, quiet: bool) -> Sweep:
     """Runs a driver with its progress display, its W&B runs and the given callbacks, which are closed in any case."""
     from rich.console import Console
 
     from buttress.callbacks.base import messages_log
     from buttress.callbacks.progress import Progress, ProgressHeader
+    from buttress.callbacks.report import ReportPage
     from buttress.callbacks.wandb import WandbRuns
 
     spec = driver.spec
@@ -502,7 +507,8 @@ def _execute(driver: Driver, callbacks: Sequence[Callback], quiet: bool) -> Swee
     progress = Progress(ProgressHeader(driver.sweep, first.metric, str(first.direction), spec.budget.trials), console)
     for line in driver.earlier:
         progress.on_event(line)
-    driver.callbacks.add(wandb, progress, *callbacks)
+    page = ReportPage(driver.folder) if report else None
+    driver.callbacks.add(wandb, progress, *([page] if page else []), *callbacks)
     console.print(f"sweep {driver.sweep}: journal, checkpoints and W&B files go to {driver.where}")
     level = messages_log.level
     try:
@@ -513,4 +519,9 @@ def _execute(driver: Driver, callbacks: Sequence[Callback], quiet: bool) -> Swee
     finally:
         messages_log.setLevel(level)
         wandb.close()
-    return Sweep(finish.folder, where=finish.where)
+        if page is not None:
+            page.close()
+    sweep = Sweep(finish.folder, where=finish.where)
+    if page is not None:
+        console.print(f"report: {sweep.report()}")
+    return sweep

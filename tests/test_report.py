@@ -6,6 +6,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from journal_lines import event_of
 from journals import SyntheticSweep, mixed_sweep
 from test_figures import killing_sweep
 from typer.testing import CliRunner
@@ -98,6 +99,23 @@ def test_the_verb_writes_the_file_and_names_it(tmp_path: Path, monkeypatch: pyte
     (tmp_path / "file").write_text("")
     with pytest.raises(BadInput, match="cannot be written"):
         buttress.load(journal.parent).report(tmp_path / "file" / "report.html")
+
+
+def test_a_running_sweep_writes_its_page_in_another_process_and_at_most_once_a_minute(tmp_path: Path) -> None:
+    from buttress.callbacks.report import ReportPage
+
+    journal = mixed_sweep().write(tmp_path)
+    ended = next(line for line in mixed_sweep().lines if line["line"] == "outcome")
+    callback = ReportPage(journal.parent)
+    callback.on_event(event_of(mixed_sweep().lines[0]))
+    assert callback._process is None
+    callback.on_event(event_of(ended))
+    begun = callback._process
+    assert begun is not None
+    assert begun.wait(timeout=120) == 0 and (journal.parent / "report.html").is_file()
+    callback.on_event(event_of(ended))
+    assert callback._process is begun
+    callback.close()
 
 
 # --- advice -----------------------------------------------------------------------------------------------------------

@@ -196,7 +196,7 @@ def _pictures(
     parts: dict[str, list[Picture]] = {
         "best": [_picture(journal, "history")],
         "deaths": [_picture(journal, name) for name in ("collapse", "health")] if dead is not None else [],
-        "search": [_picture(journal, name) for name in ("importance", "slices", "contour")],
+        "search": [_picture(journal, name) for name in ("importance", "parallel", "slices", "contour")],
         "course": [_picture(journal, name) for name in ("rungs", "timeline")],
         "trials": [],
     }

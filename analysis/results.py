@@ -181,8 +181,8 @@ class Sweep:
         """Draws a figure of the sweep, or of one of its trials.
 
         Args:
-            name: `history`, `slices`, `contour`, `importance`, `collapse`, `pareto`, `health`, `rungs` or `timeline`;
-                `trial` or `kl` of one trial.
+            name: `history`, `slices`, `parallel`, `contour`, `importance`, `collapse`, `pareto`, `health`, `rungs` or
+                `timeline`; `trial` or `kl` of one trial.
             trial: Number or id of the trial, for `trial` and `kl`.
 
         Returns:

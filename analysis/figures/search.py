@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -17,6 +18,7 @@ from buttress.analysis.figures.style import (
     nothing,
     scatter,
     shown,
+    spans_decades,
     symlog,
 )
 from buttress.analysis.selection import best_trial, objective_value, pareto_front
@@ -216,6 +218,64 @@ def draw_slices(info: Parameters) -> Figure:
     more = f" ({plural(left, 'less important parameter')} not drawn)" if left else ""
     figure.suptitle(f"{info.objective} over each parameter; on the lower edge: died without a value{more}", fontsize=10)
     return figure
+
+
+def draw_parallel(info: Parameters) -> Figure:
+    """A line a trial over all parameters to the objective; what is not in play is left out of the line."""
+    axes_of = [axis for axis in info.axes[:MAX_PARAMETERS] if any(axis.path in point.params for point in info.points)]
+    figure = canvas(1.5 * (len(axes_of) + 1) + 1, 4.2)
+    if not axes_of:
+        return nothing(figure, "No trial was drawn yet.")
+    axes = figure.subplots()
+    known = [point.value for point in info.points if point.value is not None]
+    objective = Axis(info.objective, spans_decades(known), None)
+    scales = [_scale(axis, [axis.place(point.params.get(axis.path)) for point in info.points]) for axis in axes_of]
+    scales.append(_scale(objective, known))
+    order = sorted((point for point in info.points if point.params), key=lambda point: point.state == "completed")
+    for point in order:
+        given = [axis.place(point.params.get(axis.path)) for axis in axes_of]
+        heights = [scale(value) for scale, value in zip(scales, [*given, point.value], strict=True)]
+        line = [(place, height) for place, height in enumerate(heights) if height is not None]
+        axes.plot(*zip(*line, strict=True), color=look(point.state).colour, lw=1.0, alpha=0.65, marker=".", ms=4)
+    for place, (axis, scale) in enumerate(zip([*axes_of, objective], scales, strict=True)):
+        axes.axvline(place, color="0.75", lw=0.8, zorder=0)
+        for value, name in scale.ticks(axis):
+            axes.text(place + 0.03, scale(value) or 0.0, name, fontsize=7, va="center", color="0.25", clip_on=False)
+    names = [*(axis.path for axis in axes_of), info.objective]
+    axes.set_xticks(range(len(names)), names, rotation=20, ha="right")
+    axes.set(yticks=[], xlim=(-0.1, len(names) - 0.5), ylim=(-0.05, 1.05))
+    axes.spines["left"].set_visible(False)
+    axes.grid(visible=False)
+    legend_of_states(axes, [point.state for point in info.points], above=True)
+    return figure
+
+
+class _Scale(NamedTuple):
+    """From values of an axis to heights, 0 to 1."""
+
+    low: float
+    high: float
+    log: bool
+
+    def __call__(self, value: float | None) -> float | None:
+        if value is None or (self.log and value <= 0):
+            return None
+        place, low, high = (math.log(each) if self.log else each for each in (value, self.low, self.high))
+        return 0.5 if high <= low else (place - low) / (high - low)
+
+    def ticks(self, axis: Axis) -> list[tuple[float, str]]:
+        """A few values with their labels."""
+        if axis.categories is not None:
+            return [(float(index), shown(each)) for index, each in enumerate(axis.categories)]
+        middle = math.sqrt(self.low * self.high) if self.log else (self.low + self.high) / 2
+        return [(value, shown(value)) for value in dict.fromkeys((self.low, middle, self.high))]
+
+
+def _scale(axis: Axis, places: Sequence[float | None]) -> _Scale:
+    if axis.categories is not None:
+        return _Scale(0.0, float(max(1, len(axis.categories) - 1)), False)
+    present = [place for place in places if place is not None]
+    return _Scale(min(present, default=0.0), max(present, default=1.0), axis.log)
 
 
 def draw_contour(info: Parameters) -> Figure:

@@ -15,7 +15,7 @@ from typing import Annotated
 
 import typer
 
-from buttress.cli import cluster, figures, init, results, rules, sweeps, training
+from buttress.cli import cluster, figures, init, listing, results, rules, sweeps, training
 from buttress.cli.output import leave
 from buttress.errors import BadInput
 
@@ -53,11 +53,13 @@ for panel, verb in (
     (RUN, sweeps.plan),
     (RUN, sweeps.run),
     (RUN, sweeps.resume),
+    (READ, listing.ls),
     (READ, sweeps.status),
     (READ, results.table),
     (READ, results.why),
     (READ, figures.plot),
     (READ, figures.report),
+    (READ, listing.diff),
     (READ, results.export),
     (RULES, rules.replay),
     (RULES, rules.calibrate),

@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 
 Direction = Literal["min", "max"]
 
+#: What follows from a trainer that reports no checkpoints.
+NO_CHECKPOINTS = (
+    "an interrupted trial begins anew, and there are no weights to export (report(..., checkpoint=...) makes one)"
+)
 #: Keys of metrics: what the names in the logs of published trainers are made of.
 METRIC_KEY = re.compile(r"[A-Za-z0-9_./+()@^*-]([A-Za-z0-9_./+()@^* -]*[A-Za-z0-9_./+()@^*-])?")
 METRIC_KEY_WORDS = "letters, digits and _ . / - + ( ) @ ^ *, with spaces in between"

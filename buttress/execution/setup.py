@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import platform
 import secrets
 import subprocess
@@ -34,6 +35,9 @@ def located_in(spec: SweepSpec) -> Iterator[None]:
 
 def load(spec: SweepSpec) -> tuple[SweepSpec, Trainable[Any]]:
     """The spec, checked against its trainable, and the trainable; raises BadInput where they do not fit."""
+    if "mlflow" in spec.callbacks and importlib.util.find_spec("mlflow") is None:
+        problem, accepted = "needs mlflow-skinny, which is not installed", "pip install mlflow-skinny"
+        raise spec.error(problem, key="callbacks", value="mlflow", accepted=accepted)
     with located_in(spec):
         trainable = registry.load(spec.trainable, spec.module_folders, reload_changed=True)
         return validation.check(spec, trainable), trainable

@@ -70,9 +70,10 @@ class Logger(Callback):
     def pictures(self, report: Report, seen: int) -> list[tuple[str, Path]]:
         """(key, file) of the pictures of a report, within the limits; `seen`: how many the trial has had."""
         found: list[tuple[str, Path]] = []
+        own = (self.folder / "trials" / report.trial).resolve()
         for key, name in report.media.items():
-            path = self.folder / "trials" / report.trial / name
-            fits = path.suffix.lower() in (".png", ".jpg", ".jpeg") and path.is_file()
+            path = (own / name).resolve()
+            fits = path.is_relative_to(own) and path.suffix.lower() in (".png", ".jpg", ".jpeg") and path.is_file()
             if fits and path.stat().st_size <= MAX_PICTURE_BYTES and seen + len(found) < MAX_PICTURES:
                 found.append((key, path))
         return found

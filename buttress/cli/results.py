@@ -68,8 +68,13 @@ def export(
 
         typer.echo(f"wrote study {export_study(load(sweep).journal, optuna)}; look at it: optuna-dashboard {optuna}")
         return
+    found = load(sweep)
+    if found.status == "killed" or found.journal.torn:
+        cut = f"; {found.journal.torn} bytes at its end are torn" if found.journal.torn else ""
+        typer.echo(f"note: the journal of {found.name} does not end with the sweep's end{cut}: this is the best of what "
+                   "it holds", err=True)  # fmt: skip
     try:
-        for path in load(sweep).export(output, trial=trial, weights=weights, force=force):
+        for path in found.export(output, trial=trial, weights=weights, force=force):
             typer.echo(f"wrote {path}")
     except NothingHealthy as error:
         leave(str(error), error.exit_code)

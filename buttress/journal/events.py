@@ -10,13 +10,14 @@ from __future__ import annotations
 import functools
 import math
 import os
+import re
 import socket
 import time as clock
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple, Protocol, Self
 
-from pydantic import Strict, TypeAdapter, ValidationError
+from pydantic import AfterValidator, Strict, TypeAdapter, ValidationError
 
 from buttress.errors import BadInput
 
@@ -28,10 +29,29 @@ SCHEMA = 1
 #: Outcomes of a trial.
 OUTCOMES = ("completed", "collapsed", "diverged", "pruned", "failed")
 
+
+
+def _is_name(text: str) -> str:
+    """A trial's id: the name of a folder, and of nothing outside of the sweep's."""
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,63}", text):
+        raise ValueError("is not a trial's id: letters, digits, '_' and '-'")
+    return text
+
+
+def _is_inside(text: str) -> str:
+    """A path relative to a trial's folder that stays inside it."""
+    parts = text.split("/")
+    if not text or len(text) > 512 or "\0" in text or "\\" in text or any(part in ("", ".", "..") for part in parts):
+        raise ValueError("is not a path inside the trial's folder")
+    return text
+
+
 Int = Annotated[int, Strict()]
 Number = Annotated[float, Strict()]
 Text = Annotated[str, Strict()]
 Flag = Annotated[bool, Strict()]
+TrialId = Annotated[str, Strict(), AfterValidator(_is_name)]
+InsidePath = Annotated[str, Strict(), AfterValidator(_is_inside)]
 Mapped = dict[str, Any]
 Metrics = dict[str, Number | None]
 
@@ -105,7 +125,7 @@ class Event:
 class TrialEvent(Event):
     """An event of one trial; `attempt` counts from 1."""
 
-    trial: Text
+    trial: TrialId
     attempt: Int | None = None
 
 
@@ -220,7 +240,7 @@ class AttemptStarted(TrialEvent):
     pid: Int | None = None
     resumed_from: Int | None = None
     resumed_attempt: Int | None = None
-    checkpoint: Text | None = None
+    checkpoint: InsidePath | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -244,7 +264,7 @@ class Report(TrialEvent):
     vectors: dict[str, list[Number | None]] = field(default_factory=dict)
     nonfinite: tuple[Text, ...] = ()
     closing: Flag = False
-    checkpoint: Text | None = None
+    checkpoint: InsidePath | None = None
     media: dict[str, Text] = field(default_factory=dict)
     seconds: Number = 0.0
     mem_mb: Number | None = None
@@ -360,7 +380,7 @@ class Best:
     metrics: Metrics
     seq: Int | None = None
     attempt: Int | None = None
-    checkpoint: Text | None = None
+    checkpoint: InsidePath | None = None
 
     @classmethod
     def of(cls, report: Report) -> Best:

@@ -301,7 +301,7 @@ def _rung(rung: RungDecision, journal: Journal) -> str:
 def _rule_text(journal: Journal, name: str) -> str:
     """A rule by its name and, where the header has it, what it asks for."""
     rule = _rules(journal).get(name) or {}
-    signs = [_sign(sign) for sign in rule.get("signs") or ()]
+    signs = [_sign(sign) for sign in rule.get("signs") or () if isinstance(sign, Mapping) and "metric" in sign]
     if not signs:
         return name
     votes = rule.get("votes")

@@ -265,8 +265,8 @@ def compute_timeline(journal: Journal) -> Timeline:
     until = journal.ended.time if journal.ended is not None else newest
     bars, saved, spent = [], [], 0.0
     for record in journal.trials.values():
-        ends = [attempt.time for attempt in record.attempts[1:]] + [record.outcome.time if record.outcome else until]
-        for number, (attempt, end) in enumerate(zip(record.attempts, ends, strict=True)):
+        ends = [*(attempt.time for attempt in record.attempts[1:]), record.outcome.time if record.outcome else until]
+        for number, (attempt, end) in enumerate(zip(record.attempts, ends, strict=False)):
             lost = next((loss.time for loss in record.losses if loss.attempt == attempt.attempt), None)
             last = number == len(record.attempts) - 1 and lost is None
             bars.append(Bar(str(attempt.slot), record.id, attempt.time - begin, (lost or end) - begin,

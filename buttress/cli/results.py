@@ -71,8 +71,8 @@ def export(
     found = load(sweep)
     if found.status == "killed" or found.journal.torn:
         cut = f"; {found.journal.torn} bytes at its end are torn" if found.journal.torn else ""
-        typer.echo(f"note: the journal of {found.name} does not end with the sweep's end{cut}: this is the best of what "
-                   "it holds", err=True)  # fmt: skip
+        note = f"note: the journal of {found.name} does not end with the sweep's end{cut}"
+        typer.echo(f"{note}: this is the best of what it holds", err=True)
     try:
         for path in found.export(output, trial=trial, weights=weights, force=force):
             typer.echo(f"wrote {path}")

@@ -1,4 +1,4 @@
-"""Mutated journals through everything that reads one, and through resume: a sentence or a result, never another error."""
+"""Mutated journals through all that reads one, and through resume: a sentence or a result, never another error."""
 
 from __future__ import annotations
 

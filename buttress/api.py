@@ -487,6 +487,7 @@ def _execute(driver: Driver, callbacks: Sequence[Callback], report: bool, quiet:
     from rich.console import Console
 
     from buttress.callbacks.base import messages_log
+    from buttress.callbacks.loggers import LOGGERS
     from buttress.callbacks.progress import Progress, ProgressHeader
     from buttress.callbacks.report import ReportPage
     from buttress.callbacks.wandb import WandbRuns
@@ -508,7 +509,8 @@ def _execute(driver: Driver, callbacks: Sequence[Callback], report: bool, quiet:
     for line in driver.earlier:
         progress.on_event(line)
     page = ReportPage(driver.folder) if report else None
-    driver.callbacks.add(wandb, progress, *([page] if page else []), *callbacks)
+    loggers = [LOGGERS[name](driver.folder, driver.sweep) for name in spec.callbacks]
+    driver.callbacks.add(wandb, progress, *([page] if page else []), *loggers, *callbacks)
     console.print(f"sweep {driver.sweep}: journal, checkpoints and W&B files go to {driver.where}")
     level = messages_log.level
     try:
@@ -519,6 +521,8 @@ def _execute(driver: Driver, callbacks: Sequence[Callback], report: bool, quiet:
     finally:
         messages_log.setLevel(level)
         wandb.close()
+        for logger in loggers:
+            logger.close()
         if page is not None:
             page.close()
     sweep = Sweep(finish.folder, where=finish.where)

@@ -28,7 +28,7 @@ from buttress.execution.elasticity import ClusterMembership, PoolReconciler, fre
 from buttress.execution.event_handler import AssignmentFactory, EventHandler
 from buttress.execution.messages import Command, DropTrial, StopTrial
 from buttress.execution.ray_session import NAMESPACE, connected, wait_for_released_resources
-from buttress.execution.setup import header, load, new_id, resolve_rules, versions
+from buttress.execution.setup import describe_folder, header, load, new_id, resolve_rules, versions
 from buttress.journal import JournalWriter
 from buttress.journal.events import CircuitBroken, Ended, Event, Header, Resumed, WarmStarted
 from buttress.journal.mirror import origin
@@ -152,6 +152,7 @@ class Driver:
     def _open_journal(self) -> None:
         if not self._resumed:
             self._write(header(self.spec, self.trainable, self.rules, self.sweep))
+            describe_folder(self.folder, self.spec, self.sweep)
             self._warm_start()
             return
         self._write(Resumed(versions=versions()))

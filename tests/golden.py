@@ -1,7 +1,7 @@
 """Reads golden files: inputs, weights and outputs of the original projects, and the rule that large weights follow.
 
-The files lie in `../shared/golden` (fixture `shared` of conftest.py); its README says what each entry means and to which
-tolerance a file is to be met. The rule needs no file, so that tests without `../shared` can use it as well.
+The files lie in `../shared/golden` (fixture `shared` of conftest.py), whose README says what each entry means and to
+which tolerance a file is to be met. The rule needs no file, so that tests without `../shared` can use it as well.
 """
 
 from __future__ import annotations
@@ -57,7 +57,8 @@ class Golden:
 
     def weights(self, prefix: str = "w/") -> dict[str, torch.Tensor]:
         """The weights under the original's keys, float64: stored under `prefix`, or by the rule; with given buffers."""
-        found = {key.removeprefix(prefix): _wide(self.arrays[key]) for key in self.arrays.files if key.startswith(prefix)}
+        stored = [key for key in self.arrays.files if key.startswith(prefix)]
+        found = {key.removeprefix(prefix): _wide(self.arrays[key]) for key in stored}
         if "formula" in self.arrays.files:
             formula = json.loads(str(self.arrays["formula"]))
             for key, one in formula["tensors"].items():

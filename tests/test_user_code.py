@@ -190,6 +190,13 @@ def test_a_fault_in_training_names_the_users_line_in_plan_and_train(fault: str) 
     assert sentence in said("plan", "spec.yaml")
 
 
+def test_an_installed_trainer_is_the_users_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """pip puts it where libraries are."""
+    monkeypatch.setattr("buttress.training.user_code._LIBRARIES", (f"{tmp_path}/",))
+    write('"val/score": 1.0', '"val/score": 1 / 0 + 1.0')
+    assert "faulty.py: line 17: train raised ZeroDivisionError" in said("train", "config.yaml")
+
+
 def test_a_fault_of_another_rank_names_the_users_line() -> None:
     write("        for epoch", "        if world.rank == 1: raise ValueError('only here')\n        for epoch")
     sentence = "faulty.py: line 16: train raised ValueError: only here"

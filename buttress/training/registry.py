@@ -21,7 +21,7 @@ from pydantic import BaseModel
 
 from buttress.errors import BadInput
 from buttress.training.trainable import METRIC_KEY, METRIC_KEY_WORDS
-from buttress.training.user_code import fault_at, fault_of, without_our_arguments
+from buttress.training.user_code import OWN_MODULES, fault_at, fault_of, without_our_arguments
 
 if TYPE_CHECKING:
     from buttress.training.trainable import Trainable
@@ -70,7 +70,8 @@ def load(name: str, folders: Sequence[str] = (), *, reload_changed: bool = False
         meant = module_name.removesuffix(".py").removeprefix("./").strip("/").replace("/", ".")
         problem = f"{module_name} is not the name of a module; did you mean {meant}:{class_name}?"
         raise BadInput(problem, key="trainable", value=name, accepted="my_package.module:MyTrainable")
-    own = "" if name in FAMILIES else module_name.partition(".")[0]
+    if name not in FAMILIES and not module_name.startswith("buttress."):
+        OWN_MODULES.add(module_name.partition(".")[0])
     try:
         if name in FAMILIES:
             module = importlib.import_module(module_name)
@@ -94,7 +95,7 @@ def load(name: str, folders: Sequence[str] = (), *, reload_changed: bool = False
             accepted = f"a module in {', '.join(searched)}, or one that Python finds (PYTHONPATH)"
         raise BadInput(problem, key="trainable", value=name, accepted=accepted) from None
     except (Exception, SystemExit) as error:
-        fault = None if isinstance(error, BadInput) and (error.where or error.key) else fault_of(error, own)
+        fault = None if isinstance(error, BadInput) and (error.where or error.key) else fault_of(error)
         raise (fault or error) from (error if fault else error.__cause__)
 
 

@@ -26,6 +26,8 @@ _LIBRARIES = tuple(
         for path in (Path(sysconfig.get_path(name)), Path(sysconfig.get_path(name)).resolve())
     )
 )
+#: Top-level modules of trainers that are not ours, noted when they are imported: pip may have installed them.
+OWN_MODULES: set[str] = set()
 _OURS = tuple(str(path.resolve()) + "/" for path in (_PACKAGE, _PACKAGE / "trainables", _PACKAGE / "analysis"))
 
 
@@ -43,12 +45,11 @@ def user_faults() -> Iterator[None]:
         raise fault from error
 
 
-def fault_of(error: BaseException, module: str = "") -> BadInput | None:
+def fault_of(error: BaseException) -> BadInput | None:
     """The error in a sentence that names file and line of the innermost of the user's frames.
 
     Args:
         error: As it was caught.
-        module: Top-level module whose frames count as the user's, wherever it is installed.
 
     Returns:
         None where no frame is the user's, and for what only says that another rank has failed.
@@ -58,7 +59,7 @@ def fault_of(error: BaseException, module: str = "") -> BadInput | None:
     found = None
     for frame, line in traceback.walk_tb(error.__traceback__):
         file, top = frame.f_code.co_filename, str(frame.f_globals.get("__name__")).partition(".")[0]
-        if top == module or not _is_library(file):
+        if top in OWN_MODULES or not _is_library(file):
             found = file, line, frame.f_code.co_name
     return _said(error, *found) if found else None
 

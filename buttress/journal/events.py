@@ -50,9 +50,37 @@ Int = Annotated[int, Strict()]
 Number = Annotated[float, Strict()]
 Text = Annotated[str, Strict()]
 Flag = Annotated[bool, Strict()]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Evidence:
+    """What `rules.Evidence.to_dict` writes."""
+
+    metric: Text
+    transform: Text | None = None
+    values: list[Number | None] | None = None
+    threshold: Number | None = None
+    comparison: Literal["below", "above"] | None = None
+    reports: list[tuple[Int, Int]] | None = None
+    window: Int | None = None
+    against: Text | None = None
+    clears_at: Number | None = None
+
+
+@functools.cache
+def _evidence() -> TypeAdapter[_Evidence]:
+    return TypeAdapter(_Evidence)
+
+
+def _is_evidence(entry: dict[str, Any]) -> dict[str, Any]:
+    _evidence().validate_python(entry)
+    return entry
+
+
 TrialId = Annotated[str, Strict(), AfterValidator(_is_name)]
 InsidePath = Annotated[str, Strict(), AfterValidator(_is_inside)]
 Mapped = dict[str, Any]
+Entries = tuple[Annotated[Mapped, AfterValidator(_is_evidence)], ...]
 Metrics = dict[str, Number | None]
 
 
@@ -322,7 +350,7 @@ class Condemned(TrialEvent):
     rule: Text | None = None
     kind: Text | None = None
     margin: Number | None = None
-    evidence: tuple[Mapped, ...] = ()
+    evidence: Entries = ()
     message: Text | None = None
     epochs: Int = 0
     step: Int | None = None
@@ -404,7 +432,7 @@ class Outcome(TrialEvent):
     kind: Text | None = None
     margin: Number | None = None
     rule: Text | None = None
-    evidence: tuple[Mapped, ...] = ()
+    evidence: Entries = ()
     message: Text | None = None
     warnings: tuple[Text, ...] = ()
     best: Best | None = None

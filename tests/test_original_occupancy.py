@@ -49,13 +49,13 @@ def network(kind: str) -> nn.Module:
 
 
 def figures(kind: str, dropped: bool) -> dict[str, list[float]]:
-    """Three weighted sums of poses and of logits; `dropped`: in train mode with every dropout at 1."""
+    """Three weighted sums of poses and of logits; `dropped`: in train mode with every dropout that is on at 1."""
     built = network(kind).train(dropped)
     for one in built.modules():
         if isinstance(one, nn.Dropout):
-            one.p = 1.0
+            one.p = math.ceil(one.p)
         if isinstance(one, nn.LSTM | nn.MultiheadAttention):
-            one.dropout = 1.0 if dropped else 0.0
+            one.dropout = math.ceil(one.dropout)
     with torch.no_grad():
         out = built((drawn("history", 2, 3, *CELLS) > 0.6).double(), drawn("poses", 2, 3, 13))
     sums = {}

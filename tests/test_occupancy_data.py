@@ -178,6 +178,12 @@ def test_windows_of_world_clouds_are_those_of_the_sensors_clouds(tmp_path: Path)
     fallen = load(tmp_path / "local", "scenes", ego_frame=True, normalize_pose_to_first_frame=False, **more)
     assert fallen.count("centred_windows") == len(fallen.slots) and fallen.occupied.min() > 0
     assert fallen.count("clouds_out_of_range") == 0
+    # without a fallback nothing is centred: the clouds stay where they are, as in the original
+    left = {"ego_frame": True, "fallback_to_lidar_center": False, "bad_frames": "drop"}
+    raw = load(tmp_path / "local", "scenes", **left, **more)
+    assert raw.count("centred_windows") == 0 and raw.count("clouds_out_of_range") == raw.slots.size
+    found = dict(windows.check(tmp_path / "local", Config(data={"layout": "scenes", **left, **more})))
+    assert found["fallbacks"].startswith("0 windows centred") and f"{raw.slots.size:,} clouds" in found["fallbacks"]
     plain = load(tmp_path / "local", "scenes", normalize_pose_to_first_frame=False, **more)
     moved = plain.poses[0, :, :3] - fallen.poses[0, :, :3]
     np.testing.assert_allclose(moved, np.broadcast_to(moved[0], moved.shape), atol=1e-9)

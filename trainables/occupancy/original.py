@@ -6,6 +6,7 @@ The original is zitterbewegung/VeryLargeWeebModel at a75eb15: `train.py` (simple
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 
@@ -57,10 +58,15 @@ def to_original(weights: Mapping[str, torch.Tensor], model: Model) -> dict[str, 
         model: The config that it was built with.
 
     Raises:
-        BadInput: The network has a path that the original lacks (`model.skip`).
+        BadInput: The network has a size that the original's class or its trainer cannot make.
     """
-    if model.skip:
-        raise BadInput("the original has no full-resolution path", key="model.skip", value=model.skip, accepted="0")
+    size: dict[str, Any] = {"skip": 0, "channels": (64, 128, 256), "latent_dim": 256, "pose_dim": 128}
+    size["pooled"] = Model(type=model.type).pooled
+    for name, accepted in size.items():
+        value = getattr(model, name)
+        if value != accepted:
+            key = f"model.{'pool' if name == 'pooled' else name}"
+            raise BadInput("the original's network has another size", key=key, value=value, accepted=str(accepted))
     renamed = {_renamed(key, _names(model)): value for key, value in weights.items()}
     if model.use_transformer:
         renamed[TABLE] = positions(TABLE_ROWS, model.latent_dim)[None]

@@ -75,7 +75,7 @@ reference: $(STAMP)
 
 demo: $(STAMP)
 	@started=$$SECONDS; \
-	$(BIN)/buttress run search_spaces/lithology.yaml --profile quick --out runs $(ARGS) || exit; \
+	$(BIN)/buttress run search_spaces/lithology.yaml --profile quick --report --out runs $(ARGS) || exit; \
 	swept=$$((SECONDS - started)); sweep=$$(ls -td runs/lithology-*/ | head -n 1); \
 	$(BIN)/buttress export $$sweep -o runs/best.yaml && \
 	echo "The sweep took $$swept s. Next: $(BIN)/buttress why $${sweep%/} TRIAL, $(BIN)/buttress train runs/best.yaml"

@@ -8,12 +8,15 @@ from typing import Any, NamedTuple
 from buttress.analysis.collapse_regions import region_sentence
 from buttress.analysis.selection import best_epoch, best_trial, pareto_front
 from buttress.analysis.table import epoch_budget, epochs_run, epochs_saved, searched_paths
+from buttress.errors import BadInput
 from buttress.journal import Journal, TrialRecord
 from buttress.journal.events import Condemned, RungDecision
 from buttress.rules import Evidence
 from buttress.wording import duration, listing, number, percent, plural, sparkline, times
 
 CURVES = ("kl_total", "active_kl", "active_var_1e2", "ablation/relative", "train/loss")
+
+MAX_PRINTED_LINES = 8
 
 
 class Section(NamedTuple):
@@ -71,6 +74,7 @@ def explain(journal: Journal, name: str) -> Explanation:
         "warnings": [_rule_text(journal, rule) for rule in record.warnings],
         "attempts": _attempts(record),
         "curves, by epoch": _curves(journal, record),
+        "printed": _printed(journal, record),
         "error": (record.outcome.error or "").rstrip().splitlines() if record.outcome else [],
     }
     sections = tuple(Section(title, tuple(lines)) for title, lines in parts.items() if lines)
@@ -186,6 +190,23 @@ def _condemned(journal: Journal, verdict: Condemned) -> list[str]:
     return [*lines, *_sentences(verdict.evidence)]
 
 
+def _printed(journal: Journal, record: TrialRecord) -> list[str]:
+    """The end of what the trainer printed, and the file that holds all of it."""
+    from buttress.analysis.export import find_output
+
+    try:
+        path = find_output(journal, record)
+    except BadInput:  # the storage is away
+        path = None
+    if path is None:
+        return []
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - 100 * MAX_PRINTED_LINES))
+        lines = file.read().decode("utf-8", errors="replace").splitlines()
+    shown = ["".join(mark if mark.isprintable() else " " for mark in line).rstrip() for line in lines]
+    return [*[line for line in shown if line][-MAX_PRINTED_LINES:], f"(all of it: {path})"]
+
+
 def _sentences(evidence: Sequence[Mapping[str, Any]]) -> list[str]:
     """Every observation in words; the first says so where it was only what the margin is computed from."""
     sentences = [evidence_sentence(entry) for entry in evidence]
@@ -280,7 +301,7 @@ def _rung(rung: RungDecision, journal: Journal) -> str:
 def _rule_text(journal: Journal, name: str) -> str:
     """A rule by its name and, where the header has it, what it asks for."""
     rule = _rules(journal).get(name) or {}
-    signs = [_sign(sign) for sign in rule.get("signs") or ()]
+    signs = [_sign(sign) for sign in rule.get("signs") or () if isinstance(sign, Mapping) and "metric" in sign]
     if not signs:
         return name
     votes = rule.get("votes")

@@ -84,11 +84,13 @@ def export_files(
         return [write_export(text, output, force=force)]
     from buttress.training import registry
     from buttress.training.checkpoints import save_weights, weights_of
+    from buttress.training.user_code import user_faults
 
     source = checkpoint_of(journal, trial_to_export(journal, trial, force=force))
-    load = partial(weights_of, registry.load(journal.header.trainable, journal.header.module_folders))
-    written = write_export(text, output, force=force)
-    return [written, export_weights(source, output.with_suffix(".pt"), load=load, save=save_weights, force=force)]
+    with user_faults():
+        load = partial(weights_of, registry.load(journal.header.trainable, journal.header.module_folders))
+        written = write_export(text, output, force=force)
+        return [written, export_weights(source, output.with_suffix(".pt"), load=load, save=save_weights, force=force)]
 
 
 def config_of(journal: Journal, record: TrialRecord) -> dict[str, Any]:
@@ -188,10 +190,19 @@ def find_checkpoint(journal: Journal, record: TrialRecord) -> Path | None:
     found = best_epoch(record, journal.objectives)
     if found is None or not found.checkpoint:
         return None
-    path = journal.trial_folder(record.id) / found.checkpoint
+    return _find_file(journal, record, found.checkpoint)
+
+
+def find_output(journal: Journal, record: TrialRecord) -> Path | None:
+    """The file of what the trial's rank 0 printed, found likewise; None where it printed nothing."""
+    return _find_file(journal, record, "output.txt")
+
+
+def _find_file(journal: Journal, record: TrialRecord, name: str) -> Path | None:
+    path = journal.trial_folder(record.id) / name
     if not path.is_file() and (store := origin(journal.folder)) is not None:
         try:
-            return store.download(f"trials/{record.id}/{found.checkpoint}", path)
+            return store.download(f"trials/{record.id}/{name}", path)
         except FileNotFoundError:
             return None
         except OSError as error:

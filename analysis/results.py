@@ -181,8 +181,8 @@ class Sweep:
         """Draws a figure of the sweep, or of one of its trials.
 
         Args:
-            name: `history`, `slices`, `contour`, `importance`, `collapse`, `pareto`, `health`, `rungs` or `timeline`;
-                `trial` or `kl` of one trial.
+            name: `history`, `slices`, `parallel`, `contour`, `importance`, `collapse`, `pareto`, `health`, `rungs` or
+                `timeline`; `trial` or `kl` of one trial.
             trial: Number or id of the trial, for `trial` and `kl`.
 
         Returns:
@@ -197,6 +197,28 @@ class Sweep:
         from buttress.analysis.figures import figure
 
         return figure(self.journal, name, None if trial is None else str(trial))
+
+    def report(self, output: str | os.PathLike[str] | None = None) -> Path:
+        """Writes the whole sweep as one self-contained HTML page.
+
+        Args:
+            output: The file; `report.html` in the sweep's folder by default. Of a sweep that still runs the page loads
+                itself again every minute (`run --report` writes it as often).
+
+        Returns:
+            The file.
+
+        Raises:
+            BadInput: For a file that cannot be written.
+
+        Example:
+            >>> sweep.report()                                                          # doctest: +SKIP
+            PosixPath('runs/lithology-k3x9qa/report.html')
+        """
+        from buttress.analysis.report import write_report
+
+        path = Path(output) if output is not None else self.folder / "report.html"
+        return write_report(self.journal, path, running=self.status == "running")
 
     def export(
         self,

@@ -161,10 +161,11 @@ def sort_rows(table: Sequence[Row], by: str | None = None, journal: Journal | No
     if by is None:
         ranks = {record.id: rank for rank, record in enumerate(healthy_trials(journal))} if journal is not None else {}
         return sorted(table, key=lambda row: _natural(row, ranks))
-    key = column(table, by.removeprefix("-"), where="--sort")
+    descending = by.startswith("-") and f"metric.{by}" not in (table[0] if table else ())
+    key = column(table, by[1:] if descending else by, where="--sort")
     present = [row for row in table if row[key] is not None]
     numbers = all(isinstance(row[key], (int, float)) for row in present)
-    present.sort(key=lambda row: row[key] if numbers else _text(row[key]), reverse=by.startswith("-"))
+    present.sort(key=lambda row: row[key] if numbers else _text(row[key]), reverse=descending)
     return present + [row for row in table if row[key] is None]
 
 
@@ -184,7 +185,8 @@ def column(table: Sequence[Row], name: str, *, where: str) -> str:
         if candidate in keys:
             return candidate
     for prefix in ("config.", "metric.", "last."):
-        ends = [key for key in keys if key.startswith(prefix) and re.split(r"[./]", key)[-1] == name]
+        own = [key for key in keys if key.startswith(prefix)]
+        ends = [key for key in own if name in (key.split("/")[-1], re.split("[./]", key)[-1])]
         if len(ends) == 1:
             return ends[0]
     close = difflib.get_close_matches(name, keys, n=4, cutoff=0.6) or keys[:10]

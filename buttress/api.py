@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from buttress import journal
 from buttress.analysis.results import Sweep, Trial, Trials
 from buttress.errors import BadInput
+from buttress.training.user_code import user_faults
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -46,6 +47,7 @@ SweepName: TypeAlias = "str | os.PathLike[str] | Sweep"
 RulesSource: TypeAlias = "str | os.PathLike[str] | Mapping[str, Any] | RuleSet"
 
 
+@user_faults()
 def run(
     spec: Spec,
     *,
@@ -55,6 +57,7 @@ def run(
     warm_start: SweepName | Sequence[SweepName] = (),
     address: str | None = None,
     callbacks: Sequence[Callback] = (),
+    report: bool = False,
     quiet: bool = False,
 ) -> Sweep:
     """Runs a sweep to its end, with its progress shown in the terminal or the notebook.
@@ -71,6 +74,7 @@ def run(
         warm_start: Earlier sweeps whose trials the sampler is told first.
         address: A running Ray cluster (`auto` on its head); by default Ray is started here and ends with the sweep.
         callbacks: Called with every journal event while the sweep runs, see `Callback`.
+        report: Keep `report.html` in the sweep's folder up to date, about once a minute.
         quiet: Show nothing.
 
     Returns:
@@ -87,9 +91,10 @@ def run(
     from buttress.execution import driver
 
     resolved = resolve_spec(spec, profile=profile, set=set, warm_start=warm_start)
-    return _execute(driver.start(resolved, _text(out), address=address), callbacks, quiet)
+    return _execute(driver.start(resolved, _text(out), address=address), callbacks, report, quiet)
 
 
+@user_faults()
 def resume(
     sweep: SweepName,
     *,
@@ -98,6 +103,7 @@ def resume(
     address: str | None = None,
     take_over: bool = False,
     callbacks: Sequence[Callback] = (),
+    report: bool = False,
     quiet: bool = False,
 ) -> Sweep:
     """Goes on with a sweep that was interrupted or killed; finished trials are not run again.
@@ -109,6 +115,7 @@ def resume(
         address: A running Ray cluster, as in `run`.
         take_over: On remote storage: do not wait for the lease of a driver that is gone.
         callbacks: As in `run`.
+        report: As in `run`.
         quiet: Show nothing.
 
     Returns:
@@ -123,7 +130,7 @@ def resume(
     from buttress.execution import driver
 
     options: dict[str, Any] = {"address": address, "take_over": take_over}
-    return _execute(driver.resume(_sweep_text(sweep), trials=trials, hours=hours, **options), callbacks, quiet)
+    return _execute(driver.resume(_sweep_text(sweep), trials=trials, hours=hours, **options), callbacks, report, quiet)
 
 
 def load(sweep: SweepName) -> Sweep:
@@ -145,6 +152,7 @@ def load(sweep: SweepName) -> Sweep:
     return Sweep(found.path.parent, where=text if "://" in text else str(found.path.parent), note=found.note)
 
 
+@user_faults()
 def plan(
     spec: Spec,
     *,
@@ -250,6 +258,7 @@ def calibrate(
         )
 
 
+@user_faults()
 def train(
     config: str | os.PathLike[str] | Mapping[str, Any], out: str | os.PathLike[str] | None = None,
     *, set: Overrides = None,
@@ -279,6 +288,7 @@ def train(
     return train_config(Path(config), folder, _overrides(set))
 
 
+@user_faults()
 def check_data(family: str, path: str | os.PathLike[str], *, set: Overrides = None) -> list[tuple[str, str]]:
     """Reads data as the trainer would, and says what is in it.
 
@@ -472,12 +482,14 @@ def _written(config: Mapping[str, Any], folder: Path) -> Path:
 # ------------------------------------------------------------------------------------------------- running a driver
 
 
-def _execute(driver: Driver, callbacks: Sequence[Callback], quiet: bool) -> Sweep:
+def _execute(driver: Driver, callbacks: Sequence[Callback], report: bool, quiet: bool) -> Sweep:
     """Runs a driver with its progress display, its W&B runs and the given callbacks, which are closed in any case."""
     from rich.console import Console
 
     from buttress.callbacks.base import messages_log
+    from buttress.callbacks.loggers import LOGGERS
     from buttress.callbacks.progress import Progress, ProgressHeader
+    from buttress.callbacks.report import ReportPage
     from buttress.callbacks.wandb import WandbRuns
 
     spec = driver.spec
@@ -496,7 +508,9 @@ def _execute(driver: Driver, callbacks: Sequence[Callback], quiet: bool) -> Swee
     progress = Progress(ProgressHeader(driver.sweep, first.metric, str(first.direction), spec.budget.trials), console)
     for line in driver.earlier:
         progress.on_event(line)
-    driver.callbacks.add(wandb, progress, *callbacks)
+    page = ReportPage(driver.folder) if report else None
+    loggers = [LOGGERS[name](driver.folder, driver.sweep) for name in spec.callbacks]
+    driver.callbacks.add(wandb, progress, *([page] if page else []), *loggers, *callbacks)
     console.print(f"sweep {driver.sweep}: journal, checkpoints and W&B files go to {driver.where}")
     level = messages_log.level
     try:
@@ -507,4 +521,11 @@ def _execute(driver: Driver, callbacks: Sequence[Callback], quiet: bool) -> Swee
     finally:
         messages_log.setLevel(level)
         wandb.close()
-    return Sweep(finish.folder, where=finish.where)
+        for logger in loggers:
+            logger.close()
+        if page is not None:
+            page.close()
+    sweep = Sweep(finish.folder, where=finish.where)
+    if page is not None:
+        console.print(f"report: {sweep.report()}")
+    return sweep

@@ -350,7 +350,7 @@ def trainer_page() -> str:
         f"`report{signature(trainable.Report.__call__)}`\n",
         prose(trainable.Report),
         "### Keys\n",
-        f"A key matches `{reporting.KEY.pattern}`. `epoch` and `step` are required; "
+        f"A key consists of {trainable.METRIC_KEY_WORDS}. `epoch` and `step` are required; "
         f"{', '.join(f'`{name}`' for name in held)} are filled in where the trainer does not give them.\n",
         "### How values merge over ranks\n",
         "Every rank reports the same keys, each with its own share. What becomes of them, by example:\n",

@@ -1,7 +1,9 @@
-"""MkDocs hook: pages whose Markdown lies outside `docs/`, and links that hold in the repository and on the site."""
+"""MkDocs hook: pages whose Markdown lies outside `docs/`, links that hold in both places, an example of a report."""
 
 from __future__ import annotations
 
+import json
+import lzma
 import os
 import re
 from pathlib import Path, PurePosixPath
@@ -54,3 +56,13 @@ def _link(match: re.Match[str], source: str, page: str) -> str:
         return text if (ROOT / file).exists() else match.group()  # what does not exist, --strict tells of
     relative = os.path.relpath(at, PurePosixPath(page).parent)
     return f"{image}[{text}]({relative}{'#' + anchor if anchor else ''})"
+
+
+def on_post_build(config: Any) -> None:
+    """Adds `example_report.html`, the report of `make demo`'s sweep (docs/example_sweep.jsonl.xz is its journal)."""
+    from buttress.analysis.report import report
+    from buttress.journal import fold
+
+    with lzma.open(ROOT / "docs" / "example_sweep.jsonl.xz", "rt", encoding="utf-8") as lines:
+        page = report(fold(json.loads(line) for line in lines))
+    (Path(config.site_dir) / "example_report.html").write_text(page, encoding="utf-8")

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 import buttress
-from buttress import Buttress, Metric, Report, Schedule, Section, World
+from buttress import Buttress, Metric, Report, Schedule, Section, World, load_checkpoint
 
 MODES, SPREAD = 8, 0.05
 
@@ -68,10 +68,17 @@ class OwnGAN:
         return Schedule(epochs=config.epochs)
 
     def train(self, config: GANConfig, world: World, report: Report, resume: Path | None) -> None:
-        generator, discriminator = world.wrap(net(2, 2, config.width)), world.wrap(net(2, 1, config.width))
+        models = [net(2, 2, config.width), net(2, 1, config.width)]
+        generator, discriminator = (world.wrap(model) for model in models)
         for_g = torch.optim.Adam(generator.parameters(), lr=config.lr_generator, betas=(0.5, 0.9))
         for_d = torch.optim.Adam(discriminator.parameters(), lr=config.lr_discriminator, betas=(0.5, 0.9))
-        for epoch in range(1, config.epochs + 1):
+        parts, first = [*models, for_g, for_d], 0
+        if resume is not None:
+            state = load_checkpoint(resume, world.device)
+            first = state["epoch"]
+            for part, saved in zip(parts, state["parts"], strict=True):
+                part.load_state_dict(saved)
+        for epoch in range(first + 1, config.epochs + 1):
             for _ in range(config.steps):
                 real, fake = sample(128).to(world.device), generator(torch.randn(128, 2, device=world.device))
                 loss_d = softplus(-discriminator(real)).mean() + softplus(discriminator(fake.detach())).mean()
@@ -86,7 +93,10 @@ class OwnGAN:
                 points = generator(torch.randn(1000, 2, device=world.device)).cpu()
             values: dict[str, Any] = {"train/loss_d": loss_d.detach(), "train/loss_g": loss_g.detach()}
             values |= {"val/wasserstein": wasserstein(points, sample(1000)), "val/modes": modes_found(points)}
-            report({"epoch": epoch, "step": epoch * config.steps, **values})
+            report(
+                {"epoch": epoch, "step": epoch * config.steps, **values},
+                checkpoint=lambda epoch=epoch: {"parts": [part.state_dict() for part in parts], "epoch": epoch},
+            )
 
 
 SPEC = {

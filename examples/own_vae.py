@@ -6,12 +6,13 @@ Workers import the trainer by its module's name, so it stands in a file (here: t
 """
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 import buttress
-from buttress import Buttress, LatentMonitor, Metric, Report, Schedule, Section, World
+from buttress import Buttress, LatentMonitor, Metric, Report, Schedule, Section, World, load_checkpoint
 
 NOISE = 0.3  # standard deviation of what no code can explain
 
@@ -43,7 +44,10 @@ class OwnVAE:
     Config = VAEConfig
     epochs_path = "epochs"
     # The loss has beta in it: a sweep over beta needs a measure that has not. This one is the loss at beta = 1.
-    metrics = {"val/elbo": Metric("min", unit="nats", description="negative ELBO at beta = 1")}
+    metrics = {
+        "val/elbo": Metric("min", unit="nats", description="negative ELBO at beta = 1"),
+        "train/loss": Metric("min", weighted_by=("beta",)),
+    }
 
     def schedule(self, config: VAEConfig) -> Schedule:
         return Schedule(epochs=config.epochs)
@@ -57,16 +61,28 @@ class OwnVAE:
         wrapped = world.wrap(model)
         optimizer = torch.optim.Adam(model.parameters(), lr=config.lr)
         monitor = LatentMonitor(dims=4)
-        for epoch in range(1, config.epochs + 1):
-            for batch in train[world.rank :: world.size].split(64):
+        first = 0
+        if resume is not None:
+            state = load_checkpoint(resume, world.device)
+            model.load_state_dict(state["model"])
+            optimizer.load_state_dict(state["optimizer"])
+            first = state["epoch"]
+
+        def checkpoint() -> dict[str, Any]:
+            return {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "epoch": epoch}
+
+        for epoch in range(first + 1, config.epochs + 1):
+            for batch in train[world.rank :: world.size].split(64 // world.size):
                 nll, kl, mu, logvar = wrapped(batch)
+                loss = nll + config.beta * kl
                 optimizer.zero_grad()
-                (nll + config.beta * kl).backward()
+                loss.backward()
                 optimizer.step()
                 monitor.update(mu.detach(), logvar.detach())
             with torch.no_grad():
                 nll, kl, *_ = model(val)
-            report({"epoch": epoch, "step": 32 * epoch, "val/elbo": nll + kl, "latent": monitor.summary()})
+            values = {"train/loss": loss.detach(), "val/elbo": nll + kl, "latent": monitor.summary()}
+            report({"epoch": epoch, "step": 32 * epoch, **values}, checkpoint=checkpoint)
 
 
 SPEC = {

@@ -262,6 +262,32 @@ def test_the_same_journal_gives_the_same_file(mixed: Journal, tmp_path: Path) ->
     assert one.read_bytes() == other.read_bytes()
 
 
+def test_parallel_coordinates_to_brush_hold_every_trial_and_its_outcome(finished: Journal) -> None:
+    from buttress.analysis.figures import interactive
+
+    (drawn,) = interactive.parallel(compute_parameters(finished)).data
+    axes = {axis["label"]: axis for axis in drawn["dimensions"]}
+    trials = list(finished.trials.values())
+    assert all(len(axis["values"]) == len(trials) for axis in axes.values())
+    assert axes["loss.beta"]["values"][0] == pytest.approx(math.log10(trials[0].params["loss.beta"]))
+    states = list(drawn["line"]["colorbar"]["ticktext"])
+    assert [states[code] for code in drawn["line"]["color"]] == [record.state for record in trials]
+    for axis in axes.values():
+        assert not any(math.isnan(value) for value in axis["values"])
+
+
+def test_pages_to_brush_need_nothing_beside_them_and_show_texts_as_they_are(tmp_path: Path) -> None:
+    evil = "<img src=x onerror=alert(1)>"
+    book = SyntheticSweep(search=(evil, "b"))
+    for number in range(3):
+        book.completed(f"{number:04d}", {evil: 0.1 * number, "b": evil}, ari=[0.5])
+    for name in figures.INTERACTIVE:
+        text = figures.save_interactive(book.journal(), name, tmp_path / f"{name}.html").read_text()
+        assert evil not in text.rpartition("Plotly.newPlot")[2] and 'src="http' not in text
+    with pytest.raises(BadInput, match="this figure is no page"):
+        figures.save_interactive(book.journal(), "history", tmp_path / "a.html")
+
+
 # --- for people -------------------------------------------------------------------------------------------------------
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from toy import Collected, Config, Toy
 
+from buttress.errors import BadInput
 from buttress.training.local_run import WorkerFailed, train
 from buttress.training.trainable import Buttress
 
@@ -24,7 +25,8 @@ def toy_config(workers: int = 1, **other: Any) -> Config:
 def test_worker_that_fails_alone_is_named_with_its_error_and_none_is_left(tmp_path: Path) -> None:
     before = children()
     config = toy_config(2, fail_at=5, fail_rank=1)
-    with pytest.raises(WorkerFailed, match="worker 1: ArithmeticError: the toy fails"):
+    says = r"toy.py: line \d+: forward raised ArithmeticError: the toy fails \(on worker 1\)"
+    with pytest.raises(BadInput, match=says):
         train(config, Toy(), tmp_path)
     assert children() == before
 

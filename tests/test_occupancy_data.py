@@ -145,7 +145,7 @@ def test_the_first_cloud_out_of_range_sets_the_origin_for_the_rest_of_the_window
     np.testing.assert_allclose(aligned, first - first.mean(0))
     aligned, again = alignment.align(second, pose)
     np.testing.assert_allclose(aligned, second - first.mean(0))  # one frame for the whole window
-    assert again is alignment.origin and alignment.fallbacks == 1
+    assert again is alignment.origin and (alignment.fallbacks, alignment.centred) == (2, 2)
 
 
 def test_the_ratio_decides_and_without_fallback_the_raw_cloud_comes_back(grid: Grid) -> None:
@@ -155,7 +155,7 @@ def test_the_ratio_decides_and_without_fallback_the_raw_cloud_comes_back(grid: G
     assert Alignment(grid, True, ratio=0.03).align(cloud, pose)[1] is not None
     alignment = Alignment(grid, True, fallback=False, ratio=0.03)
     aligned, origin = alignment.align(cloud, pose)
-    assert aligned is cloud and origin is None and alignment.fallbacks == 1
+    assert aligned is cloud and origin is None and (alignment.fallbacks, alignment.centred) == (1, 0)
 
 
 def test_windows_of_world_clouds_are_those_of_the_sensors_clouds(tmp_path: Path) -> None:
@@ -170,13 +170,20 @@ def test_windows_of_world_clouds_are_those_of_the_sensors_clouds(tmp_path: Path)
     ours, theirs = local.grids(at, cells), world.grids(at, cells)
     assert (ours != theirs).mean() < 1e-4 < ours.mean()  # six decimals in the files
     np.testing.assert_allclose(world.poses, local.poses, atol=1e-9)
-    assert world.count("fallbacks") == 0
+    assert world.count("centred_windows") == world.count("clouds_out_of_range") == 0
     # taken for the sensor's own coordinates, world clouds are out of range: the empty grids of the original
     lost = load(tmp_path / "world", "scenes", **more)
     assert lost.occupied.sum() == 0 and lost.count("empty_clouds_in_range") == len(lost.bits)
     # and the sensor's clouds taken for world ones fall back: once per window, positions moved with the clouds
     fallen = load(tmp_path / "local", "scenes", ego_frame=True, normalize_pose_to_first_frame=False, **more)
-    assert fallen.count("fallbacks") == len(fallen.slots) and fallen.occupied.min() > 0
+    assert fallen.count("centred_windows") == len(fallen.slots) and fallen.occupied.min() > 0
+    assert fallen.count("clouds_out_of_range") == 0
+    # without a fallback nothing is centred: the clouds stay where they are, as in the original
+    left = {"ego_frame": True, "fallback_to_lidar_center": False, "bad_frames": "drop"}
+    raw = load(tmp_path / "local", "scenes", **left, **more)
+    assert raw.count("centred_windows") == 0 and raw.count("clouds_out_of_range") == raw.slots.size
+    found = dict(windows.check(tmp_path / "local", Config(data={"layout": "scenes", **left, **more})))
+    assert found["fallbacks"].startswith("0 windows centred") and f"{raw.slots.size:,} clouds" in found["fallbacks"]
     plain = load(tmp_path / "local", "scenes", normalize_pose_to_first_frame=False, **more)
     moved = plain.poses[0, :, :3] - fallen.poses[0, :, :3]
     np.testing.assert_allclose(moved, np.broadcast_to(moved[0], moved.shape), atol=1e-9)
@@ -186,13 +193,13 @@ def test_windows_of_world_clouds_are_those_of_the_sensors_clouds(tmp_path: Path)
 # ---- poses
 
 
-def test_quaternions_are_scipys() -> None:
+def test_quaternions_are_scipys_up_to_their_sign() -> None:
     from scipy.spatial.transform import Rotation
 
     turns = Rotation.random(50, random_state=0)
     ours = quaternion(turns.as_matrix())
-    theirs = turns.as_quat(scalar_first=True, canonical=True)
-    np.testing.assert_allclose(ours, theirs, atol=1e-12)
+    theirs = turns.as_quat(scalar_first=True)
+    np.testing.assert_allclose(ours * np.sign((ours * theirs).sum(1, keepdims=True)), theirs, atol=1e-12)
     np.testing.assert_allclose(matrix(ours), turns.as_matrix(), atol=1e-12)
 
 
@@ -205,7 +212,7 @@ def test_velocities_are_finite_differences_and_clipped() -> None:
     poses[:, 0] = [0, 1, 3, 300]
     moved = velocities(poses, np.array([0.5, 0.5, 0.5]), 20.0, 6.28)
     assert moved[:, 7].tolist() == [0, 2, 4, 20]  # 594 m/s clipped; the first frame keeps zeros
-    expected = (turns[:-1].inv() * turns[1:]).as_rotvec() / 0.5
+    expected = (turns[1:] * turns[:-1].inv()).as_rotvec() / 0.5  # in world axes
     np.testing.assert_allclose(moved[1:, 10:], expected, atol=1e-12)
     np.testing.assert_array_equal(moved[0, 7:], 0)
 
@@ -232,7 +239,8 @@ def test_both_layouts_hold_the_same_grids_and_poses(written: dict[str, Path]) ->
     assert ours.names == theirs.names and len(ours.slots) == len(theirs.slots) == 25
     at = np.arange(25)
     assert (ours.grids(at, cells) != theirs.grids(at, cells)).mean() < 1e-5
-    np.testing.assert_allclose(ours.poses[..., :7], theirs.poses[..., :7], atol=1e-6)
+    np.testing.assert_allclose(ours.poses[..., :3], theirs.poses[..., :3], atol=1e-6)
+    np.testing.assert_allclose(matrix(ours.poses[..., 3:7]), matrix(theirs.poses[..., 3:7]), atol=1e-6)
     np.testing.assert_allclose(ours.poses[:, 1:, 7:], theirs.poses[:, 1:, 7:], atol=1e-6)
     assert (theirs.poses[:, 0, 7:] == 0).all() and (ours.poses[:, 0, :3] == 0).all()
 

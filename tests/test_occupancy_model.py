@@ -52,12 +52,14 @@ def test_a_temporal_transformer_tells_the_order_of_poses() -> None:
     assert (model(history, poses).logits - model(history, swapped).logits).abs().max() > 1e-5
 
 
-def test_quaternions_multiply_as_in_numpy_and_no_change_is_no_motion() -> None:
+def test_quaternions_multiply_as_in_numpy_and_the_identity_turns_nothing() -> None:
     a, b = torch.randn(2, 7, 4, dtype=torch.float64)
     np.testing.assert_allclose(hamilton(a, b), product(a.numpy(), b.numpy()), atol=1e-12)
     pose = torch.randn(3, 13)
     pose[:, 3:7] = functional.normalize(pose[:, 3:7], dim=1)
-    torch.testing.assert_close(moved(pose, torch.zeros(3, 13)), pose)
+    still = torch.zeros(3, 13)
+    still[:, 3] = 2.0  # of any length
+    torch.testing.assert_close(moved(pose, still), pose)
 
 
 def test_planned_poses_steer_the_grid_but_not_the_predicted_poses() -> None:

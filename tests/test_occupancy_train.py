@@ -77,7 +77,7 @@ def test_the_warm_up_is_counted_in_steps_and_ages_begin_at_its_end(tmp_path: Pat
     rates = {one.step: one.metrics["train/lr"] for one in kept.reports}
 
     def cosine(step: int) -> float:
-        return 1e-5 + (1e-3 - 1e-5) * (0.5 + 0.5 * math.cos(math.pi * (step - 6) / 11))
+        return 1e-5 + (1e-3 - 1e-5) * (0.5 + 0.5 * math.cos(math.pi * (step - 6) / 16))  # of all steps, as the original
 
     for step in range(1, 6):  # the rate of the step that was taken last
         assert rates[step] == pytest.approx(1e-3 * (0.01 + 0.99 * (step - 1) / 5))

@@ -66,7 +66,7 @@ def files_of_the_wheel(wheel: Path) -> set[str]:
 
 def files_of_the_package() -> set[str]:
     """What a wheel has to hold: every module, and the data files beside them. Links are followed here."""
-    data = {".py", ".yaml", ".md", ".typed"}
+    data = {".py", ".yaml", ".md", ".typed", ".j2"}
     found: set[str] = set()
     for folder, _, files in os.walk(ROOT / "buttress", followlinks=True):
         found |= {str((Path(folder) / name).relative_to(ROOT)) for name in files if Path(name).suffix in data}
@@ -81,6 +81,7 @@ def test_a_wheel_holds_the_whole_package_and_nothing_else(wheel: Path) -> None:
     assert held >= {
         "buttress/py.typed",
         "buttress/rules/default.yaml",
+        "buttress/analysis/report.html.j2",
         "buttress/analysis/table.py",
         "buttress/search_spaces/README.md",
         "buttress/trainables/README.md",

@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
+import pickle
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from sweeps import Toy, spec
+from sweeps import Toy, World, spec, state
 
+import buttress
+from buttress.callbacks.checkpoint_retention import CheckpointRetention, LocalTrialFiles
 from buttress.errors import BadInput
 from buttress.execution import step_timing as timing
-from buttress.execution.plan import describe_parameter, epochs_of_sweep, sample_configs, with_measured_steps
+from buttress.execution.event_handler import EventHandler
+from buttress.execution.messages import AssignmentEnded, AttemptResult, Ending, ReportReceived
+from buttress.execution.plan import (
+    describe_parameter,
+    epochs_of_sweep,
+    find_warnings,
+    sample_configs,
+    with_measured_steps,
+)
 from buttress.spec.parameters import Parameter
 from buttress.spec.spec import SweepSpec
+from buttress.spec.validation import uncovered_weights
 from buttress.trainables.occupancy.train import Occupancy
 from buttress.training import registry
-from buttress.training.trainable import Buttress, Reported, Schedule, Section
+from buttress.training.trainable import Buttress, Metric, Reported, Schedule, Section
 
 ROOT = Path(__file__).parents[1]
 
@@ -147,3 +160,78 @@ def test_a_warm_up_in_steps_is_judged_by_the_measured_epoch() -> None:
     with pytest.raises(BadInput, match=r"beta settles after 25 steps \(5 an epoch\), in a budget of 5 epochs"):
         with_measured_steps(spec(), late, 5)
     assert epochs_of_sweep(spec(), [Schedule(epochs=9, full_at_step=25, steps_per_epoch=10)]) == [9]
+
+
+@pytest.mark.parametrize(
+    ("path", "named"),
+    [("beta", True), ("loss.beta.end", True), ("loss.kl_weight", True), ("w_kl", True), ("loss.Weights.recon", True),
+     ("optim.weight_decay", False), ("optim.beta1", False), ("alphabeta", False), ("init.weight_init", False)],
+)  # fmt: skip
+def test_a_searched_weight_that_no_metric_names_is_warned_of(path: str, named: bool) -> None:
+    searching = spec(False, search={path: {"uniform": [0.1, 1.0]}}, require=[])
+    assert uncovered_weights(searching, {"val/score": Metric("min")}) == [path] * named
+    for covered in (path, path.rpartition(".")[0] or path):
+        assert uncovered_weights(searching, {"loss": Metric("min", weighted_by=(covered,))}) == []
+
+
+@pytest.mark.parametrize("family", sorted(registry.FAMILIES))
+def test_no_family_is_warned_of(family: str) -> None:
+    """Tests hold that their metrics say which weights they depend on."""
+    found = SweepSpec.load(ROOT / "search_spaces" / f"{family}.yaml")
+    assert find_warnings(found, registry.load(family), None) == []
+
+
+WITHOUT_CHECKPOINTS = """
+from buttress import Buttress, Metric, Schedule, Section
+
+class Config(Section):
+    beta: float = 1.0
+    epochs: int = 4
+    buttress: Buttress = Buttress()
+
+class Forgetful:
+    name, Config, epochs_path, metrics = "forgetful", Config, "epochs", {"val/score": Metric("max")}
+
+    def schedule(self, config):
+        return Schedule(config.epochs)
+
+    def train(self, config, world, report, resume):
+        for epoch in range(1, config.epochs + 1):
+            report({"epoch": epoch, "step": epoch, "val/score": 0.5})
+"""
+
+
+def test_the_plan_warns_of_a_trainer_without_checkpoints_and_of_its_weight(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "forgetful.py").write_text(WITHOUT_CHECKPOINTS)
+    forgetful = {
+        "trainable": "forgetful:Forgetful", "search": {"beta": {"uniform": [0, 1]}}, "objectives": ["val/score"],
+        "budget": {"trials": 2}, "resources": {"concurrency": 1},
+    }  # fmt: skip
+    weight, checkpoints = buttress.plan(forgetful).warnings
+    assert weight.startswith("beta is searched, and no metric says that its scale depends on it")
+    assert checkpoints.startswith("the trainer reports no checkpoints: an interrupted trial begins anew")
+    late = buttress.plan(forgetful, set={"fixed": {"buttress.checkpoint_every": 50}})
+    assert late.warnings == (weight,)  # its first is not due within the moment that is timed
+
+
+def test_a_sweep_warns_once_of_a_trainer_without_checkpoints(tmp_path: Path) -> None:
+    """When its first trial has ended, and not where a trainer reports some."""
+    for reports_any in (False, True):
+        said: list[str] = []
+        sweep = state()
+        files = CheckpointRetention(LocalTrialFiles(tmp_path), "val/score", "max")
+        nobody: Any = None  # no slot is asked for anything
+        events = EventHandler(sweep, nobody, nobody, files, on_message=said.append, fail=pytest.fail)
+        for _ in range(3):
+            trial = sweep.next_trial()
+            assert trial is not None
+            sweep.started(trial.id, "slot-0")
+            for each in World().reports({**trial.config, "loss": {"beta": 0.5, "warmup_epochs": 0}}):
+                shown = each if reports_any else replace(each, checkpoint=None)
+                events.handle(ReportReceived(trial.id, 1, pickle.dumps(shown)))
+            events.handle(AssignmentEnded(trial.id, 1, "slot-0", AttemptResult(Ending.FINISHED)))
+        assert len(said) == (0 if reports_any else 1)
+        assert reports_any or "has reported no checkpoint: an interrupted trial begins anew" in said[0]

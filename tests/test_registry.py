@@ -16,11 +16,11 @@ from buttress.errors import BadInput
 from buttress.training import registry
 
 TRAINER = """
-from buttress import Metric
+from buttress import Section
 from own_helper import WHOSE
 
 class Mine:
-    name, Config, metrics = WHOSE, None, {}
+    name, Config, metrics = WHOSE, Section, {}
     def schedule(self, config): ...
     def train(self, config, world, report, resume): ...
 """

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+import buttress
 from buttress.analysis.selection import best_trial
 from buttress.execution import driver
 from buttress.journal import read
@@ -45,6 +47,20 @@ def test_a_trainer_from_outside_the_repository_runs_in_a_sweep(own: Journal) -> 
     assert own.ended is not None and own.ended.reason == "budget spent"
     assert len(own.trials) == own.header.spec["budget"]["trials"]
     assert all(trial.finished for trial in own.trials.values())
+
+
+def test_it_is_exported_and_trained_to_a_model_under_its_own_rules(
+    own: Journal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(own.folder.parents[1])
+    assert buttress.plan("my_vae.yaml").warnings == ()
+    best = buttress.load(own.folder).best
+    assert best is not None
+    _, weights = buttress.load(own.folder).export(tmp_path / "best.yaml", weights=True)
+    done = buttress.train(tmp_path / "best.yaml", tmp_path / "trained")
+    assert done["metrics"] == best.metrics and done["files"] == ["model.pt", "history.json"]
+    model = torch.load(tmp_path / "trained" / "model.pt")
+    assert all(torch.equal(model[name], value) for name, value in torch.load(weights).items())
 
 
 def test_its_collapsed_trials_are_killed_early_and_never_best(own: Journal) -> None:

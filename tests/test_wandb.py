@@ -41,6 +41,9 @@ COLLAPSED = {
     "last": {"elbo_1": 0.001},
 }
 
+#: Keys of metrics as published trainers have them.
+KEYS = ["val/FID", "metrics/mAP50-95(B)", "mAP@0.5", "R^2", "Recon loss (nats)", "*best*", "val/KL+CE"]
+
 
 class FakeRun:
     """Records what it is told; `fault` makes `log` raise."""
@@ -312,8 +315,10 @@ def records(file: Path) -> Iterator[Any]:
 
 
 def test_real_offline_runs_hold_the_outcome_and_keep_quiet(tmp_path: Path) -> None:
+    best = {"epoch": 6, "step": 60, "metrics": {"ari": 0.41, **dict.fromkeys(KEYS, 0.5)}}
+    completed_outcome = {**COMPLETED, "best": best}
     code = (
-        "import sys, pathlib, signal\n"
+        f"import sys, pathlib, signal\nKEYS = {KEYS!r}\n"
         "from buttress.callbacks.wandb import WandbRuns\n"
         "before = sys.exit, sys.excepthook, signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)\n"
         f"runs = WandbRuns('toy-abc123', pathlib.Path({str(tmp_path)!r}), project='toy')\n"
@@ -321,9 +326,10 @@ def test_real_offline_runs_hold_the_outcome_and_keep_quiet(tmp_path: Path) -> No
         "    runs.start(trial, {'loss': {'beta': 0.1}}, {'loss.beta': 0.1})\n"
         "for trial in ('0001', '0002'):\n"
         "    for step in (10, 20):\n"
-        "        runs.report(trial, {'epoch': 1, 'step': step, 'metrics': {'elbo_1': 0.5, 'bad': float('nan')},\n"
+        "        values = {'elbo_1': 0.5, 'bad': float('nan'), **dict.fromkeys(KEYS, 0.5)}\n"
+        "        runs.report(trial, {'epoch': 1, 'step': step, 'metrics': values,\n"
         "                            'vectors': {'latent/kl': [0.1, 2.0]}})\n"
-        f"runs.outcome('0001', {COMPLETED!r}); runs.outcome('0002', {COLLAPSED!r})\n"
+        f"runs.outcome('0001', {completed_outcome!r}); runs.outcome('0002', {COLLAPSED!r})\n"
         "runs.close()\n"
         "assert before == (sys.exit, sys.excepthook, signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM))"
     )
@@ -344,7 +350,7 @@ def test_real_offline_runs_hold_the_outcome_and_keep_quiet(tmp_path: Path) -> No
                 case "history":
                     row = {"/".join(item.nested_key) or item.key: item.value_json for item in record.history.item}
                     steps += [int(row["_step"])]
-                    assert "latent/kl/bins" in row
+                    assert "latent/kl/bins" in row and {*KEYS} <= {*row}
                 case "run":
                     assert record.run.run_group == "toy-abc123"
                     tags = list(record.run.tags)
@@ -352,6 +358,7 @@ def test_real_offline_runs_hold_the_outcome_and_keep_quiet(tmp_path: Path) -> No
     completed, collapsed = found["toy-abc123-0001"], found["toy-abc123-0002"]
     assert completed["steps"] == collapsed["steps"] == [10, 20]
     assert completed["summary"]["best/ari"] == 0.41
+    assert {f"best/{key}" for key in KEYS} <= {*completed["summary"]}
     assert collapsed["tags"] == ["collapsed", "posterior_collapse"]
     assert collapsed["summary"]["kind"] == "posterior_collapse"
     # The last value logged is nobody's summary: sorting by `elbo_1` cannot put the collapsed trial first.

@@ -164,7 +164,7 @@ def test_a_value_is_taken_as_the_parameter_would_draw_it(parameter: Any, value: 
 
 
 def test_the_plan_says_what_earlier_sweeps_would_teach(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry, "load", lambda name: Toy())
+    monkeypatch.setattr(registry, "load", lambda *_, **__: Toy())
     record(tmp_path)
     lines: list[Line] = []
     warmed(tmp_path, lines)

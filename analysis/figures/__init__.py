@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from buttress.journal import Journal
 
 FORMATS = (".svg", ".png", ".pdf")
+#: Figures that can be an .html file, too.
+INTERACTIVE = ("parallel", "slices")
 
 
 class Kind(NamedTuple):
@@ -31,7 +33,8 @@ class Kind(NamedTuple):
 
 FIGURES = {
     "history": Kind("objective, best so far, regret and cost, trial by trial", "search", "history", "history"),
-    "slices": Kind("the objective over each searched parameter", "search", "parameters", "slices"),
+    "slices": Kind("the objective over each searched parameter; as .html to hover", "search", "parameters", "slices"),
+    "parallel": Kind("every trial over all parameters; as .html to brush", "search", "parameters", "parallel"),
     "contour": Kind("the objective over pairs of parameters", "search", "parameters", "contour"),
     "importance": Kind("which parameters decide the objective, and which decide survival", "search", "importance",
                        "importance"),
@@ -93,6 +96,32 @@ def save(drawn: Figure, path: Path) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         with styled():
             drawn.savefig(path, dpi=150, metadata=metadata)
+    except OSError as error:
+        raise BadInput(f"cannot be written ({error.strerror})", key="--output", value=str(path)) from None
+    return path
+
+
+def save_interactive(journal: Journal, name: str, path: Path) -> Path:
+    """Writes a figure of `INTERACTIVE` as a page to brush and hover.
+
+    Args:
+        journal: The sweep.
+        name: A key of `FIGURES`.
+        path: An .html file.
+
+    Raises:
+        BadInput: The figure has no such page, or the file cannot be written.
+    """
+    from buttress.analysis.figures import interactive
+    from buttress.analysis.figures.search import compute_parameters
+
+    if name not in INTERACTIVE:
+        accepted = f"{', '.join(FORMATS)}, or {' and '.join(INTERACTIVE)} as .html"
+        raise BadInput("this figure is no page", key="--output", value=str(path), accepted=accepted)
+    page = interactive.to_html(getattr(interactive, name)(compute_parameters(journal)))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(page, encoding="utf-8")
     except OSError as error:
         raise BadInput(f"cannot be written ({error.strerror})", key="--output", value=str(path)) from None
     return path

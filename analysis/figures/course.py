@@ -14,6 +14,7 @@ from buttress.analysis.figures.style import (
     legend_of_states,
     look,
     nothing,
+    scatter,
     symlog,
 )
 from buttress.analysis.table import epochs_saved
@@ -207,11 +208,10 @@ def draw_rungs(info: Rungs) -> Figure:
     grid = figure.subplots(1, len(ages), squeeze=False, sharey=True)
     for axes, (age, phase) in zip(grid[0], ages, strict=True):
         here = [each for each in info.comparisons if (each.age, each.phase) == (age, phase)]
+        states = ["pruned" if each.stopped else "completed" for each in here]
+        values = [each.value for each in here]
+        scatter(axes, list(zip(range(1, len(here) + 1), values, states, strict=True)))
         for place, each in enumerate(here, 1):
-            colour = look("pruned" if each.stopped else "completed").colour
-            marker = look("pruned").marker if each.stopped else "o"
-            if each.value is not None:
-                axes.scatter(place, each.value, c=colour, marker=marker, s=26, zorder=3)
             if each.cutoff is not None:
                 axes.plot([place - 0.45, place + 0.45], [each.cutoff] * 2, color=ACCENT, lw=1.4)
         part = f", phase {phase}" if phase else ""
@@ -265,8 +265,8 @@ def compute_timeline(journal: Journal) -> Timeline:
     until = journal.ended.time if journal.ended is not None else newest
     bars, saved, spent = [], [], 0.0
     for record in journal.trials.values():
-        ends = [attempt.time for attempt in record.attempts[1:]] + [record.outcome.time if record.outcome else until]
-        for number, (attempt, end) in enumerate(zip(record.attempts, ends, strict=True)):
+        ends = [*(attempt.time for attempt in record.attempts[1:]), record.outcome.time if record.outcome else until]
+        for number, (attempt, end) in enumerate(zip(record.attempts, ends, strict=False)):
             lost = next((loss.time for loss in record.losses if loss.attempt == attempt.attempt), None)
             last = number == len(record.attempts) - 1 and lost is None
             bars.append(Bar(str(attempt.slot), record.id, attempt.time - begin, (lost or end) - begin,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -15,7 +16,9 @@ from buttress.analysis.figures.style import (
     legend_of_states,
     look,
     nothing,
+    scatter,
     shown,
+    spans_decades,
     symlog,
 )
 from buttress.analysis.selection import best_trial, objective_value, pareto_front
@@ -91,19 +94,17 @@ def draw_history(info: History) -> Figure:
         return nothing(figure, "No trial has ended yet.")
     top, middle, bottom = figure.subplots(3, 1, sharex=True, height_ratios=[5, 2, 2])
     places = range(1, len(info.points) + 1)
-    for place, point in zip(places, info.points, strict=True):
-        if point.value is not None:
-            top.scatter(place, point.value, c=look(point.state).colour, marker=look(point.state).marker, s=28, zorder=3)
-        else:  # died without a valid epoch: on the lower edge
-            top.scatter(place, 0.02, c=look(point.state).colour, marker=look(point.state).marker, s=28, clip_on=False,
-                        transform=top.get_xaxis_transform(), alpha=0.7)  # fmt: skip
-    best = [(place, point.best) for place, point in zip(places, info.points, strict=True) if point.best is not None]
+    ended = list(zip(places, info.points, strict=True))
+    scatter(top, [(place, point.value, point.state) for place, point in ended], size=28)
+    below = [(place, 0.02, point.state) for place, point in ended if point.value is None]  # died without a valid epoch
+    scatter(top, below, size=28, clip_on=False, alpha=0.7, transform=top.get_xaxis_transform())
+    best = [(place, point.best) for place, point in ended if point.best is not None]
     if best:
         top.step(*zip(*best, strict=True), where="post", color=ACCENT, lw=1.4)
     top.set(ylabel=info.objective, title="Objective of each trial; line: best completed so far")
     symlog(top, [point.value for point in info.points if point.value is not None])
     legend_of_states(top, [point.state for point in info.points])
-    regret = [(place, each.regret) for place, each in zip(places, info.points, strict=True) if each.regret is not None]
+    regret = [(place, point.regret) for place, point in ended if point.regret is not None]
     if regret:
         middle.step(*zip(*regret, strict=True), where="post", color=ACCENT, lw=1.2)
         positive = [value for _, value in regret if value > 0]
@@ -202,16 +203,10 @@ def draw_slices(info: Parameters) -> Figure:
         return nothing(figure, "No trial was drawn yet.")
     grid = figure.subplots(rows, columns, squeeze=False, sharey=True)
     for axes, axis in zip(grid.flat, axes_of, strict=False):
-        for point in info.points:
-            place = axis.place(point.params.get(axis.path))
-            if place is None:
-                continue
-            each = look(point.state)
-            if point.value is not None:
-                axes.scatter(place, point.value, c=each.colour, marker=each.marker, s=22, alpha=0.85, zorder=3)
-            else:
-                axes.scatter(place, 0.03, c=each.colour, marker=each.marker, s=22, alpha=0.6, zorder=3,
-                             transform=axes.get_xaxis_transform())  # fmt: skip
+        at = [(axis.place(point.params.get(axis.path)), point) for point in info.points]
+        scatter(axes, [(place, point.value, point.state) for place, point in at], size=22, alpha=0.85)
+        below = [(place, 0.03, point.state) for place, point in at if point.value is None]
+        scatter(axes, below, size=22, alpha=0.6, transform=axes.get_xaxis_transform())
         axis.prepare(axes, "x")
     for axes in grid.flat[len(axes_of) :]:
         axes.axis("off")
@@ -223,6 +218,64 @@ def draw_slices(info: Parameters) -> Figure:
     more = f" ({plural(left, 'less important parameter')} not drawn)" if left else ""
     figure.suptitle(f"{info.objective} over each parameter; on the lower edge: died without a value{more}", fontsize=10)
     return figure
+
+
+def draw_parallel(info: Parameters) -> Figure:
+    """A line a trial over all parameters to the objective; what is not in play is left out of the line."""
+    axes_of = [axis for axis in info.axes[:MAX_PARAMETERS] if any(axis.path in point.params for point in info.points)]
+    figure = canvas(1.5 * (len(axes_of) + 1) + 1, 4.2)
+    if not axes_of:
+        return nothing(figure, "No trial was drawn yet.")
+    axes = figure.subplots()
+    known = [point.value for point in info.points if point.value is not None]
+    objective = Axis(info.objective, spans_decades(known), None)
+    scales = [_scale(axis, [axis.place(point.params.get(axis.path)) for point in info.points]) for axis in axes_of]
+    scales.append(_scale(objective, known))
+    order = sorted((point for point in info.points if point.params), key=lambda point: point.state == "completed")
+    for point in order:
+        given = [axis.place(point.params.get(axis.path)) for axis in axes_of]
+        heights = [scale(value) for scale, value in zip(scales, [*given, point.value], strict=True)]
+        line = [(place, height) for place, height in enumerate(heights) if height is not None]
+        axes.plot(*zip(*line, strict=True), color=look(point.state).colour, lw=1.0, alpha=0.65, marker=".", ms=4)
+    for place, (axis, scale) in enumerate(zip([*axes_of, objective], scales, strict=True)):
+        axes.axvline(place, color="0.75", lw=0.8, zorder=0)
+        for value, name in scale.ticks(axis):
+            axes.text(place + 0.03, scale(value) or 0.0, name, fontsize=7, va="center", color="0.25", clip_on=False)
+    names = [*(axis.path for axis in axes_of), info.objective]
+    axes.set_xticks(range(len(names)), names, rotation=20, ha="right")
+    axes.set(yticks=[], xlim=(-0.1, len(names) - 0.5), ylim=(-0.05, 1.05))
+    axes.spines["left"].set_visible(False)
+    axes.grid(visible=False)
+    legend_of_states(axes, [point.state for point in info.points], above=True)
+    return figure
+
+
+class _Scale(NamedTuple):
+    """From values of an axis to heights, 0 to 1."""
+
+    low: float
+    high: float
+    log: bool
+
+    def __call__(self, value: float | None) -> float | None:
+        if value is None or (self.log and value <= 0):
+            return None
+        place, low, high = (math.log(each) if self.log else each for each in (value, self.low, self.high))
+        return 0.5 if high <= low else (place - low) / (high - low)
+
+    def ticks(self, axis: Axis) -> list[tuple[float, str]]:
+        """A few values with their labels."""
+        if axis.categories is not None:
+            return [(float(index), shown(each)) for index, each in enumerate(axis.categories)]
+        middle = math.sqrt(self.low * self.high) if self.log else (self.low + self.high) / 2
+        return [(value, shown(value)) for value in dict.fromkeys((self.low, middle, self.high))]
+
+
+def _scale(axis: Axis, places: Sequence[float | None]) -> _Scale:
+    if axis.categories is not None:
+        return _Scale(0.0, float(max(1, len(axis.categories) - 1)), False)
+    present = [place for place in places if place is not None]
+    return _Scale(min(present, default=0.0), max(present, default=1.0), axis.log)
 
 
 def draw_contour(info: Parameters) -> Figure:
@@ -248,15 +301,9 @@ def _contour(axes: Axes, info: Parameters, x: Axis, y: Axis) -> None:
     def unit(axis: Axis, value: float) -> float:
         return float(np.log10(value)) if axis.log else value
 
-    known = []
-    for point in info.points:
-        place = x.place(point.params.get(x.path)), y.place(point.params.get(y.path))
-        if place[0] is None or place[1] is None:
-            continue
-        if point.value is not None:
-            known.append((place[0], place[1], point.value))
-        axes.scatter(place[0], place[1], c=look(point.state).colour, marker=look(point.state).marker, s=24, zorder=3,
-                     edgecolors="white", linewidths=0.4)  # fmt: skip
+    at = [(x.place(point.params.get(x.path)), y.place(point.params.get(y.path)), point) for point in info.points]
+    scatter(axes, [(px, py, point.state) for px, py, point in at], size=24, edgecolors="white", linewidths=0.4)
+    known = [(px, py, point.value) for px, py, point in at if None not in (px, py, point.value)]
     if len(known) < 5:
         axes.set_title("too few values to interpolate")
         return
@@ -373,12 +420,8 @@ def draw_collapse_map(info: CollapseMap) -> Figure:
     if not pairs:
         return nothing(figure, "Too few trials to say which parameters decide.")
     for axes, (x, y) in zip(figure.subplots(1, len(pairs), squeeze=False)[0], pairs, strict=True):
-        for point in info.points:
-            place = x.place(point.params.get(x.path)), y.place(point.params.get(y.path))
-            if place[0] is not None and place[1] is not None:
-                each = look(point.state)
-                axes.scatter(place[0], place[1], c=each.colour, marker=each.marker, s=30, zorder=3, edgecolors="white",
-                             linewidths=0.4)  # fmt: skip
+        at = [(x.place(each.params.get(x.path)), y.place(each.params.get(y.path)), each.state) for each in info.points]
+        scatter(axes, at, size=30, edgecolors="white", linewidths=0.4)
         x.prepare(axes, "x")
         y.prepare(axes, "y")
         _shade(axes, x, info, axes.axvspan, axes.axvline, axes.get_xlim())
@@ -450,10 +493,9 @@ def draw_pareto(info: Pareto) -> Figure:
         return nothing(figure, "No trial has a value of every objective yet.")
     grid = figure.subplots(-(-len(pairs) // 3), min(3, len(pairs)), squeeze=False)
     for axes, (x, y) in zip(grid.flat, pairs, strict=False):
-        for point in info.points:
-            axes.scatter(point.values[x], point.values[y], c=look(point.state).colour, marker=look(point.state).marker,
-                         s=46 if point.front else 22, edgecolors=ACCENT if point.front else "none", zorder=3,
-                         )  # fmt: skip
+        at = [(point.values[x], point.values[y], point.state, point.front) for point in info.points]
+        scatter(axes, [each[:3] for each in at if not each[3]], size=22)
+        scatter(axes, [each[:3] for each in at if each[3]], size=46, edgecolors=ACCENT)
         front = sorted((point.values[x], point.values[y]) for point in info.points if point.front)
         if len(info.objectives) == 2:
             where = "post" if info.objectives[1][1] == "min" else "pre"

@@ -67,14 +67,29 @@ def styled() -> Iterator[None]:
         yield
 
 
-def canvas(width: float, height: float) -> Figure:
-    """An empty figure of this size in inches, outside pyplot's own list of figures."""
+def canvas(width: float, height: float, *, arranged: bool = True) -> Figure:
+    """An empty figure of this size in inches, outside pyplot's own list of figures; `arranged`: Matplotlib finds places
+    for labels, which takes seconds for twenty axes."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), layout="constrained")
+    figure = Figure(figsize=(width, height), layout="constrained" if arranged else None)
     FigureCanvasAgg(figure)
     return figure
+
+
+def scatter(
+    axes: Axes, places: Iterable[tuple[float | None, float | None, str]], *, size: float = 26, **more: Any
+) -> None:
+    """Draws trials, (x, y, state) each, those of one state at once; left out where a place is missing."""
+    by_state: dict[str, list[tuple[float, float]]] = {}
+    for x, y, state in places:
+        if x is not None and y is not None:
+            by_state.setdefault(state, []).append((x, y))
+    for state, points in by_state.items():
+        each = look(state)
+        looks = {"c": each.colour, "marker": each.marker, "s": size, "zorder": 3, **more}
+        axes.scatter(*zip(*points, strict=True), **looks)
 
 
 def legend_of_states(axes: Axes, states: Iterable[str], *, above: bool = False) -> None:

@@ -91,10 +91,12 @@ def draw_trial(info: TrialCurves) -> Figure:
     drawn = [each for group in info.groups.values() for each in group if len(set(each.values)) > 1][:24]
     columns = 3
     rows = max(1, -(-len(drawn) // columns))
-    figure = canvas(11, 1.9 * rows + 0.6)
+    height = 1.9 * rows + 0.9
+    figure = canvas(11, height, arranged=False)
     if not drawn:
         return nothing(figure, f"Trial {info.trial} has reported no curve yet.")
     grid = figure.subplots(rows, columns, squeeze=False, sharex=True)
+    figure.subplots_adjust(left=0.06, right=0.985, bottom=0.5 / height, top=1 - 0.65 / height, hspace=0.4, wspace=0.2)
     for axes, each in zip(grid.flat, drawn, strict=False):
         axes.plot(each.epochs, each.values, color=look(info.state).colour, lw=1.3, zorder=3)
         symlog(axes, each.values)

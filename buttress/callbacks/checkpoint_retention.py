@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import contextlib
 import heapq
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
 from buttress.journal.events import Outcome, Report
 
+#: The checkpoints that trials write (training/reporting.py), whole or half: what may be deleted, whoever names it.
+OURS = re.compile(r"checkpoints/\d{6,}(-\d{9,})?\.(pt|part)")
 #: Completed trials whose best checkpoint is kept.
 MAX_KEPT_TRIALS = 3
 
@@ -42,8 +45,10 @@ class LocalTrialFiles:
         return [f"checkpoints/{path.name}" for path in (self._folder / trial / "checkpoints").glob("*")]
 
     def delete(self, trial: str, name: str) -> None:
-        with contextlib.suppress(OSError):
-            (self._folder / trial / name).unlink()
+        path = self._folder / trial / name  # not through a link that somebody put there
+        if path.parent.resolve() == self._folder.resolve() / trial / "checkpoints":
+            with contextlib.suppress(OSError):
+                path.unlink()
 
 
 class CheckpointRetention:
@@ -68,7 +73,7 @@ class CheckpointRetention:
             keep.add(best.checkpoint)
         for path in written[:-1]:
             if path not in keep:
-                self._files.delete(trial, path)
+                self._delete(trial, path)
 
     def ended(self, trial: str, outcome: Outcome) -> None:
         """A trial has its outcome and its workers have left it."""
@@ -77,10 +82,14 @@ class CheckpointRetention:
         keep = best.checkpoint if best and outcome.outcome == "completed" and value is not None else None
         for path in self._files.checkpoints(trial):
             if path != keep:
-                self._files.delete(trial, path)
+                self._delete(trial, path)
         if keep is not None and value is not None:
             heapq.heappush(self._finished, (self._sign * value, trial))
             if len(self._finished) > MAX_KEPT_TRIALS:
                 _, worst = heapq.heappop(self._finished)
                 for path in self._files.checkpoints(worst):
-                    self._files.delete(worst, path)
+                    self._delete(worst, path)
+
+    def _delete(self, trial: str, name: str) -> None:
+        if OURS.fullmatch(name):
+            self._files.delete(trial, name)

@@ -1,4 +1,4 @@
-"""The verb that draws: `plot`."""
+"""The verbs that show: `plot` and `report`."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from buttress.cli.options import Sweep
 from buttress.cli.results import load
 
 NAMES = (
-    "history, slices, contour, importance, collapse, pareto, health, rungs, timeline; trial and kl (of one trial, with "
-    "--trial)"
+    "history, slices, parallel, contour, importance, collapse, pareto, health, rungs, timeline; trial and kl (of one "
+    "trial, with --trial)"
 )
 
 
@@ -21,15 +21,33 @@ def plot(
     name: Annotated[str, typer.Argument(metavar="NAME", help=f"{NAMES}.")],
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="A .svg, .png or .pdf file. Default: SWEEP-NAME.png in this folder."),
+        typer.Option("--output", "-o", help="A .svg, .png or .pdf file; slices and parallel also as .html, to brush. "
+                     "Default: SWEEP-NAME.png."),
     ] = None,
     trial: Annotated[str | None, typer.Option("--trial", "-t", help="A trial, such as 7 or 0007.")] = None,
 ) -> None:
     """Draw one figure of a sweep, running or ended, or of one of its trials."""
-    from buttress.analysis.figures import FIGURES, save
+    from buttress.analysis.figures import FIGURES, save, save_interactive
 
     found = load(sweep)
+    if output is not None and output.suffix.lower() == ".html" and name in FIGURES:
+        typer.echo(f"wrote {save_interactive(found.journal, name, output)}: {FIGURES[name].shows}")
+        return
     drawn = found.plot(name, trial=trial)
     one = f"-{found.journal.trial(trial).id}" if trial is not None and FIGURES[name].of_trial else ""
     path = save(drawn, output or Path(f"{found.name}-{name}{one}.png"))
     typer.echo(f"wrote {path}: {FIGURES[name].shows}")
+
+
+def report(
+    sweep: Sweep,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The .html file. Default: report.html in the sweep's folder.")
+    ] = None,
+    open_: Annotated[bool, typer.Option("--open", help="Show it in a browser.")] = False,
+) -> None:
+    """Write the whole sweep as one HTML page that opens anywhere, for people who were not there."""
+    path = load(sweep).report(output)
+    typer.echo(f"wrote {path}")
+    if open_:
+        typer.launch(str(path))

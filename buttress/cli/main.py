@@ -15,7 +15,7 @@ from typing import Annotated
 
 import typer
 
-from buttress.cli import cluster, figures, init, results, rules, sweeps, training
+from buttress.cli import cluster, figures, init, listing, results, rules, sweeps, training
 from buttress.cli.output import leave
 from buttress.errors import BadInput
 
@@ -27,7 +27,7 @@ A first sweep, on this machine:
     buttress run    lithology --profile quick  # Ctrl-C leaves it resumable
     buttress table  lithology                  # every trial, and why it ended
     buttress why    lithology 3                # one trial in words
-    buttress plot   lithology collapse         # a picture: where trials die
+    buttress report lithology                  # all of it as one HTML page, with pictures
     buttress export lithology -o best.yaml     # the best config ...
     buttress train  best.yaml                  # ... trains to the same figures
 
@@ -53,10 +53,13 @@ for panel, verb in (
     (RUN, sweeps.plan),
     (RUN, sweeps.run),
     (RUN, sweeps.resume),
+    (READ, listing.ls),
     (READ, sweeps.status),
     (READ, results.table),
     (READ, results.why),
     (READ, figures.plot),
+    (READ, figures.report),
+    (READ, listing.diff),
     (READ, results.export),
     (RULES, rules.replay),
     (RULES, rules.calibrate),

@@ -41,3 +41,6 @@ StepsPerEpoch = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on the last line of standard output.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress display.")]
+Report = Annotated[
+    bool, typer.Option("--report", help="Keep report.html in the sweep's folder up to date, about once a minute.")
+]

@@ -54,12 +54,27 @@ def export(
     force: Annotated[
         bool, typer.Option("--force", help="Export a trial that did not complete; write over foreign files.")
     ] = False,
+    optuna: Annotated[
+        str | None,
+        typer.Option(metavar="STORAGE", help="Write the whole sweep as an Optuna study instead, for optuna-dashboard: "
+                     "`sqlite:///study.db`, or a .log file."),
+    ] = None,
 ) -> None:
     """Write the best trial's config, ready for `buttress train` or for the original trainer."""
     from buttress.analysis.export import NothingHealthy
 
+    if optuna is not None:
+        from buttress.search.optuna_export import export_study
+
+        typer.echo(f"wrote study {export_study(load(sweep).journal, optuna)}; look at it: optuna-dashboard {optuna}")
+        return
+    found = load(sweep)
+    if found.status == "killed" or found.journal.torn:
+        cut = f"; {found.journal.torn} bytes at its end are torn" if found.journal.torn else ""
+        note = f"note: the journal of {found.name} does not end with the sweep's end{cut}"
+        typer.echo(f"{note}: this is the best of what it holds", err=True)
     try:
-        for path in load(sweep).export(output, trial=trial, weights=weights, force=force):
+        for path in found.export(output, trial=trial, weights=weights, force=force):
             typer.echo(f"wrote {path}")
     except NothingHealthy as error:
         leave(str(error), error.exit_code)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from buttress.cli.options import Address, Json, Profile, Quiet, Set, Spec, Sweep, WarmStart
+from buttress.cli.options import Address, Json, Profile, Quiet, Report, Set, Spec, Sweep, WarmStart
 from buttress.cli.output import console, leave, print_json
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ def run(
     ] = "runs",
     warm_start: WarmStart = None,
     address: Address = None,
+    report: Report = False,
     quiet: Quiet = False,
     json_: Json = False,
 ) -> None:
@@ -49,7 +50,8 @@ def run(
 
     _stop_on_sigterm()
     sweep = api.run(
-        spec, profile=profile, set=set_, out=out, warm_start=warm_start or (), address=address, quiet=quiet
+        spec, profile=profile, set=set_, out=out, warm_start=warm_start or (), address=address, report=report,
+        quiet=quiet,
     )
     _report(sweep, json_)
 
@@ -62,6 +64,7 @@ def resume(
         bool, typer.Option("--take-over", help="On remote storage: do not wait for the lease of a driver that is gone.")
     ] = False,
     address: Address = None,
+    report: Report = False,
     quiet: Quiet = False,
     json_: Json = False,
 ) -> None:
@@ -69,9 +72,10 @@ def resume(
     from buttress import api
 
     _stop_on_sigterm()
-    _report(
-        api.resume(sweep, trials=trials, hours=hours, address=address, take_over=take_over, quiet=quiet), json_
+    found = api.resume(
+        sweep, trials=trials, hours=hours, address=address, take_over=take_over, report=report, quiet=quiet
     )
+    _report(found, json_)
 
 
 def status(sweep: Sweep, json_: Json = False) -> None:

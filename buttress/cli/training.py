@@ -30,11 +30,12 @@ def train(
         result = buttress.train(config, out, set=set_)
     except buttress.Collapsed as error:
         leave(str(error), error.exit_code)
+    if result["epoch"] is not None:
+        typer.echo(f"{written(result)}; best valid epoch {result['epoch']}")
     if json_:
-        print_json(result)
+        print_json(result)  # the last line, as everywhere
     if result["epoch"] is None:
         leave(written(result), 1)
-    typer.echo(f"{written(result)}; best valid epoch {result['epoch']}")
 
 
 def data_check(

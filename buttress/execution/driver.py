@@ -28,7 +28,7 @@ from buttress.execution.elasticity import ClusterMembership, PoolReconciler, fre
 from buttress.execution.event_handler import AssignmentFactory, EventHandler
 from buttress.execution.messages import Command, DropTrial, StopTrial
 from buttress.execution.ray_session import NAMESPACE, connected, wait_for_released_resources
-from buttress.execution.setup import header, load, new_id, resolve_rules, versions
+from buttress.execution.setup import describe_folder, header, load, new_id, resolve_rules, versions
 from buttress.journal import JournalWriter
 from buttress.journal.events import CircuitBroken, Ended, Event, Header, Resumed, WarmStarted
 from buttress.journal.mirror import origin
@@ -152,14 +152,42 @@ class Driver:
     def _open_journal(self) -> None:
         if not self._resumed:
             self._write(header(self.spec, self.trainable, self.rules, self.sweep))
+            describe_folder(self.folder, self.spec, self.sweep)
             self._warm_start()
             return
+        self._read_again()
         self._write(Resumed(versions=versions()))
         self.state.replay(self.earlier)
         if not any(isinstance(event, WarmStarted) for event in self.earlier):
             self._warm_start()
         for trial, outcome in self.state.outcomes.items():
             self.checkpoints.ended(trial, outcome)
+
+    def _read_again(self) -> None:
+        """The journal as it is now that nobody else writes it, tried out before a line is added.
+
+        Raises:
+            BadInput: A sweep cannot go on from what it holds; nothing was written.
+        """
+        path = self.folder / journal.FILE
+        if self._writer.cut:
+            kept = f"{path.name}.cut-{path.stat().st_size}"
+            self.callbacks.on_message(f"the last {self._writer.cut} bytes of the journal were torn; they are in {kept}")
+        if self.store is not None:
+            from buttress.journal.mirror import segments
+
+            text = segments(self.store)
+            if not path.read_bytes().startswith(text):
+                self._writer.restore(text)
+        self.earlier = list(journal.events(path))[1:]
+        trial_run = SweepState(self.spec, self.trainable, self.rules, lambda _: None, lambda *_: None)
+        try:
+            trial_run.replay(self.earlier)
+        except BadInput as error:
+            raise error.at(path) from None
+        except Exception as error:
+            problem = f"a sweep cannot go on from what this journal holds ({type(error).__name__}: {error})"
+            raise BadInput(problem, where=path, accepted="a journal that nobody has edited") from error
 
     def _warm_start(self) -> None:
         if self.spec.warm_start:

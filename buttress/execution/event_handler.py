@@ -35,7 +35,7 @@ from buttress.storage import Storage
 from buttress.sweep.limits import Limits
 from buttress.sweep.state import SweepState
 from buttress.sweep.trial import ActiveTrial
-from buttress.training.trainable import Reported
+from buttress.training.trainable import NO_CHECKPOINTS, Reported
 
 if TYPE_CHECKING:
     from buttress.execution.worker_pool import WorkerPool
@@ -117,6 +117,7 @@ class EventHandler:
         self._on_message, self._fail = on_message, fail
         self._limits = Limits(state.spec.budget)
         self.reports = 0
+        self._looked_for_checkpoints = False
         self.slot_of: dict[str, str] = {}  # trial -> the slot of its newest attempt
         self.leaving: set[str] = set()  # paused trials whose workers have not left them yet
         self._released: set[str] = set()  # trials whose last result Tune has been given
@@ -198,12 +199,20 @@ class EventHandler:
             self._state.lost(trial, event.attempt, "its node was drained", moved=True)
             self._on_message(f"trial {trial}: its node is drained; it goes on from the checkpoint that it left")
             return [RequeueTrial(self._assignments.next_attempt(self._state.active[trial]))]
+        if ending is Ending.FINISHED and live is not None:
+            self._warn_of_no_checkpoint(live)
         outcome = outcome or self._outcome_of(event)
         if outcome is None:
             return []
         commands = self._conclude(trial, outcome)
         self._checkpoints.ended(trial, outcome)
         return commands
+
+    def _warn_of_no_checkpoint(self, live: ActiveTrial) -> None:
+        """Says so, once, where the first trial to reach its end has reported no checkpoint."""
+        if not self._looked_for_checkpoints and not any(report.checkpoint for report in live.evaluation.reports):
+            self._on_message(f"trial {live.id} has reported no checkpoint: {NO_CHECKPOINTS}")
+        self._looked_for_checkpoints = True
 
     def _without_its_checkpoint(self, live: ActiveTrial, result: AttemptResult) -> list[Command]:
         """The workers could not read the checkpoint that the trial was to go on from: it goes on from an older one."""

@@ -25,10 +25,12 @@ from buttress.journal.events import Report
 from buttress.rules import RuleSet
 from buttress.spec.config_paths import layered
 from buttress.spec.overrides import override_config, set_value
+from buttress.spec.trial_config import schedule_of
 from buttress.spec.yaml_io import read_yaml
 from buttress.sweep.evaluation import TrialEvaluator
 from buttress.training import registry
 from buttress.training.trainable import Reported, Trainable
+from buttress.training.user_code import user_faults
 from buttress.wording import number
 
 PROGRESS_METRICS = ("train/loss", "latent/kl_total", "latent/active_kl", "train/beta")
@@ -163,7 +165,7 @@ class JudgingSink:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise BadInput(f"cannot be written ({error.strerror})", where="--out", value=str(folder)) from error
-        direction, epochs = trainable.metrics[objective].direction, trainable.schedule(config).epochs
+        direction, epochs = trainable.metrics[objective].direction, schedule_of(trainable, config).epochs
         self.stop = False
         self.evaluation = TrialEvaluator(rules, [objective], direction, epochs)
         self._folder, self._objective, self._epochs = folder, objective, epochs
@@ -276,8 +278,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     folder = given.out or Path("runs") / given.config.stem
     try:
-        trainable, config = read_config(given.config, given.set, workers=_torchrun_ranks())
-        result = _train(given.config, trainable, config, folder, given.resume, given.device)
+        with user_faults():
+            trainable, config = read_config(given.config, given.set, workers=_torchrun_ranks())
+            result = _train(given.config, trainable, config, folder, given.resume, given.device)
     except (BadInput, Collapsed) as error:
         if _is_rank_0():
             print(f"error: {error}", file=sys.stderr)

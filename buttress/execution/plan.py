@@ -23,7 +23,10 @@ from buttress.search.proposals import build, never_settles
 from buttress.search.warm_start import collect, describe, resolve_sweeps
 from buttress.spec import trial_config
 from buttress.spec.spec import SweepSpec
+from buttress.spec.validation import uncovered_weights
 from buttress.training.cache import cached
+from buttress.training.registry import FAMILIES
+from buttress.training.trainable import NO_CHECKPOINTS
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -73,6 +76,7 @@ class Plan:
         timing: Measured on this machine; None without timing.
         seconds: Estimate for the whole sweep.
         longest_seconds: The same if no trial were stopped early.
+        warnings: What is allowed and yet probably meant otherwise, in sentences.
     """
 
     name: str
@@ -92,6 +96,7 @@ class Plan:
     timing: Timing | None
     seconds: float | None
     longest_seconds: float | None
+    warnings: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values."""
@@ -163,6 +168,7 @@ def make_plan(spec: SweepSpec, *, address: str | None = None, timing: bool = Tru
         timing=timed,
         seconds=seconds,
         longest_seconds=longest,
+        warnings=tuple(find_warnings(spec, trainable, timed)),
     )
 
 
@@ -178,6 +184,20 @@ def with_measured_steps(spec: SweepSpec, schedule: Any, steps_per_epoch: int) ->
     if (why := never_settles(known)) is not None:
         raise spec.error(why, key="trainable", value=spec.trainable, accepted="more epochs or a shorter warm-up")
     return known
+
+
+def find_warnings(spec: SweepSpec, trainable: Any, timed: Timing | None) -> list[str]:
+    """What is allowed and yet probably meant otherwise, in sentences."""
+    said = []
+    own = spec.trainable not in FAMILIES  # whose metrics nobody has looked through
+    for path in uncovered_weights(spec, trainable.metrics) if own else ():
+        said.append(
+            f"{path} is searched, and no metric says that its scale depends on it: if {spec.objectives[0].metric} "
+            f'does, it cannot compare trials (Metric(..., weighted_by=("{path}",)) says of a metric that it does)'
+        )
+    if timed is not None and timed.checkpoints is False:
+        said.append(f"the trainer reports no checkpoints: {NO_CHECKPOINTS}")
+    return said
 
 
 def sample_configs(spec: SweepSpec, trainable: Any) -> tuple[list[Any], float]:
@@ -288,4 +308,6 @@ def plan_table(plan: Plan) -> Table:
             f"about {duration(plan.seconds)}; less for every trial that collapses, "
             f"{duration(plan.longest_seconds)} if none were stopped early",
         )
+    for number, warning in enumerate(plan.warnings):
+        table.add_row("warning" if number == 0 else "", warning)
     return table

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import platform
 import secrets
 import subprocess
@@ -12,6 +13,8 @@ from importlib import metadata
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from buttress.errors import BadInput
 from buttress.journal.events import Header, Objective, plain
@@ -34,9 +37,12 @@ def located_in(spec: SweepSpec) -> Iterator[None]:
 
 def load(spec: SweepSpec) -> tuple[SweepSpec, Trainable[Any]]:
     """The spec, checked against its trainable, and the trainable; raises BadInput where they do not fit."""
+    if "mlflow" in spec.callbacks and importlib.util.find_spec("mlflow") is None:
+        problem, accepted = "needs mlflow-skinny, which is not installed", "pip install mlflow-skinny"
+        raise spec.error(problem, key="callbacks", value="mlflow", accepted=accepted)
     with located_in(spec):
         trainable = registry.load(spec.trainable, spec.module_folders, reload_changed=True)
-    return validation.check(spec, trainable), trainable
+        return validation.check(spec, trainable), trainable
 
 
 def resolve_rules(spec: SweepSpec) -> RuleSet:
@@ -90,6 +96,37 @@ def header(spec: SweepSpec, trainable: Any, rules: RuleSet, sweep: str) -> Heade
         trainable=spec.trainable,
         module_folders=module_folders(spec),
     )
+
+
+def describe_folder(folder: Path, spec: SweepSpec, sweep: str) -> None:
+    """Writes the sweep's spec as YAML (it can be run again), and a README that says what each file is.
+
+    Both are for people; a folder that takes neither is no fault of the sweep.
+    """
+    tree = {key: value for key, value in spec.to_dict().items() if key != "profile"}
+    applied = f" with the profile {spec.profile}" if spec.profile else ""
+    head = f"# The spec of {sweep}{applied}, every default and change in it: `buttress run spec.yaml` runs it again.\n"
+    with contextlib.suppress(OSError):
+        (folder / "spec.yaml").write_text(head + yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
+        (folder / "README.md").write_text(_README.format(sweep=sweep, name=spec.trainable))
+
+
+_README = """# {sweep}
+
+A sweep of `{name}` by Buttress: `buttress table {sweep}`, `buttress why {sweep} TRIAL`, `buttress report {sweep}`.
+
+| file | what it is |
+| --- | --- |
+| `journal.jsonl` | everything that happened, one JSON object a line; all the rest is read from it |
+| `journal.jsonl.lock` | which driver writes it |
+| `spec.yaml` | what was run, with every default and change |
+| `trials/NNNN/` | one trial: its log, pictures, `checkpoints/` (when it has ended, only the best of the three best) |
+| `report.html` | the page of `buttress report`, where one was made |
+| `wandb/` | offline runs for `wandb sync`, unless W&B is off |
+| `tensorboard/`, `mlflow.db`, `trials/NNNN/progress.csv` | for other tools, where `callbacks` names them |
+
+`buttress resume {sweep}` goes on with a sweep that was interrupted, `buttress export {sweep}` writes its best config.
+"""
 
 
 def module_folders(spec: SweepSpec) -> tuple[str, ...]:

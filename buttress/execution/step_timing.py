@@ -11,11 +11,13 @@ from __future__ import annotations
 import multiprocessing
 import os
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from contextlib import redirect_stdout
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ from buttress.errors import BadInput
 from buttress.spec.spec import SweepSpec
 from buttress.training import registry
 from buttress.training.trainable import Reported
+from buttress.training.user_code import user_faults
 
 #: Seconds for which a trial may be timed.
 MAX_TIMING_S = 20.0
@@ -49,6 +52,7 @@ class Timing:
         objective_s: What the objective adds to an epoch.
         objective_every: Full-beta epochs between two objectives.
         at_once: Trials that were timed together.
+        checkpoints: Whether the trainer reported any; None where its first was not due yet.
     """
 
     step_s: float
@@ -58,6 +62,7 @@ class Timing:
     objective_s: float = 0.0
     objective_every: int = 1
     at_once: int = 1
+    checkpoints: bool | None = None
 
     def trial(self, epochs: int, full_beta_epochs: int) -> float:
         """Seconds of a trial of `epochs` epochs, `full_beta_epochs` of them at full beta."""
@@ -99,13 +104,15 @@ def measure(spec: SweepSpec, configs: Sequence[Any], slots: int) -> Timing:
     """
     objectives = [objective.metric for objective in spec.objectives]
     middle = configs[len(configs) // 2]
-    timing = timing_of(_timed_reports(spec, middle, steps_only=True), objectives)
+    reports = _timed_reports(spec, middle, steps_only=True)
+    timing = timing_of(reports, objectives)
     if timing.step_s >= SHORT_STEP_S:
-        return timing
+        return replace(timing, checkpoints=_checkpoints([reports], middle))
     cores = os.cpu_count() or 1
     at_once = max(1, min(slots, cores // spec.resources.workers))
     chosen = [configs[(2 * number + 1) * len(configs) // (2 * at_once)] for number in range(at_once)]
-    timings = [timing_of(reports, objectives) for reports in _train_at_once(spec, chosen)]
+    timed = _train_at_once(spec, chosen)
+    timings = [timing_of(reports, objectives) for reports in timed]
 
     def mean(name: str) -> float:
         return statistics.fmean(getattr(each, name) for each in timings)
@@ -118,7 +125,17 @@ def measure(spec: SweepSpec, configs: Sequence[Any], slots: int) -> Timing:
         objective_s=mean("objective_s"),
         objective_every=max(each.objective_every for each in timings),
         at_once=at_once,
+        checkpoints=_checkpoints([reports, *timed], middle),
     )
+
+
+def _checkpoints(trials: Sequence[Sequence[Reported]], config: Any) -> bool | None:
+    """Whether any report held a checkpoint, or failed to write one; None where none was due yet."""
+    every = getattr(getattr(config, "buttress", None), "checkpoint_every", 1)
+    reports = [each for trial in trials for each in trial]
+    if any(each.checkpoint or each.note for each in reports):
+        return True
+    return False if any(each.epoch >= every for each in reports) else None
 
 
 def _train_at_once(spec: SweepSpec, configs: Sequence[Any]) -> list[list[Reported]]:
@@ -149,6 +166,7 @@ def _timed_reports_of_process(spec: SweepSpec, config: Any) -> list[Reported]:
     return _timed_reports(spec, config)
 
 
+@user_faults()  # here, because a traceback does not leave a process
 def _timed_reports(spec: SweepSpec, config: Any, *, steps_only: bool = False) -> list[Reported]:
     from buttress.training.local_run import train
 
@@ -157,7 +175,8 @@ def _timed_reports(spec: SweepSpec, config: Any, *, steps_only: bool = False) ->
     sink = _TimingSink([objective.metric for objective in spec.objectives], steps_only=steps_only)
     with tempfile.TemporaryDirectory() as folder:
         trainable = registry.load(spec.trainable, spec.module_folders)
-        train(config, trainable, Path(folder), sink=sink, workers=spec.resources.workers)
+        with redirect_stdout(sys.stderr):  # what the trainer prints is no part of the plan
+            train(config, trainable, Path(folder), sink=sink, workers=spec.resources.workers)
     return sink.reports
 
 

@@ -27,10 +27,12 @@ import torch.distributed as dist
 
 from buttress.errors import BadInput
 from buttress.execution.messages import Assignment, AttemptResult, Ending, NoAssignment, Signal, WorkerInfo
+from buttress.execution.trial_output import captured_output, output_name
 from buttress.storage import Storage, first_line, retry_while_away
 from buttress.training import registry
 from buttress.training.reporting import Reporter, caused_by_peer
 from buttress.training.trainable import Reported, TrialStopped
+from buttress.training.user_code import fault_of, without_our_arguments
 from buttress.training.world import World, prepare
 
 #: A CUDA fault poisons its process: the trial is innocent, the process must go.
@@ -145,13 +147,16 @@ def run_attempt(
     ending = Ending.FINISHED
     try:
         if files is None or not assignment.resume or files.download(Path(assignment.resume)):
-            ending = _train(assignment, rank, size, device, groups, sink)
+            with captured_output(Path(assignment.folder), rank):
+                ending = _train(assignment, rank, size, device, groups, sink)
         else:
             ending = Ending.UNRESUMABLE
         if files is not None and rank == 0 and ending is Ending.FINISHED:
             files.upload_others()
     except Exception as raised:
         error = "".join(traceback.format_exception(raised))
+        if not caused_by_peer(error) and (fault := fault_of(raised)) is not None:
+            error += str(fault)  # the last line is what is said of the trial
         if device.type == "cuda" and any(fault in str(raised) for fault in CUDA_FAULTS) and not _out_of_memory(raised):
             raise SlotFault(f"rank {rank}: {raised}") from raised
         traceback.clear_frames(raised.__traceback__)
@@ -164,6 +169,8 @@ def run_attempt(
     finally:
         if sink is not None:
             sink.close()
+        if files is not None and rank == 0:
+            files.upload_output()
     if ending in (Ending.RAISED, Ending.UNRESUMABLE):
         groups.destroy()  # closes the sockets: a peer inside a collective hears of it at once
     if size > 1:
@@ -195,7 +202,7 @@ def _train(
     )
     resume = Path(assignment.resume) if assignment.resume else None
     try:
-        with Reporter(world, trainable.schedule(config), sink) as report:
+        with Reporter(world, trainable.schedule(config), sink) as report, without_our_arguments():
             trainable.train(config, world, report, resume)
     except TrialStopped:
         return Ending.STOPPED
@@ -249,6 +256,12 @@ class RemoteTrialFiles:
             for path in sorted(self._folder.iterdir()):
                 if path.is_file() and path.name not in self._uploaded:
                     self._upload(path.name, lambda: False)
+
+    def upload_output(self) -> None:
+        """What rank 0 has printed, unless it was uploaded or the storage is away."""
+        with contextlib.suppress(OSError):
+            if output_name(0) not in self._uploaded and (self._folder / output_name(0)).is_file():
+                self._upload(output_name(0), lambda: True)
 
     def download(self, path: Path) -> bool:
         """The checkpoint `path`, brought to this node; False where the storage does not have it."""

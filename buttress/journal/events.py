@@ -10,13 +10,14 @@ from __future__ import annotations
 import functools
 import math
 import os
+import re
 import socket
 import time as clock
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple, Protocol, Self
 
-from pydantic import Strict, TypeAdapter, ValidationError
+from pydantic import AfterValidator, Strict, TypeAdapter, ValidationError
 
 from buttress.errors import BadInput
 
@@ -28,11 +29,58 @@ SCHEMA = 1
 #: Outcomes of a trial.
 OUTCOMES = ("completed", "collapsed", "diverged", "pruned", "failed")
 
+
+
+def _is_name(text: str) -> str:
+    """A trial's id: the name of a folder, and of nothing outside of the sweep's."""
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,63}", text):
+        raise ValueError("is not a trial's id: letters, digits, '_' and '-'")
+    return text
+
+
+def _is_inside(text: str) -> str:
+    """A path relative to a trial's folder that stays inside it."""
+    parts = text.split("/")
+    if not text or len(text) > 512 or "\0" in text or "\\" in text or any(part in ("", ".", "..") for part in parts):
+        raise ValueError("is not a path inside the trial's folder")
+    return text
+
+
 Int = Annotated[int, Strict()]
 Number = Annotated[float, Strict()]
 Text = Annotated[str, Strict()]
 Flag = Annotated[bool, Strict()]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Evidence:
+    """What `rules.Evidence.to_dict` writes."""
+
+    metric: Text
+    transform: Text | None = None
+    values: list[Number | None] | None = None
+    threshold: Number | None = None
+    comparison: Literal["below", "above"] | None = None
+    reports: list[tuple[Int, Int]] | None = None
+    window: Int | None = None
+    against: Text | None = None
+    clears_at: Number | None = None
+
+
+@functools.cache
+def _evidence() -> TypeAdapter[_Evidence]:
+    return TypeAdapter(_Evidence)
+
+
+def _is_evidence(entry: dict[str, Any]) -> dict[str, Any]:
+    _evidence().validate_python(entry)
+    return entry
+
+
+TrialId = Annotated[str, Strict(), AfterValidator(_is_name)]
+InsidePath = Annotated[str, Strict(), AfterValidator(_is_inside)]
 Mapped = dict[str, Any]
+Entries = tuple[Annotated[Mapped, AfterValidator(_is_evidence)], ...]
 Metrics = dict[str, Number | None]
 
 
@@ -105,7 +153,7 @@ class Event:
 class TrialEvent(Event):
     """An event of one trial; `attempt` counts from 1."""
 
-    trial: Text
+    trial: TrialId
     attempt: Int | None = None
 
 
@@ -220,7 +268,7 @@ class AttemptStarted(TrialEvent):
     pid: Int | None = None
     resumed_from: Int | None = None
     resumed_attempt: Int | None = None
-    checkpoint: Text | None = None
+    checkpoint: InsidePath | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -244,7 +292,7 @@ class Report(TrialEvent):
     vectors: dict[str, list[Number | None]] = field(default_factory=dict)
     nonfinite: tuple[Text, ...] = ()
     closing: Flag = False
-    checkpoint: Text | None = None
+    checkpoint: InsidePath | None = None
     media: dict[str, Text] = field(default_factory=dict)
     seconds: Number = 0.0
     mem_mb: Number | None = None
@@ -302,7 +350,7 @@ class Condemned(TrialEvent):
     rule: Text | None = None
     kind: Text | None = None
     margin: Number | None = None
-    evidence: tuple[Mapped, ...] = ()
+    evidence: Entries = ()
     message: Text | None = None
     epochs: Int = 0
     step: Int | None = None
@@ -360,7 +408,7 @@ class Best:
     metrics: Metrics
     seq: Int | None = None
     attempt: Int | None = None
-    checkpoint: Text | None = None
+    checkpoint: InsidePath | None = None
 
     @classmethod
     def of(cls, report: Report) -> Best:
@@ -384,7 +432,7 @@ class Outcome(TrialEvent):
     kind: Text | None = None
     margin: Number | None = None
     rule: Text | None = None
-    evidence: tuple[Mapped, ...] = ()
+    evidence: Entries = ()
     message: Text | None = None
     warnings: tuple[Text, ...] = ()
     best: Best | None = None

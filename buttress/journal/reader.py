@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
+import zlib
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -72,18 +74,41 @@ def _sweeps(runs: Path) -> list[Path]:
 
 
 def _started(folder: Path) -> float:
-    with _files(folder)[0].open("rb") as handle:
-        first = parsed(handle.readline())
-    return float(first.get("time") or 0.0) if first else 0.0
+    """When a sweep began; 0 where its journal cannot say: a damaged one does not hide the others."""
+    try:
+        with _files(folder)[0].open("rb") as handle:
+            first = parsed(handle.readline(1 << 24))
+    except OSError:
+        return 0.0
+    time = first.get("time") if first else None
+    return float(time) if isinstance(time, int | float) and math.isfinite(time) else 0.0
+
+
+#: How a line ends that carries the CRC-32 of what is before it: `,"crc":"1a2b3c4d"}`.
+_SEAL = re.compile(rb',"crc":"([0-9a-f]{8})"}\s*$')
+
+
+def sealed(text: bytes) -> bytes:
+    """A line as it is written: the JSON object `text` with its checksum as its last key, and a newline."""
+    return b'%s,"crc":"%08x"}\n' % (text[:-1], zlib.crc32(text))
+
+
+def is_damaged(text: bytes) -> bool:
+    """Whether a line is not what was written; one without a checksum, of an earlier version, is believed."""
+    seal = _SEAL.search(text)
+    return seal is not None and zlib.crc32(text[: seal.start()] + b"}") != int(seal[1], 16)
 
 
 def parsed(text: bytes) -> dict[str, Any] | None:
-    """One line, None where it is none."""
+    """One line without its checksum; None where it is no JSON object."""
     try:
         line = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
-    return line if isinstance(line, dict) else None
+    if not isinstance(line, dict):
+        return None
+    line.pop("crc", None)
+    return line
 
 
 def lines(path: str | os.PathLike[str]) -> Iterator[dict[str, Any]]:
@@ -112,8 +137,9 @@ def _lines(path: Path, text: bytes) -> Iterator[dict[str, Any]]:
     header_of(parsed(whole[0]), path)
     for number, entry in enumerate(whole, 1):
         line = parsed(entry)
-        if line is None:
-            raise BadInput(f"line {number} is damaged", where=path, value=entry[:60].decode(errors="replace"))
+        if line is None or is_damaged(entry):
+            why = "" if line is None else " (its checksum does not fit)"
+            raise BadInput(f"line {number} is damaged{why}", where=path, value=entry[:60].decode(errors="replace"))
         yield line
 
 

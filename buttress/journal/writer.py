@@ -12,7 +12,7 @@ from pathlib import Path
 from buttress.errors import BadInput
 from buttress.journal.events import Event, Header
 from buttress.journal.lock import take
-from buttress.journal.reader import HEAD, parsed, whole_length
+from buttress.journal.reader import HEAD, parsed, sealed, whole_length
 from buttress.journal.records import header_of, not_a_journal
 
 
@@ -24,8 +24,9 @@ class JournalWriter:
     """Appends lines to one journal; the only writer, from any thread.
 
     Opening takes the lock beside the file (a second driver is refused with `BadInput` naming the first) and cuts off a
-    torn last line (`cut` says how many bytes). `fresh` is True while the journal holds no header. A line that cannot
-    be written whole is taken back and raises `JournalUnwritable`; the writer can be used again once there is room.
+    torn last line (`cut` says how many bytes; they are kept in `journal.jsonl.cut-<offset>`). `fresh` is True while the
+    journal holds no header. A line that cannot be written whole is taken back and raises `JournalUnwritable`; the
+    writer can be used again once there is room.
 
         >>> with JournalWriter("runs/demo-ab12cd/journal.jsonl") as journal:        # doctest: +SKIP
         ...     journal.write(Header(sweep="demo-ab12cd", ...))
@@ -58,7 +59,7 @@ class JournalWriter:
         Raises:
             JournalUnwritable: it could not be written; the journal holds every line before it, whole.
         """
-        text = json.dumps(event.to_line(), allow_nan=False, separators=(",", ":")).encode() + b"\n"
+        text = sealed(json.dumps(event.to_line(), allow_nan=False, separators=(",", ":")).encode())
         with self._mutex:
             if self._file < 0:
                 raise JournalUnwritable(errno.EBADF, "the journal is closed", str(self.path))
@@ -107,6 +108,15 @@ class JournalWriter:
             raise not_a_journal(self.path)
         self.cut = len(text) - end
         if self.cut:
+            self.path.with_name(f"{self.path.name}.cut-{end}").write_bytes(text[end:])  # kept: it may be worth a look
             os.ftruncate(self._file, end)
             os.fsync(self._file)
         return end
+
+    def restore(self, text: bytes) -> None:
+        """Puts another text in the journal's place: of a sweep on remote storage, what is there."""
+        with self._mutex:
+            os.ftruncate(self._file, 0)
+            os.write(self._file, text)
+            os.fsync(self._file)
+            self._end, self.fresh = len(text), not text

@@ -217,10 +217,17 @@ def pack_row(values: Mapping[str, Any]) -> tuple[Tensor, Layout]:
             fields.append(Field(key, "summary", share.numel(), value))
             pieces.append(share)
         else:
-            given = f"a tensor {[*value.shape]}" if isinstance(value, Tensor) else f"of type {type(value).__name__}"
-            raise TypeError(f"report: {key} is {given}; accepted: number, 0-dim tensor, list of numbers, Summary")
+            raise TypeError(f"report: {key} is {kind_of(value)}; accepted: {REPORTABLE}")
     layout = Layout(tuple(fields))
     return cells(float(layout.signature), *pieces), layout
+
+
+REPORTABLE = "number, 0-dim tensor, list of numbers, Summary"
+
+
+def kind_of(value: Any) -> str:
+    """What a value is, for the error that it cannot be reported."""
+    return f"a tensor {[*value.shape]}" if isinstance(value, Tensor) else f"of type {type(value).__name__}"
 
 
 def merge_rows(layout: Layout, rows: Tensor) -> tuple[dict[str, float], dict[str, list[float]], tuple[str, ...]]:

@@ -75,11 +75,12 @@ class Evidence:
             return f"{metric} was {self.transform} {_when(self.reports)}"
         if self.transform == "nonfinite":
             return f"{metric} was not finite {_when(self.reports)}"
-        before, after = TRANSFORM_PHRASES[self.transform]
+        before, after = TRANSFORM_PHRASES.get(self.transform, (f"the {self.transform} of {{metric}} was", ""))
         unit = f" {unit}" if unit and self.transform in ("value", "slope") else ""
         values = _abridged([_number(value) for value in self.values])
         text = f"{before.format(metric=metric, window=self.window)} {values}{unit}{after.format(window=self.window)}"
-        return f"{text} {_when(self.reports)}: {self._comparison_words(unit)}"
+        text = f"{text} {_when(self.reports)}"
+        return text if self.threshold is None else f"{text}: {self._comparison_words(unit)}"
 
     def _comparison_words(self, unit: str) -> str:
         assert self.threshold is not None and self.comparison is not None

@@ -40,7 +40,7 @@ def importances(
     space = {path: distribution(Parameter.model_validate(dict(parameter))) for path, parameter in search.items()}
     study = optuna.create_study()
     for drawn, value in zip(params, values, strict=True):
-        known = {path: space[path] for path in drawn if path in space and _holds(space[path], drawn[path])}
+        known = {path: space[path] for path in drawn if path in space and holds(space[path], drawn[path])}
         study.add_trial(
             optuna.trial.create_trial(params={path: drawn[path] for path in known}, distributions=known, value=value)
         )
@@ -53,8 +53,8 @@ def importances(
     return {path: share / total for path, share in sorted(found.items(), key=lambda item: -item[1])}
 
 
-def _holds(space: BaseDistribution, value: Any) -> bool:
-    """Whether a value lies in a distribution: a sweep's ranges may have been changed on the way."""
+def holds(space: BaseDistribution, value: Any) -> bool:
+    """Whether a distribution has a value: the ranges of a sweep may have been changed on the way."""
     if isinstance(space, CategoricalDistribution):
         return value in space.choices
     assert isinstance(space, FloatDistribution | IntDistribution)

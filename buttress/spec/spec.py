@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, PrivateAttr, ValidationError, field_serializer, field_validator, model_validator
 
@@ -104,6 +104,11 @@ class SweepSpec(Section):
         Resources(), description="What a trial holds while it runs, and how many run at a time."
     )
     wandb: Wandb = Field(Wandb(), description="Weights & Biases logging.")
+    callbacks: tuple[Literal["csv", "tensorboard", "mlflow"], ...] = Field(
+        (),
+        description="Other tools that the sweep is written for as it runs: `csv` (`trials/NNNN/progress.csv`), "
+        "`tensorboard` (`tensorboard/`), `mlflow` (`mlflow.db`, or MLFLOW_TRACKING_URI; needs mlflow-skinny).",
+    )
     seed: Annotated[int, Field(strict=True, ge=0)] = Field(
         0, description="Seed of the sampler and of the trials' seeds; at least 0."
     )

@@ -41,6 +41,15 @@ class ScheduleLike(Protocol):
     def full_beta_epochs(self, completed: int) -> int: ...
 
 
+def schedule_of(trainable: Any, config: Any) -> ScheduleLike:
+    """A trainable's schedule for a config; raises `BadInput` where it returns something else."""
+    given: ScheduleLike = trainable.schedule(config)
+    if not hasattr(given, "full_at_epoch"):
+        problem = f"{type(trainable).__name__}.schedule returned no Schedule"
+        raise BadInput(problem, key="trainable", value=given, accepted="Schedule(epochs=...)")
+    return given
+
+
 # ---- drawing parameters
 
 

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import difflib
 import random
+import re
 from collections import Counter
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, ClassVar, Protocol
 
 from pydantic import BaseModel
@@ -21,6 +23,9 @@ from buttress.spec.spec import SweepSpec
 
 MAX_DRAWS = 1000  # a sweep, too, ends after as many draws in a row that violate `require`
 MAX_ATTEMPTS = 40  # other draws in which a value may be accepted before its refusal is believed
+
+#: A path with a part named beta, kl or weight; not weight decay and the like, nor Adam's beta1.
+_WEIGHT = re.compile(r"(^|[._])(beta|kl|weights?)($|[._](?!(decay|norm|init)\b))", re.I)
 
 
 class MetricLike(Protocol):
@@ -149,6 +154,18 @@ def _check_objectives(spec: SweepSpec, metrics: Mapping[str, MetricLike], condit
             )
 
 
+def uncovered_weights(spec: SweepSpec, metrics: Mapping[str, MetricLike]) -> list[str]:
+    """Searched paths that are named as the weight of a loss and that no metric says its scale depends on.
+
+    Args:
+        spec: The sweep.
+        metrics: Of its trainable.
+    """
+    covered = [by for metric in metrics.values() for by in metric.weighted_by]
+    named = [path for path in spec.search if _WEIGHT.search(path)]
+    return [path for path in named if not any(_overlap(path, by) for by in covered)]
+
+
 def _overlap(path: str, other: str) -> bool:
     return path == other or path.startswith(f"{other}.") or other.startswith(f"{path}.")
 
@@ -238,7 +255,7 @@ def _check_draws(spec: SweepSpec, trainable: TrainableLike, epochs_path: str) ->
 def _refusal_of_draw(
     spec: SweepSpec, trainable: TrainableLike, params: dict[str, Any], epochs_path: str
 ) -> BadInput | None:
-    schedule = trainable.schedule
+    schedule = partial(trial_config.schedule_of, trainable)
     try:
         config = trial_config.build(spec, params, trainable.Config, schedule=schedule, epochs_path=epochs_path)
     except BadInput as error:

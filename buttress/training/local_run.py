@@ -17,9 +17,11 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from buttress.errors import BadInput
 from buttress.training.registry import ForProcess
 from buttress.training.reporting import Reporter, Sink, caused_by_peer
 from buttress.training.trainable import Buttress, Trainable, TrialStopped
+from buttress.training.user_code import fault_of, without_our_arguments
 from buttress.training.world import World
 
 READY = "ready"  # the first message of a worker
@@ -55,6 +57,7 @@ def train(
 
     Raises:
         WorkerFailed: Another worker than rank 0 failed, and rank 0 only lost its connection.
+        BadInput: So it was, and the fault is in the trainer of a user.
         Exception: What the trainable raises on rank 0, unchanged.
     """
     folder = Path(folder)
@@ -75,7 +78,7 @@ def train(
                 _train_rank(config, trainable, world, sink, resume)
             except Exception as error:
                 if caused_by_peer(f"{type(error).__name__}: {error}") and (cause := others.cause()):
-                    raise WorkerFailed(cause) from error
+                    raise (cause if isinstance(cause, BadInput) else WorkerFailed(cause)) from error
                 raise
 
 
@@ -83,7 +86,7 @@ def _train_rank(
     config: BaseModel, trainable: Trainable[Any], world: World, sink: Sink | None, resume: Path | None
 ) -> None:
     try:
-        with Reporter(world, trainable.schedule(config), sink) as report:
+        with Reporter(world, trainable.schedule(config), sink) as report, without_our_arguments():
             trainable.train(config, world, report, resume)
     except TrialStopped:
         pass
@@ -110,7 +113,11 @@ def _work(
     except KeyboardInterrupt:
         sys.exit(130)
     except BaseException as error:
-        connection.send(f"worker {rank}: {type(error).__name__}: {error}\n{traceback.format_exc()}")
+        text = f"worker {rank}: {type(error).__name__}: {error}\n{traceback.format_exc()}"
+        fault = None if caused_by_peer(text) else fault_of(error)
+        if fault is not None:
+            fault.problem += f" (on worker {rank})"
+        connection.send(fault or text)  # a traceback does not leave a process
         connection.close()
         os._exit(1)  # threads that wait for other ranks would hold it back
 
@@ -142,15 +149,15 @@ class _Workers:
                 process.join()
                 raise WorkerFailed(f"worker {rank} did not start (exit code {process.exitcode})") from None
 
-    def cause(self) -> str | None:
+    def cause(self) -> str | BadInput | None:
         """The first error that a worker had of its own; rank 0 has only seen that the worker is gone."""
         for rank, (process, connection) in enumerate(zip(self.processes, self.connections, strict=True), start=1):
             process.join(timeout=2.0)
             try:
-                message = str(connection.recv()) if connection.poll() else ""
+                message = connection.recv() if connection.poll() else ""
             except EOFError:
                 message = ""
-            if message and not caused_by_peer(message):
+            if isinstance(message, BadInput) or (message and not caused_by_peer(message)):
                 return message
             if process.exitcode not in (None, 0, 1):
                 return f"worker {rank} died (exit code {process.exitcode})"

@@ -7,16 +7,21 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import inspect
 import pickle
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout, suppress
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from pydantic import BaseModel
+
 from buttress.errors import BadInput
+from buttress.training.trainable import METRIC_KEY, METRIC_KEY_WORDS
+from buttress.training.user_code import OWN_MODULES, fault_at, fault_of, without_our_arguments
 
 if TYPE_CHECKING:
     from buttress.training.trainable import Trainable
@@ -53,19 +58,32 @@ def load(name: str, folders: Sequence[str] = (), *, reload_changed: bool = False
             trials run the code with which its worker started.
 
     Raises:
-        BadInput: There is no such family, module or class, the class lacks a part of the `Trainable` contract, or
-            another module of that name is in use.
+        BadInput: There is no such family, module or class, the class lacks a part of the `Trainable` contract, another
+            module of that name is in use, or the user's code raised: then with file and line of his own frame.
     """
     target = FAMILIES.get(name, name)
     module_name, _, class_name = target.partition(":")
     if not class_name:
         accepted = f"{', '.join(FAMILIES)} or my_package.module:MyTrainable"
         raise BadInput("no such trainable", key="trainable", value=name, accepted=accepted)
+    if module_name.endswith(".py") or not all(part.isidentifier() for part in module_name.split(".")):
+        meant = module_name.removesuffix(".py").removeprefix("./").strip("/").replace("/", ".")
+        problem = f"{module_name} is not the name of a module; did you mean {meant}:{class_name}?"
+        raise BadInput(problem, key="trainable", value=name, accepted="my_package.module:MyTrainable")
+    if name not in FAMILIES and not module_name.startswith("buttress."):
+        OWN_MODULES.add(module_name.partition(".")[0])
     try:
         if name in FAMILIES:
             module = importlib.import_module(module_name)
         else:
             module = _import_own(module_name, folders, reload_changed=reload_changed)
+        cls = getattr(module, class_name, None)
+        if cls is None:
+            others = sorted(n for n, v in vars(module).items() if isinstance(v, type) and v.__module__ == module_name)
+            problem, accepted = f"module {module_name} has no {class_name}", ", ".join(others)
+            raise BadInput(problem, key="trainable", value=name, accepted=accepted or None)
+        _check_contract(cls, name)
+        return cls()
     except ModuleNotFoundError as error:
         problem, accepted = f"module {module_name} needs {error.name}, which is not installed", "pip install it"
         if name in FAMILIES:
@@ -76,17 +94,44 @@ def load(name: str, folders: Sequence[str] = (), *, reload_changed: bool = False
             searched = ["the folder that this was called in", *dict.fromkeys(folders)]
             accepted = f"a module in {', '.join(searched)}, or one that Python finds (PYTHONPATH)"
         raise BadInput(problem, key="trainable", value=name, accepted=accepted) from None
-    cls = getattr(module, class_name, None)
-    if cls is None:
-        own = sorted(n for n, v in vars(module).items() if isinstance(v, type) and v.__module__ == module_name)
-        problem = f"module {module_name} has no {class_name}"
-        accepted = ", ".join(own)
-        raise BadInput(problem, key="trainable", value=name, accepted=accepted or None)
+    except (Exception, SystemExit) as error:
+        fault = None if isinstance(error, BadInput) and (error.where or error.key) else fault_of(error)
+        raise (fault or error) from (error if fault else error.__cause__)
+
+
+def _check_contract(cls: Any, name: str) -> None:
+    """Raises `BadInput`, with file and line of the class, where it lacks a part of the `Trainable` contract."""
+    title = getattr(cls, "__name__", type(cls).__name__)
     missing = [part for part in ("name", "Config", "metrics", "schedule", "train") if not hasattr(cls, part)]
     if missing:
-        problem = f"{class_name} lacks {', '.join(missing)} of the Trainable contract"
+        problem = f"{title} lacks {', '.join(missing)} of the Trainable contract"
         raise BadInput(problem, key="trainable", value=name)
-    return cls()
+    if not isinstance(cls, type):
+        raise BadInput(f"{title} is not a class", key="trainable", value=name, accepted="a class")
+    contract: Any = cls
+    for method, given in (("__init__", 1), ("schedule", 2), ("train", 5)):
+        function = inspect.getattr_static(cls, method)
+        function = getattr(cls, method) if isinstance(function, classmethod | staticmethod) else function
+        bound = 1 if isinstance(inspect.getattr_static(cls, method), classmethod | staticmethod) else 0
+        try:
+            inspect.signature(function).bind(*[None] * (given - bound))
+        except TypeError as error:
+            wanted = {"__init__": "no arguments", "schedule": "(config)", "train": "(config, world, report, resume)"}
+            problem = f"{title}.{method} cannot be called with {wanted[method]}: {error}"
+            raise fault_at(function, problem) from None
+        except ValueError:  # a function without a signature
+            pass
+    if not (isinstance(contract.Config, type) and issubclass(contract.Config, BaseModel)):
+        raise fault_at(cls, "Config is not a pydantic model", value=contract.Config, accepted="a subclass of Section")
+    if not isinstance(contract.metrics, Mapping):
+        accepted = '{"val/loss": Metric("min")}'
+        raise fault_at(cls, "metrics is not a mapping of names to Metric", value=contract.metrics, accepted=accepted)
+    for key, metric in contract.metrics.items():
+        if not isinstance(key, str) or not METRIC_KEY.fullmatch(key):
+            raise fault_at(cls, "metrics: is not a valid key", value=key, accepted=METRIC_KEY_WORDS)
+        if not hasattr(metric, "direction"):
+            problem = f"metrics: {key} is not a Metric"
+            raise fault_at(cls, problem, value=metric, accepted='Metric("min") or Metric("max")')
 
 
 def _import_own(name: str, folders: Sequence[str], *, reload_changed: bool) -> ModuleType:
@@ -100,7 +145,8 @@ def _import_own(name: str, folders: Sequence[str], *, reload_changed: bool) -> M
                 sys.modules.pop(each, None)
             _imported.clear()
         before = set(sys.modules)
-        module = importlib.import_module(name)
+        with without_our_arguments(), redirect_stdout(sys.stderr):  # `--json` has standard output for itself
+            module = importlib.import_module(name)
         for each in set(sys.modules) - before:
             if (file := getattr(sys.modules[each], "__file__", None)) and _is_inside(file, places):
                 _imported[each] = _stamp(sys.modules[each])

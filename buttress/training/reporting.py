@@ -9,7 +9,6 @@ disk nor a slow sink delays other ranks. Of the monitors' 1 ms on a CPU the trai
 from __future__ import annotations
 
 import os
-import re
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -23,14 +22,12 @@ from typing import Any, Protocol
 import torch
 import torch.distributed as dist
 
-from buttress.monitors.summaries import Layout, merge_rows, pack_row
+from buttress.monitors.summaries import REPORTABLE, Layout, kind_of, merge_rows, pack_row
 from buttress.training.checkpoints import clone_to_cpu, save_checkpoint
-from buttress.training.trainable import Reported, Schedule, TrialStopped
+from buttress.training.trainable import METRIC_KEY, METRIC_KEY_WORDS, Reported, Schedule, TrialStopped
 from buttress.training.world import World
 
 __all__ = ["ReportError", "Reporter", "Sink", "caused_by_peer"]
-
-KEY = re.compile(r"[a-z0-9_./]+")
 
 #: What a report may hold beside its metrics; these become fields of `Reported`.
 COUNTERS = ("epoch", "step", "full_beta_epochs", "full_beta_steps", "phase", "closing", "draining", "mem_mb")
@@ -133,7 +130,7 @@ class Reporter:
     ) -> None:
         self._finish_last()
         counters = self._counters(metrics)
-        job = _Job(counters, {key: _snapshot(value) for key, value in metrics.items() if key not in COUNTERS})
+        job = _Job(counters, {key: _snapshot(key, value) for key, value in metrics.items() if key not in COUNTERS})
         if checkpoint is not None:
             self._take(job, checkpoint())
         if self.world.device.type == "cuda":
@@ -200,8 +197,8 @@ class Reporter:
         if keys not in self._known:
             if missing := [key for key in ("epoch", "step") if key not in metrics]:
                 raise ValueError(f"a report needs {' and '.join(missing)} (completed, as int)")
-            if bad := [key for key in keys if not KEY.fullmatch(key)]:
-                raise ValueError(f"report: the key {bad[0]!r} does not match [a-z0-9_./]+")
+            if bad := [key for key in keys if not METRIC_KEY.fullmatch(key)]:
+                raise ValueError(f"report: {bad[0]!r} is not a valid key; accepted: {METRIC_KEY_WORDS}")
             self._known.add(keys)
         return {key: float(metrics[key]) for key in COUNTERS if key in metrics}
 
@@ -367,11 +364,15 @@ def _checkpoint_name(counters: Mapping[str, float]) -> str:
     return f"checkpoints/{int(counters['epoch']):06d}{inside}.pt"
 
 
-def _snapshot(value: Any) -> Any:
-    """A copy that later changes to a tensor or list do not affect."""
-    if isinstance(value, torch.Tensor):
+def _snapshot(key: str, value: Any) -> Any:
+    """A copy that later changes to a tensor or list do not affect; raises `TypeError` for what cannot be reported."""
+    if isinstance(value, torch.Tensor) and value.dim() <= 1:
         return value.detach().clone()
-    return list(value) if isinstance(value, (list, tuple)) else value
+    if isinstance(value, (list, tuple)) and all(isinstance(item, (int, float)) for item in value):
+        return list(value)
+    if isinstance(value, (str, bytes, dict, list, tuple, torch.Tensor)) or value is None:
+        raise TypeError(f"report: {key} is {kind_of(value)}; accepted: {REPORTABLE}")
+    return value
 
 
 def _relative(path: Path, folder: Path) -> str:

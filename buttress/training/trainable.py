@@ -8,6 +8,7 @@ a sweep reads metrics, schedules and configs cheaply.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from math import ceil, inf
@@ -16,10 +17,20 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Protocol, Sel
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from buttress.errors import BadInput
+
 if TYPE_CHECKING:
     from buttress.training.world import World
 
 Direction = Literal["min", "max"]
+
+#: What follows from a trainer that reports no checkpoints.
+NO_CHECKPOINTS = (
+    "an interrupted trial begins anew, and there are no weights to export (report(..., checkpoint=...) makes one)"
+)
+#: Keys of metrics: what the names in the logs of published trainers are made of.
+METRIC_KEY = re.compile(r"[A-Za-z0-9_./+()@^*-]([A-Za-z0-9_./+()@^* -]*[A-Za-z0-9_./+()@^*-])?")
+METRIC_KEY_WORDS = "letters, digits and _ . / - + ( ) @ ^ *, with spaces in between"
 
 
 class TrialStopped(Exception):
@@ -95,6 +106,14 @@ class Metric:
     exported_as: str = ""
     description: str = ""
 
+    def __post_init__(self) -> None:
+        if self.direction not in ("min", "max"):
+            problem = "the direction of a Metric is not one of the choices"
+            raise BadInput(problem, value=self.direction, accepted="min, max")
+        if isinstance(self.weighted_by, str):
+            accepted = f'weighted_by=("{self.weighted_by}",)'
+            raise BadInput("weighted_by of a Metric has to be a tuple", value=self.weighted_by, accepted=accepted)
+
 
 @dataclass(frozen=True)
 class Schedule:
@@ -156,7 +175,8 @@ class Report(Protocol):
     `TrialStopped` no rank may report again.
 
     Args:
-        metrics: Key -> this rank's value. A key consists of lower-case letters, digits and `_ . /`. A value is a float
+        metrics: Key -> this rank's value. A key consists of letters, digits and
+            `_ . / - + ( ) @ ^ *`, with spaces in between. A value is a float
             or 0-dim tensor (the same on every rank, else their mean counts), a vector (a list of floats, or a 1-D
             tensor, of the same length on every rank), or a `buttress.monitors.Summary` such as `Mean` or a monitor,
             which says how its shares merge. A monitor under the key `latent` becomes `latent/kl_total` and so on.

@@ -116,7 +116,7 @@ class Model(Section):
     use_transformer: bool = Field(False, description="over the history's poses instead of an LSTM (6dof)")
     transformer_layers: int = Field(4, ge=1)
     transformer_heads: int = Field(8, ge=1)
-    dropout: float = Field(0.1, ge=0, lt=1, description="in the LSTM or transformer of the 6dof model")
+    dropout: float = Field(0.1, ge=0, lt=1, description="in the LSTM or transformer")
     skip: int = Field(
         0,
         ge=0,

@@ -28,7 +28,7 @@ from buttress.trainables.occupancy.voxels import Alignment, Grid, pack, unpack
 Cache = Callable[[Any, Callable[[], Mapping[str, np.ndarray]]], dict[str, np.ndarray]]
 
 SPLITS = ("train", "val", "test")
-_VERSION = 1  # of the cached arrays
+_VERSION = 2  # of the cached arrays
 
 
 @dataclass(frozen=True)
@@ -45,9 +45,12 @@ class Dataset:
     aerial: np.ndarray  # bool [scenes]
     names: tuple[str, ...]
     dropped: tuple[str, ...]  # why frames were left out
-    counts: np.ndarray  # int64 [5], see COUNTS
+    counts: np.ndarray  # int64 [6], see COUNTS
 
-    COUNTS = ("static_windows", "boundary_windows", "fallbacks", "empty_clouds_in_range", "short_scenes")
+    COUNTS = (
+        "static_windows", "boundary_windows", "centred_windows", "clouds_out_of_range", "empty_clouds_in_range",
+        "short_scenes",
+    )  # fmt: skip
 
     def pack(self) -> dict[str, np.ndarray]:
         texts = {key: np.frombuffer(json.dumps(getattr(self, key)).encode(), np.uint8) for key in ("names", "dropped")}
@@ -209,12 +212,11 @@ class _Builder:
             if frame not in shared or (sequence.read_cloud and self.data.ego_frame):
                 shared[frame] = self._store(sequence, frame, poses, position, alignment)
             slots.append(shared[frame])
-        self.counts["fallbacks"] += alignment.fallbacks
+        self.counts["centred_windows"] += alignment.centred > 0
+        self.counts["clouds_out_of_range"] += alignment.fallbacks - alignment.centred
         return slots
 
-    def _store(
-        self, sequence: Sequence, frame: int, poses: np.ndarray, position: int, alignment: Alignment
-    ) -> int:
+    def _store(self, sequence: Sequence, frame: int, poses: np.ndarray, position: int, alignment: Alignment) -> int:
         content = self.contents[frame]
         if content.dtype == np.uint8:
             bits = content
@@ -299,8 +301,12 @@ def check(path: Path, config: Config) -> list[tuple[str, str]]:
     first = dataset.occupied[dataset.slots[:, 0]]
     empty = dataset.empty_future(data.history_frames)
     names = ", ".join(dataset.names[:6]) + ", ..." * (len(dataset.names) > 6)
-    fallbacks = f"{dataset.count('fallbacks'):,} windows centred on a cloud"
-    fallbacks += "" if data.ego_frame else " (data.ego_frame is off)"
+    fallbacks = f"{dataset.count('centred_windows'):,} windows centred on a cloud"
+    if not data.ego_frame:
+        fallbacks += " (data.ego_frame is off)"
+    elif not data.fallback_to_lidar_center:
+        fallbacks += f" (data.fallback_to_lidar_center is off), {dataset.count('clouds_out_of_range'):,} clouds of "
+        fallbacks += f"{dataset.slots.size:,} out of range as they are"
     found = [
         ("layout", data.layout),
         ("grid", f"{' x '.join(map(str, grid.cells))} voxels of {' x '.join(f'{s:g}' for s in grid.size)} m"),

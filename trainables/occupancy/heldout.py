@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.nn import functional
 
 from buttress.errors import BadInput
 from buttress.trainables.occupancy.config import Config
@@ -144,6 +145,7 @@ def _four(prefix: str, hits: float, predicted: float, occupied: float) -> dict[s
 def _pose_errors(ours: torch.Tensor, theirs: torch.Tensor) -> torch.Tensor:
     """[b, T, 13] twice -> float64 [3]: sum of distances (m), sum of angles 2 acos |q.q'| (degrees), number of poses."""
     distance = (ours[..., :3] - theirs[..., :3]).double().norm(dim=-1)
-    cosine = (ours[..., 3:7] * theirs[..., 3:7]).double().sum(-1).abs().clamp_max(1.0)
+    turns = [functional.normalize(one[..., 3:7].double(), dim=-1) for one in (ours, theirs)]
+    cosine = (turns[0] * turns[1]).sum(-1).abs().clamp_max(1.0)
     angle = torch.rad2deg(2 * torch.acos(cosine))
     return torch.stack([distance.sum(), angle.sum(), distance.new_tensor(float(distance.numel()))])

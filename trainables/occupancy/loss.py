@@ -27,6 +27,7 @@ _SMALLEST_P = 1e-7  # the original's clamp of probabilities in the focal factor
 _RECALL_P = 1e-6  # and in the recall term
 _SAME = 0.01  # standard deviation below which predicted poses count as all the same
 _MARGIN = 0.2  # of the triplet
+_SMALLEST_VARIANCE = 1e-8  # added to the variance that divides
 
 
 @dataclass(frozen=True)
@@ -114,26 +115,31 @@ def simple_pose(out: Predicted, batch: Batch, world: World) -> torch.Tensor:
 
 
 def pose_terms(out: Predicted, batch: Batch, loss: Loss, world: World) -> torch.Tensor:
-    """Position, rotation (mean 1 - |q.q'|), half of the velocities, and a penalty on poses that are all alike: []."""
+    """Position, rotation (mean 1 - |q.q'|), half of the velocities, and a penalty on poses that are all alike: [].
+
+    Quaternions are normalised first; the penalty looks at the biased standard deviation over windows and steps.
+    """
     ours, theirs = out.poses, batch.future_poses
     steps = theirs.shape[1]
     position = functional.smooth_l1_loss(ours[..., :3], theirs[..., :3], reduction="sum") / 3
-    rotation = (1 - (ours[..., 3:7] * theirs[..., 3:7]).sum(-1).abs()).sum()
+    turns = [functional.normalize(one[..., 3:7], dim=-1) for one in (ours, theirs)]
+    rotation = (1 - (turns[0] * turns[1]).sum(-1).abs()).sum()
     velocity = functional.smooth_l1_loss(ours[..., 7:], theirs[..., 7:], reduction="sum") / 6
     count = batch.total * steps
     pose = sum_over_ranks(position + rotation + 0.5 * velocity, world) / count
-    if loss.pose_variance_weight and count > 1:
+    if loss.pose_variance_weight:
         flat = torch.cat([ours[..., :3], ours[..., 7:]], dim=-1).flatten(0, 1)
         centre = sum_over_ranks(flat.sum(0), world) / count
-        spread = (sum_over_ranks((flat - centre).square().sum(0), world) / (count - 1) + 1e-12).sqrt()
+        spread = (sum_over_ranks((flat - centre).square().sum(0), world) / count + 1e-12).sqrt()
         missing = (_SAME - spread[:3].mean()).relu().square() + (_SAME - spread[3:].mean()).relu().square()
         pose = pose + loss.pose_variance_weight * missing
     return pose
 
 
 def uncertainty_term(out: Predicted, batch: Batch, loss: Loss, world: World) -> torch.Tensor:
-    """Gaussian likelihood of the positions with the predicted s, and .1 (s - 1)^2 over all six: [].
+    """Gaussian likelihood of the positions with variance s^2, and .1 (s - 1)^2 over all six: [].
 
+    The squared error is divided by s^2 + 1e-8;
     s = s_min + (s_max - s_min) sigmoid(raw + bias), the bias such that raw 0 gives s = 1.
     """
     assert out.uncertainty is not None
@@ -141,8 +147,8 @@ def uncertainty_term(out: Predicted, batch: Batch, loss: Loss, world: World) -> 
     at_one = (1 - loss.uncertainty_min) / span
     s = loss.uncertainty_min + span * torch.sigmoid(out.uncertainty + math.log(at_one / (1 - at_one)))
     error = (out.poses[..., :3] - batch.future_poses[..., :3]).square()
-    width = s[:, None, :3].square()
-    likelihood = 0.5 * (error / width + width.log()).sum() / error[0].numel()
+    variance = s[:, None, :3].square()
+    likelihood = 0.5 * (error / (variance + _SMALLEST_VARIANCE) + variance.log()).sum() / error[0].numel()
     stays = 0.1 * (s - 1).square().sum() / s.shape[1]
     return sum_over_ranks(likelihood + stays, world) / batch.total
 

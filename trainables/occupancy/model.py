@@ -52,9 +52,9 @@ class Simple(nn.Module):
         self.to_latent = nn.Linear(flat, latent)
         self.pose_encoder = _mlp(WIDTH, model.pose_dim // 2, model.pose_dim, latent)
         self.fusion = _mlp(2 * latent, latent, latent)
-        self.temporal = nn.LSTM(latent, latent, num_layers=2, batch_first=True)
+        self.temporal = nn.LSTM(latent, latent, num_layers=2, batch_first=True, dropout=model.dropout)
         self.to_space = nn.Linear(latent, flat)
-        self.decoder = nn.Sequential(*_up(c[2], c[1]), *_up(c[1], c[0]))
+        self.decoder = nn.Sequential(*_up(c[2], c[1]), *_up(c[1], c[0], groups=16))
         self.skip = _skip(history, model.skip)
         self.out = nn.Conv3d(c[0] + model.skip, future, 3, padding=1)
         self.rollout = nn.GRUCell(latent + WIDTH, latent)
@@ -62,7 +62,7 @@ class Simple(nn.Module):
 
     def forward(self, history: torch.Tensor, poses: torch.Tensor) -> Predicted:
         """history[B, Th, X, Y, Z] of 0 and 1, poses[B, Th, 13] -> logits and poses of the future."""
-        seen = functional.relu(self.to_latent(_pooled(self.encoder(history), self.pool).flatten(1)))
+        seen = self.to_latent(_pooled(self.encoder(history), self.pool).flatten(1))
         fused = self.fusion(torch.cat([seen, self.pose_encoder(poses[:, -1])], dim=1))
         latent = self.temporal(fused[:, None])[0][:, -1]
         space = self.to_space(latent).view(len(latent), -1, *self.pool)
@@ -72,7 +72,7 @@ class Simple(nn.Module):
     def _poses(self, latent: torch.Tensor, pose: torch.Tensor) -> torch.Tensor:
         hidden, future = latent, []
         for _ in range(self.future):
-            hidden = self.rollout(torch.cat([latent, pose], dim=1), hidden)
+            hidden = self.rollout(torch.cat([pose, latent], dim=1), hidden)
             pose = moved(pose, self.pose_out(hidden))
             future.append(pose)
         return torch.stack(future, dim=1)
@@ -114,16 +114,16 @@ class WorldModel(nn.Module):
         future = self._poses(latent, poses[:, -1])
         guide = future if planned is None else _fitted(planned, self.future)
         gamma, beta = self.film(guide.flatten(1)).chunk(2, dim=1)
-        space = self.to_space(latent).view(len(latent), -1, *self.pool)
+        space = functional.relu(self.to_space(latent)).view(len(latent), -1, *self.pool)
         space = space * (1 + gamma[..., None, None, None]) + beta[..., None, None, None]
         logits = _drawn(self.out, self.decoder(space), self.cells, self.skip, history)
         place = functional.normalize(self.place(latent), dim=1)
         return Predicted(logits, future, self.uncertainty(latent), self.relocalization(latent), place)
 
     def _poses(self, latent: torch.Tensor, pose: torch.Tensor) -> torch.Tensor:
-        hidden, future = latent, []
+        hidden, future = torch.zeros_like(latent), []
         for _ in range(self.future):
-            hidden = self.rollout(self.pose_in(torch.cat([latent, pose], dim=1)), hidden)
+            hidden = self.rollout(functional.relu(self.pose_in(torch.cat([pose, latent], dim=1))), hidden)
             pose = moved(pose, self.pose_out(hidden))
             future.append(pose)
         return torch.stack(future, dim=1)
@@ -149,24 +149,28 @@ class _Transformer(nn.Module):
         layer = nn.TransformerEncoderLayer(
             width, model.transformer_heads, 4 * width, dropout=model.dropout, batch_first=True
         )
+        self.dropout = nn.Dropout(model.dropout)
         self.layers = nn.TransformerEncoder(layer, model.transformer_layers, enable_nested_tensor=False)
-        rates = torch.exp(-math.log(10_000.0) * torch.arange(0, width, 2) / width)
-        angles = torch.arange(length)[:, None] * rates
-        waves = torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)[:, :width]
         self.waves: torch.Tensor
-        self.register_buffer("waves", waves, persistent=False)
+        self.register_buffer("waves", positions(length, width), persistent=False)
 
     def forward(self, each: torch.Tensor) -> torch.Tensor:
-        return self.layers(each + self.waves)[:, -1]
+        return self.layers(self.dropout(each + self.waves))[:, -1]
+
+
+def positions(length: int, width: int) -> torch.Tensor:
+    """Sinusoidal positions [length, width] (Vaswani et al. 2017), float32."""
+    rates = torch.exp(-math.log(10_000.0) * torch.arange(0, width, 2) / width)
+    angles = torch.arange(length)[:, None] * rates
+    return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)[:, :width]
 
 
 def moved(pose: torch.Tensor, change: torch.Tensor) -> torch.Tensor:
     """pose[B, 13], change[B, 13] -> the next pose: positions and velocities add, the rotation is turned.
 
-    The turn is the normalised quaternion (1, 0, 0, 0) + change: no change, no turn.
+    The turn is the normalised quaternion change[:, 3:7]: (1, 0, 0, 0) turns nothing.
     """
-    turn = change[:, 3:7] + change.new_tensor([1.0, 0.0, 0.0, 0.0])
-    rotation = functional.normalize(hamilton(pose[:, 3:7], turn), dim=1)
+    rotation = functional.normalize(hamilton(pose[:, 3:7], change[:, 3:7]), dim=1)
     return torch.cat([pose[:, :3] + change[:, :3], rotation, pose[:, 7:] + change[:, 7:]], dim=1)
 
 
@@ -196,10 +200,10 @@ def _encoder(history: int, c: tuple[int, int, int], groups: tuple[int, ...], str
     return nn.Sequential(*layers)
 
 
-def _up(before: int, after: int) -> tuple[nn.Module, ...]:
+def _up(before: int, after: int, groups: int = 32) -> tuple[nn.Module, ...]:
     """Twice the cells a side."""
     conv = nn.ConvTranspose3d(before, after, 4, stride=2, padding=1)
-    return conv, nn.GroupNorm(_groups(32, after), after), nn.ReLU(inplace=True)
+    return conv, nn.GroupNorm(_groups(groups, after), after), nn.ReLU(inplace=True)
 
 
 def _groups(most: int, channels: int) -> int:

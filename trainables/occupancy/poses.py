@@ -1,7 +1,7 @@
 """Poses as 13 numbers: position (m), unit quaternion w x y z, linear velocity (m/s), angular velocity (rad/s).
 
 Converts 4x4 matrices (ego to world), the sessions' JSON and KITTI's camera poses to float64 [13] or [n, 13].
-Quaternions have w >= 0 except where a sequence keeps its sign.
+The signs of quaternions made from matrices are pyquaternion's, as in the original.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ WIDTH = 13
 
 
 def quaternion(rotation: np.ndarray) -> np.ndarray:
-    """rotation[..., 3, 3] -> unit quaternion w x y z [..., 4] with w >= 0.
+    """rotation[..., 3, 3] -> unit quaternion w x y z [..., 4].
 
-    The eigenvector of the largest eigenvalue of Bar-Itzhack's matrix (2000): no case distinctions, and the nearest
-    rotation for a matrix that is orthogonal only to a few digits.
+    The eigenvector of the largest eigenvalue of Bar-Itzhack's matrix (2000): the nearest rotation for a matrix that is
+    orthogonal only to a few digits. Its sign is pyquaternion's: of x where m22 < 0 and m00 > m11, else of y where
+    m22 < 0, else of z where m00 < -m11, else of w is positive. It changes on a drive, as at a yaw of -90 degrees.
     """
     r = rotation
     k = np.empty((*r.shape[:-2], 4, 4))
@@ -33,7 +34,8 @@ def quaternion(rotation: np.ndarray) -> np.ndarray:
     k[..., 1, 3] = k[..., 3, 1] = r[..., 0, 2] + r[..., 2, 0]
     k[..., 2, 3] = k[..., 3, 2] = r[..., 1, 2] + r[..., 2, 1]
     q = np.linalg.eigh(k / 3)[1][..., :, -1]
-    return np.where(q[..., :1] < 0, -q, q)
+    positive = np.where(zz < 0, np.where(xx > yy, 1, 2), np.where(xx < -yy, 3, 0))
+    return np.where(np.take_along_axis(q, positive[..., None], -1) < 0, -q, q)
 
 
 def matrix(q: np.ndarray) -> np.ndarray:
@@ -109,15 +111,15 @@ def _named(content: Mapping[str, Any], key: str, axes: str) -> np.ndarray:
 def velocities(poses: np.ndarray, seconds: np.ndarray, max_linear: float, max_angular: float) -> np.ndarray:
     """poses[n, 13], seconds[n - 1] between them -> the same with finite differences, clipped per axis.
 
-    The first frame keeps zeros. The angular velocity is the rotation vector of q[i-1]^-1 q[i] (body axes) over time.
+    The first frame keeps zeros. The angular velocity is the rotation vector of q[i] q[i-1]^-1 (world axes) over time,
+    of up to a whole turn: as in the original it is the longer way round where the quaternion's sign has changed.
     """
     poses = poses.copy()
     poses[:, 7:] = 0.0
     if len(poses) < 2:
         return poses
     before, after = poses[:-1, ROTATION], poses[1:, ROTATION]
-    turn = product(before * np.array([1.0, -1.0, -1.0, -1.0]), after)
-    turn = np.where(turn[:, :1] < 0, -turn, turn)
+    turn = product(after, before * np.array([1.0, -1.0, -1.0, -1.0]))
     sine = np.linalg.norm(turn[:, 1:], axis=1, keepdims=True)
     angle = 2 * np.arctan2(sine, turn[:, :1])
     vector = turn[:, 1:] * np.where(sine > 1e-12, angle / np.maximum(sine, 1e-12), 2.0)

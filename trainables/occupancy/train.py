@@ -18,6 +18,7 @@ from torch.optim import AdamW
 from buttress.errors import BadInput
 from buttress.trainables.occupancy import data as windows
 from buttress.trainables.occupancy.config import Config as OccupancyConfig
+from buttress.trainables.occupancy.config import Train
 from buttress.trainables.occupancy.forecast import forecast
 from buttress.trainables.occupancy.heldout import HeldOut
 from buttress.trainables.occupancy.loss import Batch, Objective
@@ -107,6 +108,19 @@ class Occupancy:
         return windows.check(path, config)
 
 
+def learning_rate(train: Train, steps_per_epoch: int) -> LearningRate:
+    """Linear from 0.01 of the learning rate over the warm-up, then a cosine or the full rate.
+
+    The cosine begins where the warm-up ends and would take as many steps as the whole run, as in the original: the run
+    is over before it reaches `min_lr`.
+    """
+    then: LearningRate | None = None
+    if train.schedule == "cosine":
+        steps = min(train.epochs * steps_per_epoch, train.max_steps or train.epochs * steps_per_epoch)
+        then = CosineLR(steps, min(1.0, train.min_lr / train.lr), unit="steps")
+    return WarmUp(train.warmup_steps, WARMUP_START, unit="steps", then=then, restart=True)
+
+
 class OccupancyTask(Task):
     """What the loop needs to train one config on this rank."""
 
@@ -130,7 +144,7 @@ class OccupancyTask(Task):
                 "occupancy",
                 world.wrap(self.objective),
                 AdamW(self.objective.parameters(), lr=train.lr, weight_decay=train.weight_decay, fused=True),
-                lr=self._rate(),
+                lr=learning_rate(train, self.steps_per_epoch),
                 clip=train.clip,
             )
         ]
@@ -154,14 +168,6 @@ class OccupancyTask(Task):
                 f"does not fit {self.world.size} rank{'s' * (self.world.size > 1)} and {len(self.windows)} windows",
                 key="train.batch_size", value=size, accepted=f"{self.world.size} to {len(self.windows)}",
             )  # fmt: skip
-
-    def _rate(self) -> LearningRate:
-        train = self.config.train
-        then: LearningRate | None = None
-        if train.schedule == "cosine":
-            steps = min(train.epochs * self.steps_per_epoch, train.max_steps or train.epochs * self.steps_per_epoch)
-            then = CosineLR(max(1, steps - train.warmup_steps), min(1.0, train.min_lr / train.lr), unit="steps")
-        return WarmUp(train.warmup_steps, WARMUP_START, unit="steps", then=then, restart=True)
 
     # ---- training
 

@@ -6,7 +6,7 @@ Grids are packed to bits where they are stored.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -55,29 +55,41 @@ class Alignment:
 
     `align` is called frame by frame. As long as `origin` is None clouds go through R^T (p - t) (`ego_frame`), and the
     first cloud of which less than `ratio` comes to lie in range sets the origin for the rest of the window
-    (`fallback`)."""
+    (`fallback`).
+
+    Attributes:
+        fallbacks: Clouds so far that R^T (p - t) did not bring into range.
+        centred: Those of them that were centred instead; the others stay as they are.
+    """
 
     grid: Grid
     ego_frame: bool = False
     fallback: bool = True
     ratio: float = 0.01
     origin: np.ndarray | None = None
-    fallbacks: int = field(default=0)
+    fallbacks: int = 0
+    centred: int = 0
 
     def align(self, points: np.ndarray, pose: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
         """points[n, 3], pose[13] -> points in the frame of the grid, and what to subtract from the pose's position."""
         if not self.ego_frame:
             return points, None
-        if self.origin is not None and self.fallback:
-            return points - self.origin, self.origin
+        if self.origin is not None:
+            return self._centre(points)
         local = to_ego(points, pose)
         if len(points) and self.grid.inside(local).mean() >= self.ratio:
             return local, None
-        self.fallbacks += 1
         if self.fallback and len(points):
             self.origin = points.mean(axis=0)
-            return points - self.origin, self.origin
+            return self._centre(points)
+        self.fallbacks += 1
         return points, None
+
+    def _centre(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+        assert self.origin is not None
+        self.fallbacks += 1
+        self.centred += 1
+        return points - self.origin, self.origin
 
 
 def to_ego(points: np.ndarray, pose: np.ndarray) -> np.ndarray:

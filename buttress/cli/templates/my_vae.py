@@ -46,7 +46,10 @@ class MyVAE:
     epochs_path = "epochs"
     # What a sweep may optimise. It must not change when a searched weight changes: the loss does (beta is in it), and
     # beta = 0 would win. The ELBO at beta = 1 does not; a collapsed code and an autoencoder are both bad at it.
-    metrics = {"val/elbo": Metric("min", unit="nats", description="negative ELBO at beta = 1")}
+    metrics = {
+        "val/elbo": Metric("min", unit="nats", description="negative ELBO at beta = 1"),
+        "train/loss": Metric("min", weighted_by=("beta",)),  # refused as objective where beta is searched
+    }
 
     def schedule(self, config: VAEConfig) -> Schedule:
         return Schedule(epochs=config.epochs)

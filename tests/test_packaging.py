@@ -250,10 +250,11 @@ def test_a_users_module_is_found_before_an_installed_one_of_its_name(tmp_path: P
     for folder, whose in ((installed, "installed"), (users, "the user's")):
         (folder / "utils").mkdir(parents=True)
         (folder / "utils" / "__init__.py").write_text(f"WHOSE = {whose!r}\n")
-    trainer = """from utils import WHOSE
+    trainer = """from buttress import Section
+from utils import WHOSE
 
 class MyVAE:
-    name, Config, metrics = WHOSE, None, {}
+    name, Config, metrics = WHOSE, Section, {}
     def schedule(self, config): ...
     def train(self, config, world, report, resume): ...
 """

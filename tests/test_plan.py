@@ -16,10 +16,17 @@ from buttress.errors import BadInput
 from buttress.execution import step_timing as timing
 from buttress.execution.event_handler import EventHandler
 from buttress.execution.messages import AssignmentEnded, AttemptResult, Ending, ReportReceived
-from buttress.execution.plan import describe_parameter, epochs_of_sweep, find_warnings, sample_configs
+from buttress.execution.plan import (
+    describe_parameter,
+    epochs_of_sweep,
+    find_warnings,
+    sample_configs,
+    with_measured_steps,
+)
 from buttress.spec.parameters import Parameter
 from buttress.spec.spec import SweepSpec
 from buttress.spec.validation import uncovered_weights
+from buttress.trainables.occupancy.train import Occupancy
 from buttress.training import registry
 from buttress.training.trainable import Buttress, Metric, Reported, Schedule, Section
 
@@ -132,6 +139,27 @@ def test_trials_are_timed_together_until_their_objective_is_known() -> None:
     assert found.objective_every == configs[0].buttress.ari_every
     assert found.step_s > 0 and found.objective_s >= 0  # of a table this small the mixture costs next to nothing
     assert found.epoch_s > found.step_s * found.steps_per_epoch / 2
+
+
+def test_the_warm_up_of_occupancy_counts_in_epochs_as_its_sweep_will() -> None:
+    """25 warm-up steps of 240 an epoch take one of them; without `train.steps_per_epoch` the data alone knows."""
+    given = ["budget.full_beta_epochs=3", "fixed.train.warmup_steps=25"]
+    loaded = SweepSpec.load(ROOT / "search_spaces" / "occupancy.yaml", profile="quick", overrides=given)
+    fixed = {path: value for path, value in loaded.fixed.items() if path != "train.epochs"}
+    quick = loaded.model_copy(update={"fixed": fixed})
+    configs, _ = sample_configs(quick, Occupancy())
+    assert {config.train.epochs for config in configs} == {4}
+    late = quick.model_copy(update={"fixed": {**fixed, "train.warmup_steps": 10**9}, "budget": spec().budget})
+    with pytest.raises(BadInput, match="beta settles after 1,000,000,000 steps"):
+        sample_configs(late, Occupancy())
+
+
+def test_a_warm_up_in_steps_is_judged_by_the_measured_epoch() -> None:
+    late = Schedule(epochs=5, full_at_step=25)
+    assert late.in_steps_only and with_measured_steps(spec(), late, 10).settles_after() == (3, 25)
+    with pytest.raises(BadInput, match=r"beta settles after 25 steps \(5 an epoch\), in a budget of 5 epochs"):
+        with_measured_steps(spec(), late, 5)
+    assert epochs_of_sweep(spec(), [Schedule(epochs=9, full_at_step=25, steps_per_epoch=10)]) == [9]
 
 
 @pytest.mark.parametrize(

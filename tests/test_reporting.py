@@ -94,6 +94,25 @@ def test_full_beta_steps_of_a_schedule_told_in_epochs_or_never_settling(world: W
 
 
 @pytest.mark.parametrize(
+    ("schedule", "ages"),
+    [
+        (Schedule(9, full_at_step=15), [(0, 0), (0, 0), (0, 1), (0, 5), (1, 15)]),
+        (Schedule(9, full_at_step=10), [(0, 0), (0, 0), (0, 6), (1, 10), (2, 20)]),
+        (Schedule(9, full_at_epoch=1, full_at_step=15), [(0, 0), (0, 0), (0, 1), (0, 5), (1, 15)]),
+        (Schedule(9, full_at_epoch=2, full_at_step=5), [(0, 0), (0, 0), (0, 0), (0, 0), (1, 10)]),
+    ],
+)
+def test_a_warm_up_given_in_steps_counts_in_epochs_too(
+    world: World, schedule: Schedule, ages: list[tuple[int, int]]
+) -> None:
+    sink = Collected()
+    with Reporter(world, schedule, sink) as report:
+        for step in (6, 10, 16, 20, 30):
+            report(at(step))
+    assert [(one.full_beta_epochs, one.full_beta_steps) for one in sink.reports] == ages
+
+
+@pytest.mark.parametrize(
     ("metrics", "says"),
     [
         ({"step": 1}, "needs epoch"),

@@ -661,6 +661,28 @@ def test_full_beta_epochs_follows_a_schedule_that_depends_on_the_epochs(load):
     assert "budget.full_beta_epochs: beta never has its final value for good" in sentence(error)
 
 
+def test_full_beta_epochs_counts_a_warm_up_that_is_given_in_steps(load):
+    def in_steps(config, steps=10):
+        return Schedule(epochs=config.train.epochs, full_at_step=25, steps_per_epoch=steps)
+
+    spec = load(put("budget: {trials: 4, full_beta_epochs: 3}"))
+    config = trial_config.build(spec, {}, Config, schedule=in_steps)
+    assert (config.train.epochs, in_steps(config).full_beta_epochs(6)) == (6, 3)
+    with pytest.raises(BadInput) as error:
+        trial_config.build(spec, {}, Config, schedule=lambda config: in_steps(config, None))
+    assert "budget.full_beta_epochs: the schedule is given in steps (25)" in sentence(error)
+
+
+def test_a_warm_up_of_more_steps_than_the_budget_has_is_refused(load):
+    def late(config):
+        return Schedule(epochs=config.train.epochs, full_at_step=10**9, steps_per_epoch=240)
+
+    with pytest.raises(BadInput) as error:
+        validation.check(load(SMALL), Family(schedule=late))
+    assert "no draw in 1,000 has an epoch at its final beta" in sentence(error)
+    assert "final after 1,000,000,000 steps (240 an epoch)" in sentence(error)
+
+
 def test_violated_requirement_is_the_first_requirement_that_does_not_hold(load):
     spec = load(put("require: ['config.loss.lambda_ext > 1', 'config.loss.lambda_ext < config.train.epochs']"))
     assert trial_config.violated_requirement(spec, trial_config.build(spec, {"loss.lambda_ext": 5}, Config)) is None

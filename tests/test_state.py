@@ -186,6 +186,8 @@ def test_a_schedule_that_never_settles_is_refused() -> None:
     assert never_settles(Schedule(epochs=10, full_at_epoch=4)) is None
     assert never_settles(Schedule(epochs=10, full_at_epoch=10)) is not None
     assert "never" in str(never_settles(Schedule(epochs=10, full_at_epoch=math.inf)))
+    assert never_settles(Schedule(epochs=10, full_at_step=90, steps_per_epoch=10)) is None
+    assert "after 91 steps" in str(never_settles(Schedule(epochs=10, full_at_step=91, steps_per_epoch=10)))
 
 
 def test_enough_healthy_trials_end_the_sweep() -> None:

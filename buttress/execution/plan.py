@@ -10,8 +10,8 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
-from math import ceil, inf
+from dataclasses import asdict, dataclass, replace
+from math import inf
 from typing import TYPE_CHECKING, Any
 
 from buttress.errors import BadInput
@@ -19,7 +19,7 @@ from buttress.execution.ray_session import free_resources
 from buttress.execution.setup import load, located_in, resolve_rules
 from buttress.execution.step_timing import Timing, measure
 from buttress.search.halving import Rungs
-from buttress.search.proposals import build
+from buttress.search.proposals import build, never_settles
 from buttress.search.warm_start import collect, describe, resolve_sweeps
 from buttress.spec import trial_config
 from buttress.spec.spec import SweepSpec
@@ -132,6 +132,8 @@ def make_plan(spec: SweepSpec, *, address: str | None = None, timing: bool = Tru
     with located_in(spec):
         slots = resolve_concurrency(spec.resources, [free])
     timed = measure(spec, configs, slots) if timing else None
+    if timed is not None:
+        schedules = [with_measured_steps(spec, schedule, timed.steps_per_epoch) for schedule in schedules]
     trials = spec.budget.trials or spec.budget.healthy
     seconds = longest = None
     if timed is not None and trials is not None:
@@ -168,6 +170,20 @@ def make_plan(spec: SweepSpec, *, address: str | None = None, timing: bool = Tru
         longest_seconds=longest,
         warnings=tuple(find_warnings(spec, trainable, timed)),
     )
+
+
+def with_measured_steps(spec: SweepSpec, schedule: Any, steps_per_epoch: int) -> Any:
+    """A schedule that is given in steps only, with the measured length of an epoch.
+
+    Raises:
+        BadInput: Its beta is not final before the last epoch begins.
+    """
+    if not schedule.in_steps_only:
+        return schedule
+    known = replace(schedule, steps_per_epoch=steps_per_epoch)
+    if (why := never_settles(known)) is not None:
+        raise spec.error(why, key="trainable", value=spec.trainable, accepted="more epochs or a shorter warm-up")
+    return known
 
 
 def find_warnings(spec: SweepSpec, trainable: Any, timed: Timing | None) -> list[str]:
@@ -227,7 +243,7 @@ def epochs_of_sweep(spec: SweepSpec, schedules: Sequence[Any]) -> list[int]:
             for age in range(1, schedule.full_beta_epochs(schedule.epochs) + 1):
                 decision = rungs.report(str(number), age, value)
                 if decision and decision.stop:
-                    epochs = ceil(schedule.full_at_epoch) + age
+                    epochs = int(schedule.settles_after()[0]) + age
                     break
         run.append(epochs)
     return run

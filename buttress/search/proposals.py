@@ -110,8 +110,7 @@ def never_settles(schedule: Any) -> str | None:
     """Why no epoch of this schedule could ever be valid, or None: beta must settle before the last epoch begins."""
     if schedule.full_beta_epochs(schedule.epochs) >= 1:
         return None
-    when = "never" if schedule.full_at_epoch == float("inf") else f"only after {schedule.full_at_epoch:g} epochs"
-    return f"beta settles {when}, in a budget of {schedule.epochs} epochs"
+    return f"beta settles {trial_config.settles(schedule)}, in a budget of {schedule.epochs} epochs"
 
 
 # --- what has been run ----------------------------------------------------------------------------------------------

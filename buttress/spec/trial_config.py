@@ -31,6 +31,14 @@ class ScheduleLike(Protocol):
     def epochs(self) -> int: ...
     @property
     def full_at_epoch(self) -> float: ...
+    @property
+    def full_at_step(self) -> int: ...
+    @property
+    def steps_per_epoch(self) -> int | None: ...
+    @property
+    def in_steps_only(self) -> bool: ...
+    def settles_after(self) -> tuple[float, float]: ...
+    def full_beta_epochs(self, completed: int) -> int: ...
 
 
 def schedule_of(trainable: Any, config: Any) -> ScheduleLike:
@@ -122,6 +130,16 @@ def build(
     return _with_full_beta_epochs(spec, given, Config, schedule, epochs_path, spec.budget.full_beta_epochs)
 
 
+def settles(schedule: ScheduleLike) -> str:
+    """When a schedule's beta is final, in words."""
+    epoch, step = schedule.settles_after()
+    if math.isinf(epoch):
+        return "never"
+    if schedule.steps_per_epoch and schedule.full_at_step > schedule.full_at_epoch * schedule.steps_per_epoch:
+        return f"after {step:,} steps ({schedule.steps_per_epoch:,} an epoch)"
+    return f"after {schedule.full_at_epoch:g} epochs"
+
+
 def violated_requirement(spec: SweepSpec, config: Any) -> str | None:
     """The first `require` expression that does not hold for `config`; None if all hold."""
     for index, text in enumerate(spec.require):
@@ -166,10 +184,17 @@ def _with_full_beta_epochs(
     config = _validated(spec, given, Config)
     epochs: int | None = None
     for _ in range(MAX_EPOCH_UPDATES):
-        full_at = schedule(config).full_at_epoch
+        plan = schedule(config)
+        if plan.in_steps_only:
+            raise spec.error(
+                f"the schedule is given in steps ({plan.full_at_step:,}), and how many of them make an epoch is not "
+                "known before the data has been read", key="budget.full_beta_epochs", value=count,
+                accepted=f"{epochs_path} under fixed, or a schedule() with steps_per_epoch",
+            )  # fmt: skip
+        full_at = plan.settles_after()[0]
         if math.isinf(full_at) and epochs is not None:
             break
-        needed = (_LONG_BUDGET if math.isinf(full_at) else math.ceil(full_at)) + count
+        needed = int(_LONG_BUDGET if math.isinf(full_at) else full_at) + count
         if needed == epochs:
             return config
         epochs = needed

@@ -7,7 +7,6 @@ per choice, the rest drawn at random with a fixed seed. So the errors that the `
 from __future__ import annotations
 
 import difflib
-import math
 import random
 import re
 from collections import Counter
@@ -268,9 +267,9 @@ def _refusal_of_draw(
             accepted="an expression that part of the search space satisfies",
         )
     plan = schedule(config)
-    if math.ceil(min(plan.full_at_epoch, plan.epochs)) < plan.epochs:
+    if plan.full_beta_epochs(plan.epochs) >= 1:
         return None
-    final = "never" if math.isinf(plan.full_at_epoch) else f"after {plan.full_at_epoch:g}"
+    final = trial_config.settles(plan)
     return spec.error(
         f"no draw in {MAX_DRAWS:,} has an epoch at its final beta (of {plan.epochs} epochs in the last, final {final})",
         key=trial_config.spec_key(spec, epochs_path),

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from math import ceil, inf, isnan
+from math import isnan
 from pathlib import Path
 from typing import Any, Literal
 
@@ -262,10 +262,7 @@ def run(
 
 def progress_counters(state: StepState, schedule: Schedule, steps_per_epoch: int) -> dict[str, int]:
     """A report's counters; full beta counts from when `full_at_epoch` and `full_at_step` have both been completed."""
-    full_step = inf
-    if schedule.full_at_epoch < inf:
-        full_step = max(schedule.full_at_step, ceil(schedule.full_at_epoch * steps_per_epoch - 1e-6))
-    full_epoch = ceil(full_step / steps_per_epoch) if full_step < inf else inf
+    full_epoch, full_step = schedule.settles_after(steps_per_epoch)
     return {
         "epoch": state.epoch,
         "step": state.step,

@@ -114,6 +114,7 @@ class Reporter:
         self._known: set[tuple[str, ...]] = set()  # key sets that have been checked
         self._last: _Job | None = None
         self._last_saved: _Job | None = None
+        self._steps_per_epoch = schedule.steps_per_epoch or inf  # else the fewest in a report: exact at an epoch's end
         self._lost: BaseException | None = None  # the ranks could not exchange a report
         self._failed: BaseException | None = None  # rank 0 could not deliver one
         self._room = 256  # cells of a row in the exchanged matrix
@@ -293,7 +294,7 @@ class Reporter:
             return
         self.sink.send(
             Reported(
-                **_counts(job.counters, self.schedule),
+                **self._counts(job.counters),
                 metrics=metrics,
                 vectors=vectors,
                 nonfinite=nonfinite,
@@ -305,6 +306,20 @@ class Reporter:
                 note=note,
             )
         )
+
+    def _counts(self, counters: Mapping[str, float]) -> dict[str, int]:
+        """The counts of a report: as the trainer gave them, else from the schedule."""
+        epoch, step = int(counters["epoch"]), int(counters["step"])
+        if epoch and step and not self.schedule.steps_per_epoch:
+            self._steps_per_epoch = min(self._steps_per_epoch, step / epoch)
+        full_epoch, full_step = self.schedule.settles_after(self._steps_per_epoch)
+        return {
+            "epoch": epoch,
+            "step": step,
+            "full_beta_epochs": int(counters.get("full_beta_epochs", max(0, epoch - full_epoch))),
+            "full_beta_steps": int(counters.get("full_beta_steps", max(0, step - full_step))),
+            "phase": int(counters.get("phase", self.schedule.phase(epoch))),
+        }
 
 
 class _Worker:
@@ -327,24 +342,6 @@ class _Worker:
     def _run(self, work: Callable[[_Job], None]) -> None:
         while (job := self._queue.get()) is not None:
             work(job)
-
-
-def _counts(counters: Mapping[str, float], schedule: Schedule) -> dict[str, int]:
-    """epoch, step, full_beta_epochs, full_beta_steps and phase: as the trainer gave them, else from the schedule."""
-    epoch, step = int(counters["epoch"]), int(counters["step"])
-    if schedule.full_at_epoch == inf:
-        since = 0
-    elif schedule.full_at_step or not schedule.full_at_epoch:
-        since = max(0, step - schedule.full_at_step)
-    else:  # the schedule is given in epochs only: by the fraction of epochs, exact at an epoch's end
-        since = int(step * max(0.0, 1.0 - schedule.full_at_epoch / epoch)) if epoch else 0
-    return {
-        "epoch": epoch,
-        "step": step,
-        "full_beta_epochs": int(counters.get("full_beta_epochs", schedule.full_beta_epochs(epoch))),
-        "full_beta_steps": int(counters.get("full_beta_steps", since)),
-        "phase": int(counters.get("phase", schedule.phase(epoch))),
-    }
 
 
 def memory_mb(device: torch.device) -> float:

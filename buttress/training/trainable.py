@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from math import ceil
+from math import ceil, inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Protocol, Self, TypeVar, runtime_checkable
 
@@ -127,18 +127,41 @@ class Schedule:
             value for good; `inf`: never.
         full_at_step: The same in completed optimizer steps; both have to be reached.
         phases: Completed epochs at which phase 1, 2, ... begin (a discriminator's start, say), in ascending order.
+        steps_per_epoch: Optimizer steps of an epoch, where the config says so; without it `full_at_step` counts in
+            epochs only once the first has been trained.
     """
 
     epochs: int
     full_at_epoch: float = 0.0
     full_at_step: int = 0
     phases: tuple[int, ...] = ()
+    steps_per_epoch: int | None = None
+
+    def settles_after(self, steps_per_epoch: float | None = None) -> tuple[float, float]:
+        """Completed whole epochs and completed steps after which beta is final for good; (inf, inf): never.
+
+        Args:
+            steps_per_epoch: Optimizer steps of an epoch, as measured (inf: not one epoch is over); by default the
+                schedule's own. Where neither is known each unit is taken by itself.
+        """
+        if self.full_at_epoch == inf:
+            return inf, inf
+        steps = steps_per_epoch or self.steps_per_epoch
+        if not steps:
+            return ceil(self.full_at_epoch), self.full_at_step
+        if steps == inf:  # the first epoch is not over yet
+            return inf, inf if self.full_at_epoch else self.full_at_step
+        step = max(self.full_at_step, ceil(self.full_at_epoch * steps - 1e-6))
+        return ceil(step / steps - 1e-9), step
+
+    @property
+    def in_steps_only(self) -> bool:
+        """Whether the epoch after which beta is final is not known before the first one has been trained."""
+        return self.full_at_step > 0 and not self.full_at_epoch and not self.steps_per_epoch
 
     def full_beta_epochs(self, completed: int) -> int:
         """How many of the `completed` epochs ran at the final beta from their first step to their last."""
-        if self.full_at_epoch == float("inf"):
-            return 0
-        return max(0, completed - ceil(self.full_at_epoch))
+        return int(max(0, completed - self.settles_after()[0]))
 
     def phase(self, completed: int) -> int:
         """The phase that the epoch after `completed` ones belongs to, from 0."""

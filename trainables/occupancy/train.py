@@ -67,7 +67,8 @@ class Occupancy:
 
     def schedule(self, config: OccupancyConfig) -> Schedule:
         """The learning rate is what has to settle here: full from the step after the warm-up on."""
-        return Schedule(epochs=config.train.epochs, full_at_step=config.train.warmup_steps)
+        train = config.train
+        return Schedule(train.epochs, full_at_step=train.warmup_steps, steps_per_epoch=train.steps_per_epoch)
 
     def train(self, config: OccupancyConfig, world: World, report: Report, resume: Path | None) -> None:
         run(

@@ -24,7 +24,8 @@ from queue import SimpleQueue
 from typing import Any
 
 from benchmarks.collapsebench.family import Family, load
-from buttress.journal.events import AttemptStarted, Event, Outcome, Report, TrialCreated, plain
+from buttress.journal.events import AttemptStarted, Event, Outcome, Report, TrialCreated
+from buttress.journal.fields import plain
 from buttress.spec import trial_config
 from buttress.spec.spec import SweepSpec
 from buttress.training.trainable import Reported

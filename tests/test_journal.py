@@ -99,11 +99,9 @@ def test_a_hundred_thousand_lines_are_read_in_seconds(tmp_path: Path) -> None:
     with opened(tmp_path / "j") as writer:
         write_trial(writer)
         writer.write(event_of(journal_lines.start("0000", 1, slot=0)))
-        first = journal_lines.report("0000", 1, 0, Reported(1, 1, metrics))
-        writer.write(event_of(first))
-    line = json.dumps(first) + "\n"
-    with (tmp_path / "j").open("a") as handle:
-        handle.write(line * 20_000)
+        report = event_of(journal_lines.report("0000", 1, 0, Reported(1, 1, metrics)))
+        for _ in range(20_001):
+            writer.write(report)
     began = time.process_time()
     assert len(read(tmp_path / "j").trials["0000"].reports) == 20_001
     assert time.process_time() - began < 2.0  # a fifth of 100,000 lines; measured 0.4 s

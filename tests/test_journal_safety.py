@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import tarfile
 import zlib
 from collections import Counter
 from pathlib import Path
@@ -23,18 +22,10 @@ from buttress.journal import Best, JournalWriter, Outcome
 from buttress.journal.events import Resumed
 
 
-@pytest.fixture(scope="module")
-def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("recorded")
-    with tarfile.open(Path(__file__).parent / "data" / "recorded_sweeps.tar.gz") as held:
-        held.extractall(folder, filter="data")
-    return folder
-
-
 @pytest.fixture
-def finished(archive: Path, tmp_path: Path) -> Path:
+def finished(recorded_sweeps: Path, tmp_path: Path) -> Path:
     """The journal of a real sweep that has ended."""
-    shutil.copytree(archive / "finished", tmp_path / "finished")
+    shutil.copytree(recorded_sweeps / "finished", tmp_path / "finished")
     return tmp_path / "finished" / "journal.jsonl"
 
 
@@ -70,16 +61,45 @@ def test_a_journal_that_cannot_be_gone_on_with_is_refused_before_a_line_is_writt
 # --- checksums --------------------------------------------------------------------------------------------------------
 
 
-def test_every_line_carries_its_checksum_and_reads_as_it_was(tmp_path: Path) -> None:
-    book = mixed_sweep()
+def test_every_line_carries_the_checksum_of_all_before_it_and_reads_as_it_was(tmp_path: Path) -> None:
+    book, seal = mixed_sweep(), 0
     path = book.write(tmp_path)
     for text in path.read_bytes().splitlines():
         line = json.loads(text)
         crc = line.pop("crc")
         assert list(json.loads(text))[-1] == "crc"
-        assert int(crc, 16) == zlib.crc32(json.dumps(line, separators=(",", ":")).encode())
+        seal = zlib.crc32(json.dumps(line, separators=(",", ":")).encode(), seal)
+        assert int(crc, 16) == seal
     assert [line["line"] for line in journals.lines(path)] == [line["line"] for line in book.lines]
     assert not any("crc" in line for line in journals.lines(path))
+
+
+def test_a_line_that_is_missing_doubled_or_moved_is_seen(tmp_path: Path) -> None:
+    path = mixed_sweep().write(tmp_path)
+    lines = path.read_bytes().splitlines(keepends=True)
+    for at in range(1, len(lines) - 1):
+        for changed in (
+            [*lines[:at], *lines[at + 1 :]],
+            [*lines[:at], lines[at], *lines[at:]],
+            [*lines[:at], lines[at + 1], lines[at], *lines[at + 2 :]],
+        ):
+            path.write_bytes(b"".join(changed))
+            with pytest.raises(BadInput, match="its checksum does not fit"):
+                journals.read(path)
+
+
+def test_a_writer_goes_on_with_the_seal_it_finds(tmp_path: Path) -> None:
+    path = mixed_sweep().write(tmp_path)
+    for _ in range(2):
+        with JournalWriter(path) as writer:
+            writer.write(Resumed())
+    assert len(journals.read(path).resumes) == 2
+    text = path.read_bytes()
+    with JournalWriter(path) as writer:
+        writer.restore(text[: text.rindex(b"\n", 0, -1) + 1])
+        assert len(journals.read(path).resumes) == 1
+        writer.write(Resumed())
+    assert len(journals.read(path).resumes) == 2 and not list(tmp_path.rglob("*.part"))
 
 
 def test_a_flipped_digit_is_seen_wherever_it_is(tmp_path: Path) -> None:

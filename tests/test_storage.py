@@ -145,8 +145,8 @@ def test_a_resumed_upload_adds_segments_and_a_spool_that_knows_more_is_kept(stor
     assert Told().upload(store, first).close()
     folder = remote.fetch(store)
     assert (folder / "journal.jsonl").read_bytes() == first.read_bytes()
-    with (folder / "journal.jsonl").open("ab") as file:  # the driver that died here while the storage was away
-        file.write(json.dumps(kept[20]).encode() + b"\n")
+    with JournalWriter(folder / "journal.jsonl") as writer:  # the driver that died here while the storage was away
+        writer.write(event_of(kept[20]))
     assert remote.fetch(store) == folder and len(list(lines(folder / "journal.jsonl"))) == 21
     assert Told().upload(store, folder / "journal.jsonl").close()
     assert segments(store) == (folder / "journal.jsonl").read_bytes() and len(store.names("journal")) == 2

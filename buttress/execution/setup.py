@@ -17,7 +17,8 @@ from typing import Any
 import yaml
 
 from buttress.errors import BadInput
-from buttress.journal.events import Header, Objective, plain
+from buttress.journal.events import Header, Objective
+from buttress.journal.fields import plain
 from buttress.rules import RuleSet
 from buttress.spec import validation
 from buttress.spec.fingerprint import data_fingerprint

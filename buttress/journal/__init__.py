@@ -8,7 +8,8 @@ appends; everybody else reads. Three rules make the file trustworthy whatever ha
 - a trial's first outcome is its last word: whatever comes after it about that trial is ignored by the reader.
 """
 
-from buttress.journal.events import SCHEMA, Best, Event, Header, Objective, Outcome, Report, plain, read_event
+from buttress.journal.events import SCHEMA, Best, Event, Header, Objective, Outcome, Report, read_event
+from buttress.journal.fields import plain
 from buttress.journal.lock import ORIGIN, Owner, lock_file, owner
 from buttress.journal.reader import Found, events, find, lines, read
 from buttress.journal.records import FILE, STATES, Journal, TrialRecord, fold

@@ -84,23 +84,50 @@ def _started(folder: Path) -> float:
     return float(time) if isinstance(time, int | float) and math.isfinite(time) else 0.0
 
 
-#: How a line ends that carries the CRC-32 of what is before it: `,"crc":"1a2b3c4d"}`.
-_SEAL = re.compile(rb',"crc":"([0-9a-f]{8})"}\s*$')
+#: How a line ends that carries its seal.
+_SEAL = b',"crc":"1a2b3c4d"}'
 
 
-def sealed(text: bytes) -> bytes:
-    """A line as it is written: the JSON object `text` with its checksum as its last key, and a newline."""
-    return b'%s,"crc":"%08x"}\n' % (text[:-1], zlib.crc32(text))
+def sealed(text: bytes, before: int) -> tuple[bytes, int]:
+    """A line as it is written, and its seal.
+
+    Args:
+        text: The JSON object.
+        before: The seal of the line before, 0 for the first: a line that is missing shows at the next one.
+
+    Returns:
+        The object with its seal (the CRC-32 of it and all sealed lines before it) as its last key, and a newline.
+    """
+    seal = zlib.crc32(text, before)
+    return b'%s,"crc":"%08x"}\n' % (text[:-1], seal), seal
 
 
-def is_damaged(text: bytes) -> bool:
-    """Whether a line is not what was written; one without a checksum, of an earlier version, is believed."""
-    seal = _SEAL.search(text)
-    return seal is not None and zlib.crc32(text[: seal.start()] + b"}") != int(seal[1], 16)
+def seal_of(text: bytes, before: int) -> int | None:
+    """The seal of a line that was read, 0 for one of an earlier version, without a seal; None: it is not what was
+    written, or not where it was written."""
+    found = _written_seal(text)
+    if found is None:
+        return 0 if before == 0 else None
+    return found if zlib.crc32(b"}", zlib.crc32(text[: -len(_SEAL)], before)) == found else None
+
+
+def _written_seal(text: bytes) -> int | None:
+    """The seal at the end of a line without its newline; None where it has none."""
+    if text[-len(_SEAL) : -10] != _SEAL[:-10] or not text.endswith(b'"}'):
+        return None
+    try:
+        return int(text[-10:-2], 16)
+    except ValueError:
+        return None
+
+
+def last_seal(text: bytes) -> int:
+    """The seal of the last of these whole lines; 0 where it has none."""
+    return _written_seal(text[text.rfind(b"\n", 0, -1) + 1 : -1]) or 0
 
 
 def parsed(text: bytes) -> dict[str, Any] | None:
-    """One line without its checksum; None where it is no JSON object."""
+    """One line without its seal; None where it is no JSON object."""
     try:
         line = json.loads(text)
     except (ValueError, RecursionError):
@@ -135,11 +162,13 @@ def _lines(path: Path, text: bytes) -> Iterator[dict[str, Any]]:
             raise BadInput(problem, where=path, accepted="the journal of a sweep that has begun; start it again")
         raise not_a_journal(path)
     header_of(parsed(whole[0]), path)
+    before = 0
     for number, entry in enumerate(whole, 1):
-        line = parsed(entry)
-        if line is None or is_damaged(entry):
-            why = "" if line is None else " (its checksum does not fit)"
+        line, seal = parsed(entry), seal_of(entry, before)
+        if line is None or seal is None:
+            why = "" if line is None else ", or lines before it are missing: its checksum does not fit"
             raise BadInput(f"line {number} is damaged{why}", where=path, value=entry[:60].decode(errors="replace"))
+        before = seal
         yield line
 
 

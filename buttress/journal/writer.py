@@ -12,7 +12,7 @@ from pathlib import Path
 from buttress.errors import BadInput
 from buttress.journal.events import Event, Header
 from buttress.journal.lock import take
-from buttress.journal.reader import HEAD, parsed, sealed, whole_length
+from buttress.journal.reader import HEAD, last_seal, parsed, sealed, whole_length
 from buttress.journal.records import header_of, not_a_journal
 
 
@@ -38,7 +38,7 @@ class JournalWriter:
         self._fsync = fsync
         self._mutex = threading.Lock()
         self._file = self._lock = -1
-        self.cut = 0
+        self.cut = self._seal = 0
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._lock = take(self.path, wait_s)
@@ -59,12 +59,13 @@ class JournalWriter:
         Raises:
             JournalUnwritable: it could not be written; the journal holds every line before it, whole.
         """
-        text = sealed(json.dumps(event.to_line(), allow_nan=False, separators=(",", ":")).encode())
+        line = json.dumps(event.to_line(), allow_nan=False, separators=(",", ":")).encode()
         with self._mutex:
             if self._file < 0:
                 raise JournalUnwritable(errno.EBADF, "the journal is closed", str(self.path))
             if self.fresh != isinstance(event, Header):
                 raise ValueError(f"a journal starts with its header and has one only; this line is {event.line!r}")
+            text, seal = sealed(line, self._seal)
             try:
                 if os.fstat(self._file).st_size != self._end:  # what an earlier failure left behind
                     os.ftruncate(self._file, self._end)
@@ -79,7 +80,7 @@ class JournalWriter:
                 problem = f"the journal cannot be written: {error.strerror or error}"
                 raise JournalUnwritable(error.errno or errno.EIO, problem, str(self.path)) from error
             self._end += len(text)
-            self.fresh = False
+            self._seal, self.fresh = seal, False
 
     def close(self) -> None:
         """Gives the lock back; lines written before are safe either way."""
@@ -111,12 +112,24 @@ class JournalWriter:
             self.path.with_name(f"{self.path.name}.cut-{end}").write_bytes(text[end:])  # kept: it may be worth a look
             os.ftruncate(self._file, end)
             os.fsync(self._file)
+        self._seal = last_seal(text[:end])
         return end
 
     def restore(self, text: bytes) -> None:
-        """Puts another text in the journal's place: of a sweep on remote storage, what is there."""
+        """Puts another text in the journal's place, at once: of a sweep on remote storage, what is there.
+
+        Raises:
+            JournalUnwritable: It could not be written; the journal is what it was.
+        """
+        beside = self.path.with_suffix(".part")
         with self._mutex:
-            os.ftruncate(self._file, 0)
-            os.write(self._file, text)
-            os.fsync(self._file)
-            self._end, self.fresh = len(text), not text
+            try:
+                beside.write_bytes(text)
+                beside.replace(self.path)
+                os.close(self._file)
+                self._file = os.open(self.path, os.O_RDWR | os.O_APPEND)
+                os.fsync(self._file)
+            except OSError as error:
+                problem = f"the journal cannot be written: {error.strerror or error}"
+                raise JournalUnwritable(error.errno or errno.EIO, problem, str(self.path)) from error
+            self._end, self._seal, self.fresh = len(text), last_seal(text), not text

@@ -17,7 +17,8 @@ from pydantic import ValidationError
 
 from buttress import journal
 from buttress.errors import BadInput
-from buttress.journal.events import Objective, WarmStarted, plain
+from buttress.journal.events import Objective, WarmStarted
+from buttress.journal.fields import plain
 from buttress.journal.records import Journal, TrialRecord
 from buttress.search.proposals import build
 from buttress.spec import trial_config

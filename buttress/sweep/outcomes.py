@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from buttress.journal.events import Audited, Best, Condemned, Outcome, Report, RungDecision, plain
+from buttress.journal.events import Audited, Best, Condemned, Outcome, Report, RungDecision
+from buttress.journal.fields import plain
 from buttress.rules import Verdict
 from buttress.spec.spec import SweepSpec
 from buttress.sweep.trial import ActiveTrial

@@ -36,8 +36,8 @@ from buttress.journal.events import (
     TrialEvent,
     WarmStarted,
     WorkersLost,
-    plain,
 )
+from buttress.journal.fields import plain
 from buttress.rules import RuleSet
 from buttress.search.circuit_breaker import check_circuit
 from buttress.search.halving import Rungs

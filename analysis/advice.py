@@ -7,8 +7,9 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal, NamedTuple
 
+from buttress.analysis.header_rules import kill_rules, signs_of
 from buttress.analysis.selection import best_trial, healthy_trials, objective_value
-from buttress.journal import Journal, TrialRecord
+from buttress.journal import Journal
 from buttress.wording import listing, number, plural
 
 #: A value within this share of a range from its end lies at the edge.
@@ -114,13 +115,12 @@ def thin_corners(journal: Journal) -> list[str]:
 
 def silent_rules(journal: Journal) -> tuple[list[str], list[str]]:
     """Kill rules that held in no trial, and of them those whose metrics no trial has reported."""
-    rules = journal.header.rules.get("rules") or {}
-    kills = [name for name, rule in rules.items() if isinstance(rule, Mapping) and rule.get("action") == "kill"]
+    kills = kill_rules(journal)
     spoken = {record.outcome.rule for record in journal.trials.values() if record.outcome}
     spoken |= {record.audit.rule for record in journal.trials.values() if record.audit}
     silent = [name for name in kills if name not in spoken]
     seen = {name for record in journal.trials.values() for report in record.reports for name in report.metrics}
-    deaf = [name for name in silent if seen and not any(metric in seen for metric in _metrics(rules[name]))]
+    deaf = [name for name in silent if seen and not any(sign["metric"] in seen for sign in signs_of(kills[name]))]
     return [name for name in silent if name not in deaf], deaf
 
 
@@ -169,17 +169,3 @@ def _place(value: float, low: float, high: float, log: bool) -> float:
     if log:
         value, low, high = math.log(max(value, low * 1e-9)), math.log(low), math.log(high)
     return min(1.0, max(0.0, (value - low) / (high - low)))
-
-
-def _metrics(rule: Any) -> set[str]:
-    """Metrics that any sign of a rule looks at."""
-    if isinstance(rule, Mapping):
-        own = {rule["metric"]} if isinstance(rule.get("metric"), str) else set()
-        return own.union(*(_metrics(each) for each in rule.values()))
-    return set().union(*(_metrics(each) for each in rule)) if isinstance(rule, list | tuple) else set()
-
-
-def runner_up(journal: Journal) -> TrialRecord | None:
-    """The second-best completed trial."""
-    ranked = healthy_trials(journal)
-    return ranked[1] if len(ranked) > 1 else None

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from buttress.analysis.collapse_regions import region_sentence
+from buttress.analysis.header_rules import rules_of, signs_of
 from buttress.analysis.selection import best_epoch, best_trial, pareto_front
 from buttress.analysis.table import epoch_budget, epochs_run, epochs_saved, searched_paths
 from buttress.errors import BadInput
@@ -163,7 +164,7 @@ def _why(journal: Journal, record: TrialRecord) -> list[str]:
         if done.rule:
             lines.append(f"the rule {_rule_text(journal, done.rule)} held")
         lines += _sentences(done.evidence)
-        if done.message and (not done.evidence or (_rules(journal).get(done.rule or "") or {}).get("message")):
+        if done.message and (not done.evidence or (rules_of(journal).get(done.rule or "") or {}).get("message")):
             lines.append(done.message)
     elif done.outcome != "completed":
         lines.append(stop_reason(journal, record))
@@ -300,8 +301,8 @@ def _rung(rung: RungDecision, journal: Journal) -> str:
 
 def _rule_text(journal: Journal, name: str) -> str:
     """A rule by its name and, where the header has it, what it asks for."""
-    rule = _rules(journal).get(name) or {}
-    signs = [_sign(sign) for sign in rule.get("signs") or () if isinstance(sign, Mapping) and "metric" in sign]
+    rule = rules_of(journal).get(name) or {}
+    signs = [_sign(sign) for sign in signs_of(rule)]
     if not signs:
         return name
     votes = rule.get("votes")
@@ -331,9 +332,3 @@ def _threshold(value: Any) -> str:
         return f"{number(value['per_dim'])} per dimension"
     factor = value.get("factor", 1)
     return f"{f'{number(factor)} times ' if factor != 1 else ''}{value.get('relative_to')}"
-
-
-def _rules(journal: Journal) -> Mapping[str, Any]:
-    rules = journal.header.rules
-    inner = rules.get("rules", rules)
-    return inner if isinstance(inner, Mapping) else {}

@@ -15,7 +15,16 @@ from buttress.analysis.collapse_regions import breaker_sentence, collapse_senten
 from buttress.analysis.explanation import Explanation, stop_reason
 from buttress.analysis.replay import summary_lines
 from buttress.analysis.selection import best_trial, healthy_trials, objective_value, pareto_front
-from buttress.analysis.table import Row, epoch_budget, epochs_run, last_values, rows, searched_paths, sort_rows
+from buttress.analysis.table import (
+    Row,
+    epoch_budget,
+    epochs_of_sweep,
+    epochs_run,
+    last_values,
+    rows,
+    searched_paths,
+    sort_rows,
+)
 from buttress.journal import Journal, owner
 from buttress.wording import clock, duration, number, percent, plural
 
@@ -128,11 +137,9 @@ def render_summary(journal: Journal) -> Text:
         text.append(f"\nbest: trial {winner.id} with {first.metric} {value}", style="bold")
     else:
         text.append("\nno healthy trial", style="bold red")
-    finished = [record for record in journal.trials.values() if record.outcome and epoch_budget(record)]
-    budget = sum(epoch_budget(record) or 0 for record in finished)
-    run = sum(record.outcome.epochs for record in finished if record.outcome)
+    run, budget = epochs_of_sweep(journal)
     if budget:
-        saved = percent(max(0, budget - run) / budget)
+        saved = percent((budget - run) / budget)
         text.append(f"; {run:,} of {budget:,} budgeted epochs were run, {saved} saved")
     if (found := audit_summary(journal)) is not None:
         text.append(f"\n{found.sentence()}")

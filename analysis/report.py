@@ -9,14 +9,14 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from buttress.analysis.advice import advice, runner_up
+from buttress.analysis.advice import advice
 from buttress.analysis.audits import audit_summary
 from buttress.analysis.collapse_regions import breaker_sentence, collapse_sentence
 from buttress.analysis.explanation import explain, stop_reason
 from buttress.analysis.figures import FIGURES, figure
 from buttress.analysis.figures.style import look, styled
-from buttress.analysis.selection import best_epoch, best_trial, objective_value
-from buttress.analysis.table import epoch_budget, epochs_run, epochs_saved, rows, searched_paths, sort_rows
+from buttress.analysis.selection import best_epoch, healthy_trials, objective_value
+from buttress.analysis.table import epoch_budget, epochs_of_sweep, epochs_run, rows, searched_paths, sort_rows
 from buttress.errors import BadInput
 from buttress.journal import Journal, TrialRecord
 from buttress.wording import duration, listing, number, percent, plural
@@ -78,8 +78,8 @@ def write_report(journal: Journal, output: Path, *, running: bool = False) -> Pa
 
 
 def _content(journal: Journal, running: bool) -> dict[str, Any]:
-    header, first, winner = journal.header, journal.objectives[0], best_trial(journal)
-    second = runner_up(journal)
+    header, first = journal.header, journal.objectives[0]
+    winner, second = [*healthy_trials(journal)[:2], None, None][:2]
     ended = journal.ended.time if journal.ended else max(
         (each.outcome.time for each in journal.trials.values() if each.outcome), default=header.time
     )  # fmt: skip
@@ -130,11 +130,11 @@ def _headline(journal: Journal, winner: TrialRecord | None, second: TrialRecord 
 
 
 def _saved(journal: Journal) -> str | None:
-    ended = [each for each in journal.trials.values() if each.outcome and each.state != "failed" and epoch_budget(each)]
-    budget, saved = sum(epoch_budget(each) or 0 for each in ended), sum(epochs_saved(each) or 0 for each in ended)
+    run, budget = epochs_of_sweep(journal)
     if not budget:
         return None
-    return f"{budget - saved:,} of {budget:,} budgeted epochs were run; stopping early saved {percent(saved / budget)}."
+    saved = percent((budget - run) / budget)
+    return f"{run:,} of {budget:,} budgeted epochs were run; stopping early saved {saved}."
 
 
 def _parameters(journal: Journal, winner: TrialRecord | None) -> list[dict[str, str]]:

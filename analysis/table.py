@@ -94,6 +94,13 @@ def epochs_saved(record: TrialRecord) -> int | None:
     return max(0, budget - record.outcome.epochs)
 
 
+def epochs_of_sweep(journal: Journal) -> tuple[int, int]:
+    """Epochs that ended trials have run, and had in their budgets; failed ones are left out: they saved nothing."""
+    ended = [each for each in journal.trials.values() if each.outcome and each.state != "failed" and epoch_budget(each)]
+    budget = sum(epoch_budget(each) or 0 for each in ended)
+    return budget - sum(epochs_saved(each) or 0 for each in ended), budget
+
+
 def last_values(record: TrialRecord) -> dict[str, float | None]:
     """The newest value of every metric, from the outcome line, else from the latest report that has it."""
     if record.outcome is not None and record.outcome.last:

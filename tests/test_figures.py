@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import tarfile
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -34,17 +33,8 @@ def mixed() -> Journal:
 
 
 @pytest.fixture(scope="module")
-def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Real sweeps of the lithology family."""
-    folder = tmp_path_factory.mktemp("recorded")
-    with tarfile.open(Path(__file__).parent / "data" / "recorded_sweeps.tar.gz") as archive:
-        archive.extractall(folder, filter="data")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def finished(recorded: Path) -> Journal:
-    return read(recorded / "finished" / "journal.jsonl")
+def finished(recorded_sweeps: Path) -> Journal:
+    return read(recorded_sweeps / "finished" / "journal.jsonl")
 
 
 def texts(figure: Any) -> list[str]:
@@ -175,8 +165,8 @@ def test_the_timeline_saves_by_each_trials_own_speed(mixed: Journal) -> None:
     assert timeline.spent_s == 2.0 * (10 + 4 + 3 + 4 + 1)
 
 
-def test_a_lost_attempt_has_a_bar_of_its_own(recorded: Path) -> None:
-    journal = read(recorded / "attempts" / "journal.jsonl")
+def test_a_lost_attempt_has_a_bar_of_its_own(recorded_sweeps: Path) -> None:
+    journal = read(recorded_sweeps / "attempts" / "journal.jsonl")
     timeline = compute_timeline(journal)
     assert len(timeline.bars) == sum(len(record.attempts) for record in journal.trials.values())
     lost = [bar for bar in timeline.bars if bar.state == "lost"]

@@ -260,7 +260,7 @@ def test_the_printed_table_marks_the_best_and_gives_the_reason_of_every_kill(mix
     assert "collapsed: posterior +1.9 (0.9)" in flowing
     assert "ari 0.231 was worse than the cut-off 0.254 of 9 trials" in flowing
     assert "best: trial 0001 with ari 0.52" in flowing
-    assert "22 of 60 budgeted epochs were run" in flowing
+    assert "22 of 50 budgeted epochs were run" in flowing
     assert "44 s of training in 7 trials" in flowing
 
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from buttress.analysis.figures.style import (
     ACCENT,
@@ -17,6 +16,7 @@ from buttress.analysis.figures.style import (
     scatter,
     symlog,
 )
+from buttress.analysis.header_rules import kill_rules, signs_of
 from buttress.analysis.table import epochs_saved
 from buttress.journal import Journal, TrialRecord
 from buttress.wording import duration, percent, plural
@@ -58,12 +58,11 @@ class Health(NamedTuple):
 
 def compute_health(journal: Journal) -> Health:
     """Curves of the metrics that kill rules look at, with thresholds and kills."""
-    rules = [(name, rule) for name, rule in _rules(journal) if rule.get("action") == "kill"]
     by_metric: dict[str, list[str]] = {}
     thresholds: dict[str, list[tuple[float, Literal["above", "below"]]]] = {}
     sides: tuple[Literal["above", "below"], ...] = ("above", "below")
-    for name, rule in rules:
-        for sign in _signs(rule):
+    for name, rule in kill_rules(journal).items():
+        for sign in signs_of(rule):
             metric = str(sign["metric"])
             if name not in by_metric.setdefault(metric, []):
                 by_metric[metric].append(name)
@@ -84,27 +83,6 @@ def compute_health(journal: Journal) -> Health:
     return Health(tuple(made[:MAX_METRICS]))
 
 
-def _rules(journal: Journal) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    rules = journal.header.rules.get("rules")
-    for name, rule in (rules or {}).items() if isinstance(rules, Mapping) else ():
-        if isinstance(rule, Mapping):
-            yield str(name), rule
-
-
-def _signs(rule: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    """Every sign of a rule, those inside `any_of` and the like, too."""
-    pending: list[Any] = [rule.get("signs")]
-    while pending:
-        each = pending.pop(0)
-        if isinstance(each, Mapping):
-            if isinstance(each.get("metric"), str):
-                yield each
-            else:
-                pending += list(each.values())
-        elif isinstance(each, list | tuple):
-            pending += list(each)
-
-
 def age_of(record: TrialRecord, index: int) -> float:
     """Epochs at the full beta at report number `index`; before it, minus the epochs that are left of the warm-up."""
     per_epoch = steps_per_epoch(record)
@@ -119,7 +97,8 @@ def age_of(record: TrialRecord, index: int) -> float:
 def steps_per_epoch(record: TrialRecord) -> float:
     """Optimiser steps of an epoch, at least 1; of a trial without a whole epoch, its steps."""
     ends = [report for report in record.reports if report.epoch > 0]
-    return max(1.0, ends[-1].step / ends[-1].epoch) if ends else max(1.0, float(record.reports[-1].step))
+    last = ends[-1].step / ends[-1].epoch if ends else record.reports[-1].step if record.reports else 1
+    return max(1.0, float(last))
 
 
 def thinned(count: int, most: int = MAX_POINTS) -> list[int]:

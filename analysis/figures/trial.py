@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from buttress.analysis.figures.course import thinned
+from buttress.analysis.figures.course import steps_per_epoch, thinned
 from buttress.analysis.figures.style import ACCENT, THRESHOLD, canvas, finite, look, nothing, symlog
 from buttress.journal import Journal
 
@@ -57,8 +57,7 @@ def compute_trial(journal: Journal, trial: str) -> TrialCurves:
         BadInput: There is no such trial.
     """
     record = journal.trial(trial)
-    ends = [report for report in record.reports if report.epoch > 0]
-    per_epoch = ends[-1].step / ends[-1].epoch if ends and ends[-1].step else 1.0
+    per_epoch = steps_per_epoch(record)
     places = [report.step / per_epoch for report in record.reports]
     metrics = list(dict.fromkeys(name for report in record.reports for name in report.metrics))
     series = [_series(metric, places, [report.metrics.get(metric) for report in record.reports]) for metric in metrics]
@@ -133,8 +132,7 @@ class KlMap(NamedTuple):
 def compute_kl(journal: Journal, trial: str) -> KlMap:
     """KL per dimension over time; arguments and errors as in `compute_trial`."""
     record = journal.trial(trial)
-    ends = [report for report in record.reports if report.epoch > 0]
-    per_epoch = ends[-1].step / ends[-1].epoch if ends and ends[-1].step else 1.0
+    per_epoch = steps_per_epoch(record)
     have = [report for report in record.reports if report.vectors.get(KL_PER_DIMENSION)]
     size = len(have[-1].vectors[KL_PER_DIMENSION]) if have else 0
     have = [report for report in have if len(report.vectors[KL_PER_DIMENSION]) == size]

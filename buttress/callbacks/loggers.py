@@ -12,6 +12,7 @@ import math
 import os
 import queue
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ CLOSE_TIMEOUT_S = 30.0
 MAX_PICTURES, MAX_PICTURE_BYTES = 50, 2_000_000
 
 
-class Logger(Callback):
+class Logger(Callback, ABC):
     """A callback whose work is done by a thread of its own; subclasses write one event after the other.
 
     Args:
@@ -60,9 +61,9 @@ class Logger(Callback):
         if self._thread.is_alive() or self.dropped:
             log.warning("%s is not complete: %d reports were dropped", type(self).__name__, self.dropped)
 
+    @abstractmethod
     def write(self, event: TrialCreated | Report | Outcome) -> None:
         """Writes one event."""
-        raise NotImplementedError
 
     def finish(self) -> None:
         """Closes what is open."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import tarfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -117,6 +118,15 @@ def shared() -> Path:
     folder = ROOT.parent / "shared"
     if not (folder / "data").is_dir():
         pytest.skip("no folder ../shared with real data beside the repository")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def recorded_sweeps(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Real sweeps of the lithology family, recorded before the package `buttress` was; copied by who changes them."""
+    folder = tmp_path_factory.mktemp("recorded")
+    with tarfile.open(ROOT / "tests" / "data" / "recorded_sweeps.tar.gz") as archive:
+        archive.extractall(folder, filter="data")
     return folder
 
 

@@ -6,7 +6,7 @@ tests/data/recorded_sweeps.tar.gz holds them; the README.md in it says what each
 from __future__ import annotations
 
 import json
-import tarfile
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +23,12 @@ from buttress.spec.spec import SweepSpec
 from buttress.storage import Storage
 from buttress.sweep.state import SweepState
 
-ARCHIVE = Path(__file__).parent / "data" / "recorded_sweeps.tar.gz"
 SWEEPS = ("finished", "attempts", "killed", "audited", "probation", "probation_open", "remote")
 
 
 @pytest.fixture
-def recorded(tmp_path: Path) -> Path:
-    with tarfile.open(ARCHIVE) as archive:
-        archive.extractall(tmp_path / "recorded", filter="data")
+def recorded(recorded_sweeps: Path, tmp_path: Path) -> Path:
+    shutil.copytree(recorded_sweeps, tmp_path / "recorded")
     return tmp_path / "recorded"
 
 

@@ -94,19 +94,6 @@ def test_lines_of_an_unknown_kind_and_unknown_keys_are_passed_over() -> None:
     assert fold(lines).trials == book.journal().trials
 
 
-def test_a_hundred_thousand_lines_are_read_in_seconds(tmp_path: Path) -> None:
-    metrics = {f"latent/m{index}": 0.123456789 * index for index in range(20)}
-    with opened(tmp_path / "j") as writer:
-        write_trial(writer)
-        writer.write(event_of(journal_lines.start("0000", 1, slot=0)))
-        report = event_of(journal_lines.report("0000", 1, 0, Reported(1, 1, metrics)))
-        for _ in range(20_001):
-            writer.write(report)
-    began = time.process_time()
-    assert len(read(tmp_path / "j").trials["0000"].reports) == 20_001
-    assert time.process_time() - began < 2.0  # a fifth of 100,000 lines; measured 0.4 s
-
-
 # --- what counts ------------------------------------------------------------------------------------------------------
 
 

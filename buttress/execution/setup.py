@@ -121,7 +121,7 @@ A sweep of `{name}` by Buttress: `buttress table {sweep}`, `buttress why {sweep}
 | `journal.jsonl` | everything that happened, one JSON object a line; all the rest is read from it |
 | `journal.jsonl.lock` | which driver writes it |
 | `spec.yaml` | what was run, with every default and change |
-| `trials/NNNN/` | one trial: its log, pictures, `checkpoints/` (when it has ended, only the best of the three best) |
+| `trials/NNNN/` | one trial: what it printed (`output.txt`), pictures, `checkpoints/` (of the three best, in the end) |
 | `report.html` | the page of `buttress report`, where one was made |
 | `wandb/` | offline runs for `wandb sync`, unless W&B is off |
 | `tensorboard/`, `mlflow.db`, `trials/NNNN/progress.csv` | for other tools, where `callbacks` names them |

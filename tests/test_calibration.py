@@ -82,6 +82,7 @@ def test_only_numbers_of_rules_that_kill_change() -> None:
     assert rule != before and rule.message == before.message and rule.signs[0].metric == before.signs[0].metric
 
 
+@pytest.mark.long
 def test_the_false_kill_limit_is_kept_even_where_that_costs_catches() -> None:
     curves = population(1)
     # a tenth of the healthy trials looks as the dead ones do, to the end
@@ -122,6 +123,7 @@ def test_the_file_is_a_rules_file(tmp_path: Path) -> None:
     assert "20 of 20" in head and "grace.steps 2000 ->" in head
 
 
+@pytest.mark.long
 def test_the_command_in_the_files_first_line_makes_the_file_again(tmp_path: Path) -> None:
     start, table, made = tmp_path / "start.yaml", tmp_path / "my curves.csv", tmp_path / "rules.yaml"
     start.write_text(json.dumps(rules(0.1, 2000, 8).to_dict()))

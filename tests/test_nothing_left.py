@@ -296,6 +296,7 @@ class Hesitant:
         return "FINISHED" if len(later) == 2 or drawn == 28 else self.next_trial()
 
 
+@pytest.mark.long
 def test_two_slots_idle_at_once_take_trials_again(
     ray_cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -64,6 +64,7 @@ def test_a_small_space_is_run_through_once_and_then_is_spent() -> None:
     assert refused and all(line["reason"] == f"repeats trial {line['repeats']}" for line in refused)
 
 
+@pytest.mark.long
 def test_a_sweep_of_a_small_space_resumes_from_any_prefix_to_the_same_end() -> None:
     whole: list[Line] = []
     drive(state(spec(**SMALL), whole))

@@ -213,7 +213,6 @@ def test_journal_lines_drive_it() -> None:
     progress.on_event(event_of({"line": "outcome", "trial": "0000", **COLLAPSED}), None)
     progress.stop()
     assert "0000 started in slot 1: loss.beta=0.1" in text.getvalue()
-    assert "0000 lost its workers (the node went away)" in text.getvalue()
     assert "0000 started again in slot 0" in text.getvalue()
     assert "1 of 24 trials (1 collapsed), 0 running" in text.getvalue()
 

@@ -216,7 +216,6 @@ class Progress(Callback):
                 with self._lock:
                     if row := self._seen.running.get(event.trial):
                         row.state = "lost"
-                self.on_message(f"{event.trial} lost its workers ({event.reason}) and goes on from its checkpoint")
             case Audited():
                 self.on_message(f"{event.trial} is condemned by {event.rule} and runs on to its end, to check it")
             case Paused():

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from journals import mixed_sweep
+from test_cli import call
 from typer.testing import CliRunner
 
 from buttress import journal as journals
@@ -18,7 +19,7 @@ from buttress.callbacks.checkpoint_retention import CheckpointRetention, LocalTr
 from buttress.cli.main import app
 from buttress.errors import BadInput
 from buttress.execution import driver
-from buttress.journal import Best, JournalWriter, Outcome
+from buttress.journal import Best, JournalUnwritable, JournalWriter, Outcome
 from buttress.journal.events import Resumed
 
 
@@ -218,3 +219,20 @@ def test_an_export_from_a_journal_without_an_end_says_so(tmp_path: Path, monkeyp
     shutil.rmtree(path.parent)
     book.write(tmp_path / "runs")
     assert "note" not in CliRunner().invoke(app, ["export", "toy"]).stderr
+
+
+def test_a_journal_that_is_deleted_while_it_is_written_ends_the_sweep(
+    finished: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with JournalWriter(finished) as writer:
+        shutil.rmtree(finished.parent)
+        with pytest.raises(JournalUnwritable, match="was deleted while it was written") as caught:
+            writer.write(Resumed())
+    assert caught.value.deleted
+
+    def run(*_: Any, **__: Any) -> None:
+        raise caught.value
+
+    monkeypatch.setattr("buttress.api.run", run)
+    code, _, err = call(capfd, "run", "lithology")
+    assert code == 1 and "what it had found is gone" in err and "resume" not in err

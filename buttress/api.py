@@ -374,6 +374,8 @@ def resolve_spec(
             )
     elif isinstance(spec, Mapping):
         tree = dict(spec)
+        if "profile" in tree:
+            raise BadInput("a spec cannot choose its profile", key="profile", accepted="profile=NAME beside it")
         if isinstance(tree.get("trainable"), type):
             tree["trainable"] = _trainable_name(tree["trainable"])
         if isinstance(tree.get("trainable"), str):

@@ -102,6 +102,8 @@ def test_mapping_spec_and_file_are_the_same_spec(tmp_path: Path) -> None:
     of_file = api.resolve_spec(path, profile="quick", set=["seed=5"])
     assert api.resolve_spec(tree, profile="quick", set={"seed": 5}) == of_file
     assert api.resolve_spec(of_file) is of_file
+    with pytest.raises(buttress.BadInput, match="a spec cannot choose its profile; accepted: profile=NAME"):
+        api.resolve_spec({**tree, "profile": "quick"})
     assert api.resolve_spec(of_file, set={"budget.trials": 9}).budget.trials == 9
     assert of_file.budget.trials == 2
 

@@ -96,6 +96,35 @@ def test_what_only_the_sweep_can_know_is_wrong_is_said_to_stand_where_it_was_giv
     assert code == 2 and place in err
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"trainable": "no_such_module:Trainer"},
+        {"rules": {"posterior_collapse": {"patiense": 3}}},
+        {"resources": {"workers": 4096}},
+        {"resources": {"concurrency": 4096}},
+        {"warm_start": ["nothing-to-tell"]},
+    ],
+)
+def test_a_refused_sweep_leaves_no_folder(
+    here: Path, capfd: pytest.CaptureFixture[str], changes: dict[str, Any]
+) -> None:
+    mixed_sweep().write(here / "earlier")
+    (here / "nothing-to-tell").symlink_to(next((here / "earlier").iterdir()))
+    code, out, err = call(capfd, "run", spec_file(here, **changes), "--quiet")
+    assert code == 2 and len(err.strip().splitlines()) == 1, (out, err)
+    assert not (here / "runs").exists()
+
+
+@pytest.mark.ray
+def test_a_sweep_that_does_not_fit_its_cluster_leaves_no_folder(
+    here: Path, capfd: pytest.CaptureFixture[str], ray_cluster: Any
+) -> None:
+    code, out, err = call(capfd, "run", spec_file(here, resources={"workers": 4096}), "--quiet")
+    assert code == 2 and "does not fit the cluster" in err, (out, err)
+    assert not list((here / "runs").iterdir())
+
+
 def table_with(here: Path, damage: str) -> str:
     """A lithology table with something wrong, as a spec file."""
     columns = ["Borehole_ID", "Depth_Bin", "Bulk density (GRA)", "Principal", "Magnetic susceptibility (instr. units)",

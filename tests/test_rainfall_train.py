@@ -147,13 +147,6 @@ def test_the_cosine_ends_with_the_run(epochs: int, tmp_path: Path) -> None:
     assert factors == pytest.approx(expected) and factors == sorted(factors, reverse=True)
 
 
-def test_the_learning_rate_warms_up_as_the_original(tmp_path: Path) -> None:
-    config = config_of(train={"epochs": 20, "lr_warmup_epochs": 5}, loss={"warmup_epochs": 5})
-    rate = task_of(config, tmp_path).passes[0].lr
-    assert [rate.factor(epoch, 0) for epoch in range(5)] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
-    assert rate.factor(5, 0) == pytest.approx(0.5 + 0.5 * cos(pi * 5 / 20), abs=0.01)
-
-
 @pytest.mark.parametrize(
     ("groups", "match"),
     [

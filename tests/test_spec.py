@@ -309,6 +309,7 @@ def test_an_override_addresses_the_spec_and_config_fixes_a_training_parameter(lo
         ("budget.trials.x=8", "--set: budget.trials: holds a value, so nothing can be set below it (got 100)"),
         ("objectives.2.metric=a", "--set: objectives.2: is not an entry of the list; accepted: 0 to 1"),
         ("profiles.quick.seed=1", "--profile NAME"),
+        ("profile=quick", "--profile NAME"),
         ("config=3", "names no parameter"),
         ("wandb.api_key=abc123", "--set: wandb.api_key: secrets come from the environment"),
         ("config.buttress.seed=1", "--set: fixed.buttress.seed: is set by the spec itself; accepted: seed"),

@@ -29,8 +29,17 @@ from buttress.errors import BadInput, from_pydantic
 from buttress.execution.elasticity import ClusterMembership, PoolReconciler, free_resources_of_staying_nodes
 from buttress.execution.event_handler import AssignmentFactory, EventHandler
 from buttress.execution.messages import Command, DropTrial
-from buttress.execution.ray_session import NAMESPACE, connected, wait_for_released_resources
-from buttress.execution.setup import describe_folder, header, load, new_id, resolve_rules, spec_was_edited, versions
+from buttress.execution.ray_session import NAMESPACE, connected, free_resources, wait_for_released_resources
+from buttress.execution.setup import (
+    describe_folder,
+    header,
+    load,
+    located_in,
+    new_id,
+    resolve_rules,
+    spec_was_edited,
+    versions,
+)
 from buttress.journal import JournalWriter
 from buttress.journal.events import CircuitBroken, Ended, Event, Header, Resumed, WarmStarted
 from buttress.journal.mirror import origin
@@ -82,6 +91,7 @@ class Driver:
         self.rules = rules or resolve_rules(self.spec)
         self.callbacks = CallbackList(callbacks)
         self._resumed = earlier is not None
+        self._warm = collect(self.spec, self.trainable) if self.spec.warm_start and not self._resumed else None
         self.earlier: list[Event] = earlier or []
         self._changed_budget = dict(changed_budget or {})
         self.notes: list[str] = []  # sentences for whoever runs it, said at the beginning
@@ -96,6 +106,24 @@ class Driver:
     # --- the whole of it -----------------------------------------------------------------------------------------
 
     def run(self) -> SweepResult:
+        try:
+            return self._run()
+        except BadInput:
+            state = getattr(self, "state", None)
+            if not self._resumed and (state is None or not state.asks):  # refused before its first trial
+                self._remove()
+            raise
+
+    def _remove(self) -> None:
+        """Takes back the folder of a sweep that was refused after it was made."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        if (store := self.store) is None:
+            return
+        with contextlib.suppress(OSError):
+            for name in (*store.names(), *(f"{under}/{name}" for under in store.folders() for name in store.names(under))):
+                store.delete(name)
+
+    def _run(self) -> SweepResult:
         began = time.monotonic()
         self.folder.mkdir(parents=True, exist_ok=True)
         reason, interrupted = "error", False
@@ -221,7 +249,7 @@ class Driver:
 
     def _warm_start(self) -> None:
         if self.spec.warm_start:
-            event = collect(self.spec, self.trainable)
+            event = self._warm or collect(self.spec, self.trainable)
             self.state.warm_start(event)
             self.callbacks.on_message(f"warm start: {describe(event)}")
 
@@ -230,7 +258,8 @@ class Driver:
 
         wait_for_released_resources(ray)
         membership, resources = ClusterMembership(), self.spec.resources
-        count = worker_pool.resolve_concurrency(resources, free_resources_of_staying_nodes())
+        with located_in(self.spec):
+            count = worker_pool.resolve_concurrency(resources, free_resources_of_staying_nodes())
         self._mailbox_name = f"mailbox-{self.sweep}-{secrets.token_hex(3)}"
         self.mailbox = mailbox.start(self._mailbox_name, NAMESPACE)
         self._attach(worker_pool.WorkerPool(self.mailbox, count, resources, self.folder / ".ray", self._fail))
@@ -409,20 +438,39 @@ class Driver:
 
 
 def start(spec: SweepSpec, out: Path | str, *, sweep: str | None = None, **options: Any) -> Driver:
-    """A new sweep in its own folder under `out`, a folder or a URL; raises BadInput where that cannot be written."""
-    spec = resolve_sweeps(spec)
+    """A new sweep in its own folder under `out`, a folder or a URL, which is made once the spec is found good.
+
+    Raises:
+        BadInput: the sweep cannot run, or its folder cannot be made.
+    """
     sweep = sweep or new_id(spec.name)
-    if is_url(out):
+    store = Storage(str(out)).folder(sweep) if is_url(out) else None
+    driver = Driver(resolve_sweeps(spec), Path(out) / sweep, sweep=sweep, store=store, **options)
+    if driver.address is None:
+        _refuse_what_does_not_fit(spec)
+    if store is not None:
         from buttress.journal.remote import spool
 
-        store = Storage(str(out)).folder(sweep)
-        return Driver(spec, spool(store), sweep=sweep, store=store, **options)
-    folder = Path(out) / sweep
+        driver.folder = spool(store)
+        return driver
     try:
-        folder.mkdir(parents=True, exist_ok=False)
+        driver.folder.mkdir(parents=True, exist_ok=False)
     except OSError as error:
-        raise BadInput(f"the sweep's folder cannot be made ({error.strerror})", where=folder, key="--out") from None
-    return Driver(spec, folder, sweep=sweep, **options)
+        problem = f"the sweep's folder cannot be made ({error.strerror})"
+        raise BadInput(problem, where=driver.folder, key="--out") from None
+    return driver
+
+
+def _refuse_what_does_not_fit(spec: SweepSpec) -> None:
+    """Of a sweep that would start Ray on this machine: whether a trial fits is known before."""
+    free = free_resources()  # it prepares the environment in which Ray is imported
+    import ray
+
+    from buttress.execution.worker_pool import resolve_concurrency
+
+    if not ray.is_initialized():
+        with located_in(spec):
+            resolve_concurrency(spec.resources, [free])
 
 
 def resume(

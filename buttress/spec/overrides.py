@@ -193,7 +193,7 @@ def _override_spec(spec: dict[str, Any], text: str) -> str:
     """Applies one `key=value` to `spec`; returns the key it addressed, as it stands in the spec."""
     key, value = parse_override(text)
     section, _, path = key.partition(".")
-    if section == "profiles":
+    if section in ("profile", "profiles"):
         raise BadInput("a profile is chosen by its name", where=SET_OPTION, key=key, accepted="--profile NAME")
     if section == "config":
         return _fix_parameter(spec, path, value)

@@ -199,7 +199,8 @@ class Loss(Section):
         if self.anneal == "cosine":
             return Cosine(start=start, end=end, length=self.anneal_epochs)
         period = max(self.anneal_epochs, 1e-9) / self.anneal_cycles
-        return Cyclical(start=start, end=end, period=period, cycles=self.anneal_cycles)
+        by_step = self.anneal_by == "step"
+        return Cyclical(start=start, end=end, period=period, cycles=self.anneal_cycles, continuous=by_step)
 
     def alpha_at(self, epoch: float) -> float:
         if self.alpha_anneal_epochs == 0:

@@ -42,12 +42,16 @@ class Model(Section):
     decoder: Literal["bilinear", "resized", "transposed"] = Field(
         "bilinear",
         description="bilinear x2 + conv on floor(H/8) (19x16) with a last resize; the same on ceil(H/8) (20x17) with "
-        "exact sizes; 4x4 transposed convolutions on ceil(H/8)",
+        "exact sizes; 4x4 transposed convolutions on ceil(H/8), brought to these sizes",
     )
     inject: Literal["none", "first", "all"] = Field(
-        "none", description="the predictor's first feature map before the decoder's first or every convolution"
+        "none",
+        description="the predictor's first feature map, through a 1x1 convolution and ReLU, before the upsampling of "
+        "the decoder's first stage or of all three",
     )
-    output_relu: bool = Field(False, description="the seed's last ReLU: below-average (dry) values cannot be reached")
+    output_relu: bool = Field(
+        False, description="the original's last ReLU (before a last resize): below-average values cannot be reached"
+    )
     norm: Literal["batch", "none"] = Field("batch", description="after each convolution but the last")
     fc: int = Field(512, ge=1, description="width of the wide fully connected layers (a constant in the original)")
     head: int = Field(256, ge=1, description="width of the narrow ones (a constant in the original)")

@@ -18,6 +18,7 @@ from buttress.errors import BadInput
 from buttress.monitors import AblationMonitor, LatentMonitor
 from buttress.trainables.rainfall import data as files
 from buttress.trainables.rainfall.config import Config as RainfallConfig
+from buttress.trainables.rainfall.config import Train
 from buttress.trainables.rainfall.heldout import HeldOut
 from buttress.trainables.rainfall.loss import Batch, Objective
 from buttress.trainables.rainfall.model import Grids, RainVae
@@ -119,15 +120,34 @@ class Rainfall:
 
 @dataclass(frozen=True)
 class FirstEpochs:
-    """(e + 1) / length in epoch e < length, written over `then`, which counts from epoch 0: the original's warm-up."""
+    """(e + 1) / length in epoch e < length, then on from the last of these as `then` goes on from there.
+
+    The original writes its warm-up over a scheduler of torch's that is stepped all along in its chained form: what
+    follows is neither `then` itself nor a schedule that starts anew, but the warm-up's last value (1) times the ratio
+    of `then` now to `then` in the warm-up's last epoch, both counted from the cosine's floor.
+    """
 
     length: int
-    then: LearningRate | None
+    then: CosineLR | StepLR | None
 
     def factor(self, epoch: int, step: int) -> float:
         if epoch < self.length:
             return (epoch + 1) / self.length
-        return 1.0 if self.then is None else self.then.factor(epoch, step)
+        if self.then is None:
+            return 1.0
+        floor = self.then.final if isinstance(self.then, CosineLR) else 0.0
+        now, last = (self.then.factor(one, step) - floor for one in (epoch, self.length - 1))
+        return floor + (1.0 - floor) * now / last if last else floor
+
+
+def learning_rate(train: Train) -> LearningRate | None:
+    """The schedule of `train.scheduler`, after the warm-up; a plateau comes on top of it."""
+    then: CosineLR | StepLR | None = None
+    if train.scheduler == "cosine":
+        then = CosineLR(train.epochs, final=min(1.0, train.eta_min / train.lr))
+    elif train.scheduler == "step":
+        then = StepLR(train.step_size, train.gamma)
+    return FirstEpochs(train.lr_warmup_epochs, then) if train.lr_warmup_epochs else then
 
 
 class RainfallTask(Task):
@@ -151,7 +171,7 @@ class RainfallTask(Task):
                 "vae",
                 world.wrap(self.objective),
                 fused_adam(self.objective.parameters(), config.train.lr, weight_decay=config.train.weight_decay),
-                lr=self._rate(),
+                lr=learning_rate(config.train),
                 plateau=self._plateau(),
                 clip=config.train.clip,
             )
@@ -192,15 +212,6 @@ class RainfallTask(Task):
     def _resident(self, array: np.ndarray) -> torch.Tensor:
         """On a GPU the whole array lies there; on the CPU it stays the memory map that all processes share."""
         return torch.from_numpy(array).to(self.world.device)
-
-    def _rate(self) -> LearningRate | None:
-        train = self.config.train
-        then: LearningRate | None = None
-        if train.scheduler == "cosine":
-            then = CosineLR(train.epochs, final=min(1.0, train.eta_min / train.lr))
-        elif train.scheduler == "step":
-            then = StepLR(train.step_size, train.gamma)
-        return FirstEpochs(train.lr_warmup_epochs, then) if train.lr_warmup_epochs else then
 
     def _plateau(self) -> Plateau | None:
         train = self.config.train

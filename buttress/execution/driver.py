@@ -120,7 +120,8 @@ class Driver:
         if (store := self.store) is None:
             return
         with contextlib.suppress(OSError):
-            for name in (*store.names(), *(f"{under}/{name}" for under in store.folders() for name in store.names(under))):
+            below = (f"{under}/{name}" for under in store.folders() for name in store.names(under))
+            for name in (*store.names(), *below):
                 store.delete(name)
 
     def _run(self) -> SweepResult:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +14,11 @@ import torch
 from golden import Golden, agree, gradient_norms, key_list
 from torch import nn
 
-from buttress.trainables.rainfall.config import Loss, Train
+from buttress.trainables.rainfall.config import RECIPES, Config, Loss, Train
 from buttress.trainables.rainfall.heldout import Sums, scores
 from buttress.trainables.rainfall.loss import floored_kl, gradient, mass, reconstruction
 from buttress.trainables.rainfall.model import Grids, Pool, RainVae
-from buttress.trainables.rainfall.original import ARCHITECTURES, from_original, model_of, to_original
+from buttress.trainables.rainfall.original import ARCHITECTURES, architecture, from_original, model_of, to_original
 from buttress.trainables.rainfall.rain import Rain
 from buttress.trainables.rainfall.sampler import Sampler
 from buttress.trainables.rainfall.train import learning_rate
@@ -115,6 +117,66 @@ def test_every_key_and_shape_is_the_originals(letter: str, shared: Path) -> None
     assert [key for key, value in theirs.items() if value.dtype == torch.int64] == listed["integer_keys"]
     back = from_original(theirs, model)
     assert {key: value.shape for key, value in back.items()} == {k: v.shape for k, v in built.state_dict().items()}
+
+
+# ---- recipes
+
+#: Our path -> the original's; what only another loss or schedule reads is not compared.
+PATHS = {
+    "model.d_x": "model.d_x",
+    "model.d_y": "model.d_y",
+    "model.d_z": "model.d_z",
+    "model.base_filters": "model.base_filters",
+    "loss.lambda_base": "loss.lambda_base",
+    "loss.lambda_ext": "loss.lambda_ext",
+    "loss.scale": "loss.scale",
+    "loss.w_min": "loss.w_min",
+    "loss.w_max": "loss.w_max",
+    "loss.tail_boost": "loss.tail_boost",
+    "loss.lambda_gradient": "loss.lambda_gradient",
+    "loss.beta_kl": "loss.beta_kl",
+    "loss.warmup_epochs": "loss.warmup_epochs",
+    "loss.free_bits": "loss.min_kl_weight",
+    "train.epochs": "train.epochs",
+    "train.batch_size": "train.batch_size",
+    "train.lr": "train.lr",
+    "train.weight_decay": "train.weight_decay",
+    "train.clip": "train.grad_clip",
+    "train.amp": "train.amp",
+    "train.lr_warmup_epochs": "train.lr_warmup_epochs",
+    "train.early_stopping_patience": "train.early_stopping_patience",
+    "train.early_stopping_min_delta": "train.early_stopping_min_delta",
+    "train.min_heavy_fraction": "train.min_heavy_fraction",
+    "train.scheduler": "scheduler.type",
+    "train.eta_min": "scheduler.eta_min",
+    "train.plateau_factor": "scheduler.factor",
+    "train.plateau_patience": "scheduler.patience",
+    "sampling.temperature": "sampling.temperature",
+    "sampling.pixel_threshold": "sampling.pixel_threshold",
+}
+#: What the original takes for a key that the file lacks.
+ABSENT = {"loss.lambda_gradient": 0, "loss.free_bits": 0, "train.lr_warmup_epochs": 0, "train.min_heavy_fraction": 0,
+          "train.early_stopping_min_delta": 0, "sampling.pixel_threshold": 0}  # fmt: skip
+#: Read by one scheduler; the files hold them for others as well.
+READ_BY = {"train.eta_min": "cosine", "train.plateau_factor": "plateau", "train.plateau_patience": "plateau"}
+WATCHED = {"MAE_all": "posterior/mae_all", "MAE_tail": "posterior/mae_tail", None: "val/l_rec"}
+LETTERS = {"s7": "B", "s9": "B", "s11": "C", "s12": "D", "s17": "E", "s21": "E", "s22": "F", "s25": "F", "s26": "G"}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipes_are_the_originals_files(name: str, shared: Path) -> None:
+    recipes = json.loads((shared / "golden" / "recipes.json").read_text())["rainfall"]
+    assert recipes.keys() == RECIPES.keys()
+    values, config = recipes[name]["values"], Config.recipe(name)
+    for ours, theirs in PATHS.items():
+        group, _, key = theirs.partition(".")
+        read = READ_BY.get(ours, config.train.scheduler) == config.train.scheduler
+        if not read or (key not in values[group] and ours not in ABSENT):
+            continue
+        assert attrgetter(ours)(config) == values[group].get(key, ABSENT.get(ours)), ours
+    assert config.train.early_stopping_metric == WATCHED[values["train"].get("early_stopping_metric")]
+    assert (config.loss.reconstruction == "intensity") == (values["loss"].get("type") == "simplified")
+    assert architecture(config.model) == LETTERS.get(name, "A")
 
 
 # ---- losses and metrics

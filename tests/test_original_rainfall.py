@@ -16,7 +16,7 @@ from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, StepLR
 
 from buttress.errors import BadInput
-from buttress.trainables.rainfall.config import Model, Train
+from buttress.trainables.rainfall.config import Config, Model, Train
 from buttress.trainables.rainfall.model import Grids, RainVae
 from buttress.trainables.rainfall.original import ARCHITECTURES, architecture, from_original, model_of, to_original
 from buttress.trainables.rainfall.train import learning_rate
@@ -122,6 +122,17 @@ def test_the_learning_rate_after_a_warm_up_is_the_golden_datas() -> None:
     assert schedule is not None
     rates = [3e-4 * schedule.factor(epoch, 0) for epoch in range(30)]
     assert [rates[epoch] for epoch in GOLDEN_RATES] == pytest.approx(list(GOLDEN_RATES.values()), rel=1e-12)
+
+
+def test_the_newest_recipe_is_the_originals_file() -> None:
+    """recipes.json, s25 (d1af71b) and what s26 (6e51c4d) changed."""
+    newest, last = Config.recipe("s25"), Config.recipe("s26")
+    train = newest.train
+    assert (train.min_heavy_fraction, train.early_stopping_min_delta, train.early_stopping_patience) == (0.2, 0.001, 80)
+    assert (train.lr, train.weight_decay, train.eta_min, train.lr_warmup_epochs) == (3e-4, 5e-4, 1e-6, 5)
+    model = newest.model
+    assert (model.d_x, model.d_y, model.d_z, model.base_filters, architecture(model)) == (64, 256, 128, 96, "F")
+    assert (last.model.inject, last.train.early_stopping_patience, last.loss) == ("first", 100, newest.loss)
 
 
 @pytest.mark.parametrize(("letter", "keys"), zip("ABCDEFG", (90, 90, 90, 90, 90, 85, 85), strict=True))

@@ -16,8 +16,11 @@ from buttress.errors import BadInput
 from buttress.spec import validation
 from buttress.spec.spec import SweepSpec
 from buttress.trainables.rainfall.config import RECIPES, Config
+from buttress.trainables.rainfall.loss import reconstruction
 from buttress.trainables.rainfall.train import Rainfall, RainfallTask
 from buttress.training.local_run import train as launch
+from buttress.training.losses import reparameterize
+from buttress.training.randomness import keyed_normal
 from buttress.training.registry import load
 from buttress.training.reporting import Reporter
 from buttress.training.world import World
@@ -65,7 +68,7 @@ def test_every_declared_metric_is_reported_and_every_mode(tmp_path: Path) -> Non
 def test_no_objective_sees_the_target_or_moves_with_a_weight(root: Path) -> None:
     spec = SweepSpec.load(root / "search_spaces/rainfall.yaml")
     assert [one.metric for one in spec.objectives] == ["prior/crps", "prior/mae_tail"]
-    for metric in ("posterior/mae_tail", "posterior/combined", "val/kl", "train/loss"):
+    for metric in ("posterior/mae_tail", "posterior/combined", "val/kl", "val/l_rec", "train/loss"):
         spec = SweepSpec.load(root / "search_spaces/rainfall.yaml", overrides=[f"objectives=[{metric}]"])
         with pytest.raises(BadInput, match=r"sees the target|changes its scale"):
             validation.check(spec, Rainfall())
@@ -81,7 +84,7 @@ def test_the_search_space_fits_the_family(profile: str | None, root: Path) -> No
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_the_originals_runs_are_configs(name: str) -> None:
-    assert Config.recipe(name).train.epochs in (80, 100, 150, 300)
+    assert Config.recipe(name).train.epochs in (80, 100, 150, 250, 300)
     assert Config.recipe(name, train={"epochs": 99, "lr_warmup_epochs": 0}).train.epochs == 99
 
 
@@ -98,6 +101,22 @@ def test_scores_do_not_depend_on_the_trials_seed(tmp_path: Path) -> None:
         with torch.no_grad():
             values.append(task.held_out.measure(task.model))
     assert values[0] == values[1]
+
+
+@pytest.mark.parametrize("variant", ["batch", "ratio_buggy", "per_sample", "intensity"])
+def test_the_validation_loss_is_that_of_all_scored_days_at_once(variant: str, tmp_path: Path) -> None:
+    config = config_of(loss={"reconstruction": variant}, buttress={"dtype": "float64", "eval_batch": 3})
+    task = task_of(config, tmp_path)
+    model, held = task.model.eval(), task.held_out
+    rows = held.rows[True]
+    y = torch.from_numpy(np.ascontiguousarray(held.data.y[rows])).double()
+    with torch.no_grad():
+        condition = model.condition(torch.from_numpy(np.ascontiguousarray(held.data.x[rows])).double())
+        code = model.posterior(condition, y, held.statics)
+        noise = keyed_normal(config.buttress.eval_seed, torch.from_numpy(held.data.day[rows]), 4, 0, torch.float64)
+        field = model.decode(reparameterize(code.mu, code.logvar, noise), condition)
+        whole = reconstruction(config.loss, task.rain, field, y, len(rows), task.rain.land, World())
+        assert held.measure(model)["val/l_rec"] == pytest.approx(whole.rec.item(), rel=1e-12)
 
 
 def test_a_checkpoint_evaluates_to_what_its_epoch_reported(tmp_path: Path) -> None:
@@ -152,6 +171,10 @@ def test_the_cosine_ends_with_the_run(epochs: int, tmp_path: Path) -> None:
     [
         ({"loss": {"warmup_epochs": 3}}, "leaves none of train.epochs"),
         ({"loss": {"w_min": 2.0, "w_max": 1.0}}, "w_min"),
+        (
+            {"loss": {"lambda_base": 0.0, "lambda_ext": 0.0}, "train": {"early_stopping_metric": "val/l_rec"}},
+            "val/l_rec weighs nothing",
+        ),
         ({"train": {"lr_warmup_epochs": 2}}, "ends after loss.warmup_epochs"),
         ({"train": {"batch_size": 1, "min_heavy_fraction": 0.5}}, "leaves no room"),
         ({"loss": {"p95_threshold": 3.8}}, "Extra inputs"),  # a dead key of the original
@@ -180,6 +203,13 @@ def test_early_stopping_never_counts_the_warm_up(tmp_path: Path) -> None:
     )
     kept = train(config, tmp_path)
     assert kept.reports[-1].epoch == 6 and kept.reports[-1].closing  # best at epoch 5, none 100 mm better at 6
+
+
+def test_early_stopping_may_watch_the_reconstruction_loss(tmp_path: Path) -> None:
+    config = config_of(train={"epochs": 6, "early_stopping_patience": 1, "early_stopping_metric": "val/l_rec",
+                              "early_stopping_min_delta": 100.0})  # fmt: skip
+    kept = train(config, tmp_path)
+    assert kept.reports[-1].epoch == 3 and kept.reports[-1].closing
 
 
 def test_early_stopping_on_a_tail_that_nobody_reaches_is_refused(tmp_path: Path) -> None:

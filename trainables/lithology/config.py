@@ -306,9 +306,10 @@ RECIPES: dict[str, dict[str, dict[str, Any]]] = {
         "train": {"batch_size": 1024},
     },
     "v2.14.2": {
-        "model": _PLAIN,
+        "model": _PLAIN | {"semi_supervised": True, "head_dim": 32, "head_dropout": 0.2},
         "loss": {"reduction": "mean", "beta": 0.75, "anneal": "linear", "anneal_epochs": 100, "anneal_first": 1,
                  "mask_prob": 0.3, "masked_only": True},
+        "buttress": {"ari_components": 18, "ari_every": 2},
     },
 }  # fmt: skip
 for _name in ("hybrid", "notebook"):

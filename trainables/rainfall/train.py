@@ -52,11 +52,13 @@ def _metrics() -> dict[str, Metric]:
         "posterior/rmse_tail": seen("min", _MM, "RMSE_tail", "root of the mean squared error where rain >= P95"),
         "posterior/combined": seen("min", _MM, "combined_metric", "0.4 MAE_all + 0.6 MAE_tail"),
         "posterior/correlation": seen("max", _SHARE, "", "over pixels, rainy days"),
+        "val/l_rec": Metric("min", "", ("loss",), sees_target=True, original_name="L_rec",
+                            description="the training loss's reconstruction term, one draw from the posterior"),
         "val/kl": Metric("min", "nat", _KL, original_name="L_kl", description="raw KL to N(0, I), summed over d_z"),
         "train/loss": Metric("min", "", ("loss",), original_name="train_loss", description="as weighted"),
         "train/l_rec": Metric("min", "", ("loss",), original_name="train_L_rec", description="reconstruction term"),
         "train/kl": Metric("min", "nat", _KL, original_name="train_L_kl", description="raw KL of the training days"),
-    }
+    }  # fmt: skip
 
 
 class Rainfall:

@@ -33,7 +33,7 @@ def finished(recorded_sweeps: Path, tmp_path: Path) -> Path:
 # --- read under the lock ----------------------------------------------------------------------------------------------
 
 
-def test_a_sweep_that_ends_while_resume_begins_is_not_run_twice(finished: Path, ray_cluster: Any) -> None:
+def test_a_sweep_that_ends_while_resume_begins_is_not_run_twice(finished: Path) -> None:
     """The former driver writes its last trials between resume's first look at the journal and its lock."""
     whole = finished.read_bytes()
     lines = whole.splitlines(keepends=True)
@@ -43,7 +43,7 @@ def test_a_sweep_that_ends_while_resume_begins_is_not_run_twice(finished: Path, 
     finished.write_bytes(whole)
     resumed.run()
     after = [json.loads(line) for line in finished.read_bytes().splitlines()]
-    assert [line["line"] for line in after[len(lines) :]] == ["resume", "end"]
+    assert len(after) == len(lines)  # nothing was left to do
     outcomes = Counter(line["trial"] for line in after if line["line"] == "outcome")
     assert set(outcomes.values()) == {1}
 

@@ -103,7 +103,8 @@ class Budget(Section):
     )
     stall_minutes: Positive = Field(
         10.0,
-        description="A trial that has not reported for so many minutes is restarted from its last checkpoint.",
+        description="A trial whose workers have neither reported nor computed, read or written anything for so many "
+        "minutes is restarted from its last checkpoint; workers that do not leave within them when told to are killed.",
     )
     full_beta_epochs: Count | None = Field(
         None,

@@ -152,6 +152,8 @@ def test_weights_go_to_the_original_and_back(letter: str, keys: int) -> None:
         ({"head": 64}, "head"),
         ({"pool": 4}, "pool"),
         ({"norm": "none"}, "norm"),
+        ({"dropout": 0.0}, "dropout"),
+        ({"stage_dropout": 0.2}, "stage_dropout"),
         ({"decoder": "transposed", "inject": "first"}, "inject"),
         ({"decoder": "bilinear", "inject": "all"}, "inject"),
         ({"decoder": "resized", "inject": "all", "output_relu": True}, "output_relu"),

@@ -61,6 +61,7 @@ class Model(Section):
     pool: int = Field(8, ge=1, description="target encoder: cells per side after pooling (a constant in the original)")
     dropout: float = Field(0.1, ge=0, lt=1, description="in both encoders' heads (a constant 0.1 in the original)")
     decoder_dropout: float = Field(0.0, ge=0, lt=1, description="on the predictor's code inside the decoder (S12: 0.5)")
+    stage_dropout: float = Field(0.0, ge=0, lt=1, description="of whole channels, after each stage of the decoder")
 
 
 class Loss(Section):
@@ -115,6 +116,10 @@ class Train(Section):
     min_heavy_fraction: float = Field(0.0, ge=0, lt=1, description="share of heavy days in every batch; 0 = any")
     amp: bool = Field(True, description="bf16 autocast on CUDA; the CPU always computes in buttress.dtype")
     augment_flip: bool = Field(False, description="flip whole batches, with everything that stands on the grid")
+    augment_rotate: bool = Field(False, description="turn whole batches by 0 to 270 degrees; square grids alone")
+    augment_mixup: float = Field(
+        0.0, ge=0, description="a: heavy days are mixed with another one, in shares l and 1 - l of Beta(a, a); 0 = off"
+    )
     augment_noise: float = Field(0.0, ge=0, description="deviation of the noise added to the standardised predictors")
 
     @model_validator(mode="after")

@@ -18,7 +18,7 @@ from torch import nn
 
 from buttress.trainables.rainfall.config import Loss
 from buttress.trainables.rainfall.model import RainVae
-from buttress.trainables.rainfall.rain import Rain
+from buttress.trainables.rainfall.rain import Rain, moved
 from buttress.training.losses import gaussian_kl, ratio_over_ranks, reparameterize
 from buttress.training.optimization import StepState
 from buttress.training.world import World
@@ -32,6 +32,7 @@ class Batch(NamedTuple):
     noise: torch.Tensor  # [b, d_z], standard normal
     rows: int  # days of the global batch
     flip: tuple[int, ...] = ()  # axes along which x and y have been mirrored
+    turns: int = 0  # by 90 degrees, after that
 
 
 class Parts(NamedTuple):
@@ -157,8 +158,8 @@ class Objective(nn.Module):
         self.register_buffer("statics", statics, persistent=False)
 
     def forward(self, batch: Batch, state: StepState) -> tuple[torch.Tensor, dict[str, Any]]:
-        loss, rain, size, rows = self.loss, self.rain.flipped(batch.flip), self.world.size, batch.rows
-        statics = torch.flip(self.statics, batch.flip) if batch.flip else self.statics
+        loss, size, rows = self.loss, self.world.size, batch.rows
+        rain, statics = self.rain.moved(batch.flip, batch.turns), moved(self.statics, batch.flip, batch.turns)
         with state.autocast():
             condition = self.model.condition(batch.x)
             code = self.model.posterior(condition, batch.y, statics)

@@ -13,11 +13,13 @@ import pytest
 import torch
 from golden import agree, by_rule, rule_weights
 from torch import nn
+from torch.optim.lr_scheduler import CosineAnnealingLR, StepLR
 
 from buttress.errors import BadInput
-from buttress.trainables.rainfall.config import Model
+from buttress.trainables.rainfall.config import Config, Model, Train
 from buttress.trainables.rainfall.model import Grids, RainVae
 from buttress.trainables.rainfall.original import ARCHITECTURES, architecture, from_original, model_of, to_original
+from buttress.trainables.rainfall.train import learning_rate
 
 #: Every stage of the decoders has to be resized or cut: 2x2, 3x3, 6x5, 12x10, or 1x1 to 8x8 and then 12x10.
 GRIDS = Grids(3, (5, 4), (12, 10), 2)
@@ -68,6 +70,70 @@ def test_networks_give_the_originals_fields(letter: str, dropped: bool) -> None:
     found, golden = figures(letter, dropped), NETWORKS[letter, dropped]
     agree({str(i): one for i, one in enumerate(found)}, {str(i): one for i, one in enumerate(golden)}, 1e-8)
 
+#: Epoch -> learning rate (rainfall_schedules.npz, `short`).
+GOLDEN_RATES = {
+    0: 5.9999999999999995e-05,
+    4: 0.0003,
+    5: 0.00029257477994743084,
+    15: 0.00015725445364039284,
+    29: 1.855978246215345e-06,
+}
+
+
+def chained(train: Train) -> list[float]:
+    """The learning rate of every epoch as the original sets it: torch's scheduler, stepped in a warm-up that overwrites
+    its values."""
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=train.lr)
+    if train.scheduler == "cosine":
+        scheduler: Any = CosineAnnealingLR(optimizer, train.epochs, eta_min=train.eta_min)
+    else:
+        scheduler = StepLR(optimizer, train.step_size, train.gamma)
+    rates = []
+    for epoch in range(train.epochs):
+        if epoch < train.lr_warmup_epochs:
+            optimizer.param_groups[0]["lr"] = train.lr * (epoch + 1) / train.lr_warmup_epochs
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    return rates
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"scheduler": "cosine", "lr_warmup_epochs": 5},
+        {"scheduler": "cosine", "lr_warmup_epochs": 29},
+        {"scheduler": "cosine", "eta_min": 3e-4, "lr_warmup_epochs": 5},
+        {"scheduler": "cosine"},
+        {"scheduler": "step", "step_size": 10, "lr_warmup_epochs": 5},
+        {"scheduler": "step", "step_size": 4, "lr_warmup_epochs": 10},
+    ],
+)
+def test_what_follows_the_warm_up_is_the_schedulers_chained_form(given: dict[str, Any]) -> None:
+    train = Train(lr=3e-4, epochs=30, **{"eta_min": 1e-6, "gamma": 0.5, **given})
+    schedule = learning_rate(train)
+    assert schedule is not None
+    assert [train.lr * schedule.factor(epoch, 0) for epoch in range(30)] == pytest.approx(chained(train), rel=1e-11)
+
+
+def test_the_learning_rate_after_a_warm_up_is_the_golden_datas() -> None:
+    """30 epochs from 3e-4 to 1e-6, of which five warm up: 4 % above a cosine that has counted along."""
+    schedule = learning_rate(Train(lr=3e-4, epochs=30, lr_warmup_epochs=5, eta_min=1e-6))
+    assert schedule is not None
+    rates = [3e-4 * schedule.factor(epoch, 0) for epoch in range(30)]
+    assert [rates[epoch] for epoch in GOLDEN_RATES] == pytest.approx(list(GOLDEN_RATES.values()), rel=1e-12)
+
+
+def test_the_newest_recipe_is_the_originals_file() -> None:
+    """recipes.json, s25 (d1af71b) and what s26 (6e51c4d) changed."""
+    newest, last = Config.recipe("s25"), Config.recipe("s26")
+    train = newest.train
+    assert (train.min_heavy_fraction, train.early_stopping_min_delta, train.early_stopping_patience) == (0.2, 0.001, 80)
+    assert (train.lr, train.weight_decay, train.eta_min, train.lr_warmup_epochs) == (3e-4, 5e-4, 1e-6, 5)
+    model = newest.model
+    assert (model.d_x, model.d_y, model.d_z, model.base_filters, architecture(model)) == (64, 256, 128, 96, "F")
+    assert (last.model.inject, last.train.early_stopping_patience, last.loss) == ("first", 100, newest.loss)
+
 
 @pytest.mark.parametrize(("letter", "keys"), zip("ABCDEFG", (90, 90, 90, 90, 90, 85, 85), strict=True))
 def test_weights_go_to_the_original_and_back(letter: str, keys: int) -> None:
@@ -86,6 +152,8 @@ def test_weights_go_to_the_original_and_back(letter: str, keys: int) -> None:
         ({"head": 64}, "head"),
         ({"pool": 4}, "pool"),
         ({"norm": "none"}, "norm"),
+        ({"dropout": 0.0}, "dropout"),
+        ({"stage_dropout": 0.2}, "stage_dropout"),
         ({"decoder": "transposed", "inject": "first"}, "inject"),
         ({"decoder": "bilinear", "inject": "all"}, "inject"),
         ({"decoder": "resized", "inject": "all", "output_relu": True}, "output_relu"),

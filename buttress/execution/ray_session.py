@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -13,8 +14,13 @@ from typing import Any
 
 from buttress.cache_folder import cache_folder
 from buttress.compat.ray import set_ray_environment
+from buttress.errors import BadInput
+from buttress.storage import first_line
 
 NAMESPACE = "buttress"
+#: Seconds for a cluster to answer at its address.
+CONNECT_TIMEOUT_S = 10.0
+ADDRESSES = "host:port of a running cluster's head, or auto on one of its nodes"
 
 
 def prepare_environment() -> None:
@@ -42,13 +48,55 @@ def connected(address: str | None = None) -> Iterator[Any]:
         return
     with _preserved_sigterm_handler():
         if address:
-            ray.init(address=address, **common)
+            _init_at(address, common)
         else:
             ray.init(address="local", include_dashboard=False, **common)
     try:
         yield ray
     finally:
         ray.shutdown()
+
+
+def _init_at(address: str, options: dict[str, Any]) -> None:
+    """Connects to a running cluster, or says within `CONNECT_TIMEOUT_S` why it cannot.
+
+    Ray itself tries for up to 14 minutes where nobody answers.
+
+    Raises:
+        BadInput: Nothing answers there, or what answers is no Ray cluster.
+    """
+    import ray
+
+    def refused(problem: str) -> BadInput:
+        return BadInput(problem, where="--address, or RAY_ADDRESS", value=address, accepted=ADDRESSES)
+
+    host, colon, port = address.rpartition(":")
+    if "://" in address:
+        raise refused("Ray Client addresses are not supported")
+    if colon and port.isdecimal() and int(port) < 1 << 16:
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), CONNECT_TIMEOUT_S).close()
+        except OSError as error:
+            raise refused(f"nothing answers there ({first_line(error)})") from None
+        if not os.environ.get("RAY_USE_TLS") and not _speaks_grpc(address):
+            raise refused("what answers there is not a Ray cluster")
+    elif address not in ("auto", "local"):
+        raise refused("not an address")
+    try:
+        ray.init(address=address, **options)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise refused(f"Ray cannot connect: {first_line(error)}") from error
+
+
+def _speaks_grpc(address: str) -> bool:
+    import grpc
+
+    with grpc.insecure_channel(address) as channel:
+        try:
+            grpc.channel_ready_future(channel).result(CONNECT_TIMEOUT_S)
+        except grpc.FutureTimeoutError:
+            return False
+    return True
 
 
 @contextlib.contextmanager

@@ -175,6 +175,7 @@ class Decoder(nn.Module):
             block(n * f + more * injected, n * f // 2, config, transposed=self.transposed)
             for n, injected in zip((8, 4, 2), self.injects, strict=True)
         )
+        self.drop_channels = nn.Dropout2d(config.stage_dropout)
         self.out = nn.Conv2d(f, 1, 3, padding=1)
         self.relu = config.output_relu
 
@@ -186,7 +187,8 @@ class Decoder(nn.Module):
             if injected and map_ is not None:
                 x = torch.cat([x, resized(map_, x.shape[-2:])], dim=1)
             x = stage(x) if self.transposed else stage(resized(x, size))
-            x = resized(x, size)  # a transposed convolution doubles: 20 rows become 40, and are brought to 39
+            # a transposed convolution doubles: 20 rows become 40, and are brought to 39
+            x = self.drop_channels(resized(x, size))
         y = self.out(x)
         return resized(torch.relu(y) if self.relu else y, self.high)
 

@@ -37,7 +37,7 @@ ARCHITECTURES = {
 }
 
 #: Constants of all of them.
-CONSTANTS: dict[str, Any] = {"norm": "batch", "fc": 512, "head": 256, "pool": 8}
+CONSTANTS: dict[str, Any] = {"norm": "batch", "fc": 512, "head": 256, "pool": 8, "dropout": 0.1, "stage_dropout": 0.0}
 
 _BLOCK = ("conv", "bn")
 

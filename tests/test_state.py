@@ -229,7 +229,8 @@ def second_objective(values: list[float | None], scores: list[float]) -> list[Li
         assert trial is not None
         sweep.started(trial.id, "slot-0")
         for epoch, fid in enumerate(fids, 1):
-            metrics = {"latent/kl_total": 5.0, "val/score": score[epoch - 1]} | ({} if fid is None else {"val/fid": fid})
+            metrics = {"latent/kl_total": 5.0, "val/score": score[epoch - 1]}
+            metrics |= {} if fid is None else {"val/fid": fid}
             bad = ("val/fid",) if fid is not None and math.isnan(fid) else ()
             reported = Reported(epoch, 10 * epoch, epoch, 10 * epoch, 0, metrics, nonfinite=bad)
             if sweep.reported(trial.id, trial.attempt, reported) is not None:

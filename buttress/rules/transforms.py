@@ -67,7 +67,7 @@ class BestRatio(FiniteTransform):
     """The value over the best one so far; the best is the lowest with `above`, the highest with `below`."""
 
     least = 0.0
-    difference = "best_difference"
+    difference: ClassVar[str | None] = "best_difference"
     _best: float | None = None
 
     def _transformed(self, value: float) -> float:

@@ -11,8 +11,8 @@ from buttress.cli.options import Sweep
 from buttress.cli.results import load
 
 NAMES = (
-    "history, slices, parallel, contour, importance, collapse, pareto, health, rungs, timeline; trial and kl (of one "
-    "trial, with --trial)"
+    "history, slices, parallel, contour, importance, collapse, pareto, health, rungs, timeline; trial, kl and gan "
+    "(of one trial, with --trial)"
 )
 
 

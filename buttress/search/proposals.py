@@ -16,7 +16,7 @@ from pydantic import BaseModel
 from buttress.errors import BadInput
 from buttress.search.optuna_study import Study
 from buttress.spec import trial_config
-from buttress.spec.parameters import Parameter
+from buttress.spec.parameters import Parameter, choice_key
 from buttress.spec.spec import SweepSpec
 
 #: Numbers from a range are the same when they are closer than this share of it.
@@ -192,7 +192,7 @@ class ExploredSpace:
         for path in sorted(params):
             parameter, value = self._search[path], params[path]
             if parameter.choices is not None:
-                exact.append((path, (type(value).__name__, value)))
+                exact.append((path, choice_key(value)))
             elif parameter.whole:
                 exact.append((path, int(value)))
             elif parameter.step is not None:
@@ -216,7 +216,9 @@ def _values(parameter: Parameter) -> list[Any] | None:
     if parameter.step is None:
         return None
     steps = round((parameter.high - parameter.low) / parameter.step)
-    return [min(parameter.low + parameter.step * index, parameter.high) for index in range(steps + 1)]
+    if steps >= MAX_COUNTED:
+        return None
+    return [parameter.on_grid(parameter.low + parameter.step * index) for index in range(steps + 1)]
 
 
 def _size(spec: SweepSpec) -> int | None:

@@ -56,8 +56,8 @@ def draw_adversarial(info: AdversarialLosses) -> Figure:
     figure = canvas(11, 9)
     if "train/disc_loss" not in info.losses:
         return nothing(figure, f"Trial {info.trial} has reported no loss of a discriminator (train/disc_loss).")
-    alone = [*LOSSES]
-    panels = figure.subplot_mosaic([alone[:2], alone[2:], ["overview", "scaled"], ["own", "own"]], sharex=True)
+    mosaic: Any = [[*LOSSES][:2], [*LOSSES][2:], ["overview", "scaled"], ["own", "own"]]
+    panels = figure.subplot_mosaic(mosaic, sharex=True)
     for metric, (name, colour) in LOSSES.items():
         axes = panels[metric]
         if series := info.losses.get(metric):
@@ -80,7 +80,7 @@ def draw_adversarial(info: AdversarialLosses) -> Figure:
 
 
 def _on_own_axes(first: Any, info: AdversarialLosses) -> None:
-    """Each loss on an axis of its own, in its colour; the axes beyond the first stand beside each other on the right."""
+    """Each loss on an axis of its own, in its colour; those beyond the first stand beside each other on the right."""
     for place, (metric, series) in enumerate(info.losses.items()):
         name, colour = LOSSES[metric]
         axes = first if not place else first.twinx()

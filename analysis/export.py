@@ -53,7 +53,9 @@ def export(journal: Journal, trial: str | None = None, *, force: bool = False) -
         BadInput: The trial is unknown, or has not completed.
     """
     record = trial_to_export(journal, trial, force=force)
-    text = yaml.dump(config_of(journal, record), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+    text = yaml.dump(
+        config_of(journal, record), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120
+    )
     comments = [MARK, *(f"# {line}" for line in provenance(journal, record))]
     return "\n".join(comments) + "\n\n" + text
 
@@ -117,9 +119,7 @@ def trial_to_export(journal: Journal, trial: str | None = None, *, force: bool =
     if record.state != "completed" and not force:
         raise BadInput(
             f"trial {record.id} {_ending(record)}, so its config is not a result: {stop_reason(journal, record)}",
-            key="--trial",
-            value=trial,
-            accepted=f"{_alternatives(journal)}, or --force",
+            key="--trial", value=trial, accepted=f"{_alternatives(journal)}, or --force",
         )
     return record
 

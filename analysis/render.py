@@ -30,14 +30,9 @@ from buttress.journal import Journal, owner
 from buttress.wording import clock, duration, number, percent, plural
 
 STYLE = {
-    "completed": "green",
-    "running": "cyan",
-    "waiting": "dim cyan",
-    "paused": "dim cyan",
-    "pruned": "yellow",
-    "collapsed": "red",
-    "diverged": "magenta",
-    "failed": "bold red",
+    "completed": "green", "running": "cyan", "waiting": "dim cyan", "paused": "dim cyan",
+    "pruned": "yellow", "collapsed": "red",
+    "diverged": "magenta", "failed": "bold red",
 }
 ARROW = {"min": "↓", "max": "↑"}
 BEST, FRONT, AUDITED = "★", "◆", "†"
@@ -115,14 +110,8 @@ def render_stop_reasons(
     if not stopped:
         return None
     drawn = Table(
-        box=None,
-        padding=(0, PADDING, 0, 0),
-        pad_edge=False,
-        header_style="bold",
-        title="Why trials were stopped",
-        title_justify="left",
-        title_style="bold",
-        width=width,
+        box=None, padding=(0, PADDING, 0, 0), pad_edge=False, header_style="bold", title="Why trials were stopped",
+        title_justify="left", title_style="bold", width=width,
     )
     drawn.add_column("trial", no_wrap=True)
     drawn.add_column("outcome", no_wrap=True)

@@ -18,28 +18,18 @@ Sweep = Annotated[
 Profile = Annotated[str | None, typer.Option("--profile", "-p", help="A profile of the spec, such as `quick`.")]
 Set = Annotated[
     list[str] | None,
-    typer.Option(
-        "--set",
-        "-s",
-        metavar="KEY=VALUE",
-        help="Change the spec (`budget.trials=8`) or fix a training "
-        "parameter (`config.train.epochs=5`). May be given several times.",
-    ),
+    typer.Option("--set", "-s", metavar="KEY=VALUE", help="Change the spec (`budget.trials=8`) or fix a training "
+                 "parameter (`config.train.epochs=5`). May be given several times."),
 ]
 SetConfig = Annotated[
     list[str] | None,
-    typer.Option(
-        "--set", "-s", metavar="PATH=VALUE", help="Change the config (`train.epochs=5`). May be given several times."
-    ),
+    typer.Option("--set", "-s", metavar="PATH=VALUE", help="Change the config (`train.epochs=5`). May be given several "
+                 "times."),
 ]
 WarmStart = Annotated[
     list[str] | None,
-    typer.Option(
-        "--warm-start",
-        metavar="SWEEP",
-        help="Tell the sampler the trials of this earlier sweep first, "
-        "collapsed ones included. May be given several times.",
-    ),
+    typer.Option("--warm-start", metavar="SWEEP", help="Tell the sampler the trials of this earlier sweep first, "
+                 "collapsed ones included. May be given several times."),
 ]
 Address = Annotated[
     str | None,
@@ -47,7 +37,7 @@ Address = Annotated[
 ]
 StepsPerEpoch = Annotated[
     int | None,
-    typer.Option(min=1, help="Of curves that have epochs only (default 1,000) or steps only (default: no epoch ends)."),
+    typer.Option(min=1, help="Of curves that have epochs only (default 1,000) or steps only (default: no epoch ends).")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on the last line of standard output.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress display.")]

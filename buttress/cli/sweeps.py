@@ -50,13 +50,7 @@ def run(
 
     _stop_on_sigterm()
     sweep = api.run(
-        spec,
-        profile=profile,
-        set=set_,
-        out=out,
-        warm_start=warm_start or (),
-        address=address,
-        report=report,
+        spec, profile=profile, set=set_, out=out, warm_start=warm_start or (), address=address, report=report,
         quiet=quiet,
     )
     _report(sweep, json_)

@@ -1,6 +1,6 @@
 """A trainer of your own for Buttress: a small VAE of made-up data. Replace data and model, keep the rest.
 
-buttress run my_vae.yaml
+    buttress run my_vae.yaml
 """
 
 from pathlib import Path

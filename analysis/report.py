@@ -17,7 +17,7 @@ from buttress.analysis.figures import FIGURES, figure
 from buttress.analysis.figures.style import look, styled
 from buttress.analysis.selection import best_epoch, healthy_trials, objective_value
 from buttress.analysis.table import epoch_budget, epochs_of_sweep, epochs_run, rows, searched_paths, sort_rows
-from buttress.errors import BadInput
+from buttress.errors import BadInput, printable
 from buttress.journal import Journal, TrialRecord
 from buttress.wording import abbreviated, duration, listing, number, percent, plural
 
@@ -92,6 +92,7 @@ def _render(name: str, content: dict[str, Any]) -> str:
     environment = Environment(
         loader=FunctionLoader(lambda each: (folder / each).read_text(encoding="utf-8")),
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
+        finalize=lambda value: printable(value) if type(value) is str else value,
     )  # fmt: skip
     return environment.get_template(name).render(content)
 
@@ -315,7 +316,7 @@ def _picture(journal: Journal, name: str, trial: str | None = None, of: str = ""
     held = io.BytesIO()
     with styled():
         drawn.savefig(held, format="svg", metadata={"Date": None})
-    coded = base64.b64encode(held.getvalue()).decode()
+    coded = base64.b64encode(printable(held.getvalue().decode()).encode()).decode()
     shows = FIGURES[name].shows
     title = f"{name}: {of}" if of else name
     return Picture(title[:1].upper() + title[1:], shows, f"data:image/svg+xml;base64,{coded}")

@@ -89,8 +89,10 @@ def run(
         0.6212
     """
     from buttress.execution import driver
+    from buttress.execution.ray_session import check_machine
 
     resolved = resolve_spec(spec, profile=profile, set=set, warm_start=warm_start)
+    check_machine(address)
     return _execute(driver.start(resolved, _text(out), address=address), callbacks, report, quiet)
 
 
@@ -128,7 +130,9 @@ def resume(
         >>> sweep = buttress.resume("runs/lithology-k3x9qa", trials=48)                    # doctest: +SKIP
     """
     from buttress.execution import driver
+    from buttress.execution.ray_session import check_machine
 
+    check_machine(address)
     options: dict[str, Any] = {"address": address, "take_over": take_over}
     return _execute(driver.resume(_sweep_text(sweep), trials=trials, hours=hours, **options), callbacks, report, quiet)
 

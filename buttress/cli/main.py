@@ -8,6 +8,7 @@ needs when it is called: `--help` is fast, `table` needs no Ray.
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
 import traceback
 from pathlib import Path
@@ -17,7 +18,7 @@ import typer
 
 from buttress.cli import cluster, figures, init, listing, results, rules, sweeps, training
 from buttress.cli.output import leave
-from buttress.errors import BadInput
+from buttress.errors import BadInput, redacted
 
 HELP = """Search hyperparameters of models that collapse: a collapsed trial dies early, and never wins.
 
@@ -105,10 +106,21 @@ def main() -> None:
     except Exception as error:
         if (stopped := _resumable(error)) is not None:
             leave(stopped, 130)
-        path = Path(tempfile.gettempdir()) / f"buttress-error-{os.getpid()}.txt"
-        path.write_text(traceback.format_exc())
         first = (str(error).splitlines() or [""])[0]
-        leave(f"internal error: {type(error).__name__}: {first} (traceback in {path})", 3)
+        leave(f"internal error: {type(error).__name__}: {first} (traceback {_written_traceback()})", 3)
+
+
+def _written_traceback() -> str:
+    """Writes the current error's traceback to a new file that its owner alone can read, and says where it is."""
+    text = redacted(traceback.format_exc())
+    try:
+        handle, path = tempfile.mkstemp(prefix=f"buttress-error-{os.getpid()}-", suffix=".txt")
+        with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(text)
+    except OSError:  # no folder for it, or a full disk
+        print(text, file=sys.stderr)
+        return "above"
+    return f"in {path}"
 
 
 def _resumable(error: Exception) -> str | None:

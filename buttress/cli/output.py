@@ -7,6 +7,8 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from buttress.errors import redacted
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -28,5 +30,5 @@ def print_json(value: Any) -> None:
 def leave(sentence: str, code: int) -> NoReturn:
     """Prints a sentence to standard error and exits with `code`."""
     sys.stdout.flush()
-    print(f"buttress: {sentence}", file=sys.stderr, flush=True)
+    print(f"buttress: {redacted(sentence)}", file=sys.stderr, flush=True)
     sys.exit(code)

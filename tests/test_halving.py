@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from math import isclose, nan
+from math import inf, isclose, nan
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -78,6 +79,15 @@ def test_a_missing_value_is_the_worst() -> None:
     assert decision is not None and decision.stop and decision.value is None
     third = rungs.report("c", 1, 9.0)  # worse than the only finite value, but half of the rung is worse still
     assert third is not None and not third.stop
+
+
+@pytest.mark.parametrize(("direction", "good"), [("max", inf), ("min", -inf)])
+def test_infinity_in_the_good_direction_is_the_worst(direction: Literal["min", "max"], good: float) -> None:
+    rungs = Rungs(1, 2, direction)
+    rungs.report("a", 1, 5.0)
+    decision = rungs.report("b", 1, good)
+    assert decision is not None and decision.stop and decision.value is None
+    assert rungs.values(1)["b"] == -good
 
 
 def test_a_collapsed_trial_leaves_every_rung() -> None:

@@ -263,6 +263,17 @@ def test_infinite_gradient_under_a_finite_loss_is_counted() -> None:
     assert window.nonfinite(window.pack()[None]) == ("loss", "grad_norm")
 
 
+def test_means_of_losses_and_logs_are_weighted_by_samples_and_those_of_norms_are_not() -> None:
+    meters = Meters(torch.device("cpu"))
+    for loss, samples in ((1.0, 16), (4.0, 2)):
+        meters.add({"recon": torch.tensor(2 * loss)}, samples)
+        meters.add_step("", torch.tensor(loss), torch.tensor(loss), samples)
+    window = meters.window()
+    merged = window.merge(window.pack()[None])
+    assert merged["loss"] == pytest.approx(24 / 18) and merged["recon"] == pytest.approx(48 / 18)
+    assert merged["grad_norm"] == 2.5 and merged["nonfinite"] == 0
+
+
 def test_sums_of_ranks_are_weighted_by_their_counts() -> None:
     ranks = [Sums({"loss": torch.tensor([6.0, 3.0]).double()}), Sums({"loss": torch.tensor([8.0, 1.0]).double()})]
     assert ranks[0].merge(torch.stack([one.pack() for one in ranks])) == {"loss": 3.5}

@@ -19,6 +19,7 @@ from buttress.trainables.radio.loss import Batch
 from buttress.trainables.radio.train import Radio, RadioTask
 from buttress.training.checkpoints import load_checkpoint
 from buttress.training.local_run import train as launch
+from buttress.training.optimization import StepState
 from buttress.training.registry import rules_file
 from buttress.training.reporting import Reporter
 from buttress.training.trainable import Reported
@@ -177,6 +178,20 @@ def test_the_stream_of_images_is_round_after_round_of_the_training_maps(tmp_path
     assert len(noise.unique(dim=0)) == 72 and float(noise.std()) == pytest.approx(1.0, abs=0.05)
 
 
+def test_the_discriminators_optimiser_has_stepped_on_zero_gradients_when_its_pass_begins(tmp_path: Path) -> None:
+    task = RadioTask(config_of(buttress={"disc_lr_factor": 2.0}), World.single(tmp_path))
+    critic, state = task.passes[1], StepState()
+    before = [parameter.detach().clone() for parameter in critic.module.parameters()]
+    for state.step in range(1, 7):
+        task.stepped(state)
+    decay = 0.01 * 2e-3 * np.array([(1 - step / 12) ** 0.95 for step in range(5)])
+    for one, first in zip(critic.module.parameters(), before, strict=True):
+        torch.testing.assert_close(one.detach(), first * np.prod(1 - decay))
+        held = critic.optimizer.state[one]
+        assert held["step"] == 5 and not held["exp_avg"].any() and not held["exp_avg_sq"].any() and one.grad is None
+    assert critic.optimizer.param_groups[0]["lr"] == 2e-3 and not task.passes[0].optimizer.state
+
+
 # ---- resume, average, ranks
 
 
@@ -198,17 +213,17 @@ def test_the_average_is_what_is_evaluated_and_exported(tmp_path: Path) -> None:
     config = config_of(buttress={"ema": True, "ema_every": 2, "ema_warmup": 3, "ema_decay": 0.75})
     task = RadioTask(config, World.single(tmp_path))
     assert task.average is not None and task.judged is task.average.module
-    wanted = None
-    for step in range(1, 9):
+    found = []
+    for step in range(1, 14):
         with torch.no_grad():
             task.model.last.fill_(float(step))
         task.average.update(step)
-        if step <= 3:
-            wanted = float(step)
-        elif step % 2 == 0:
-            assert wanted is not None
-            wanted = 0.75 * wanted + 0.25 * step
-    assert float(task.average.module.last.mean()) == pytest.approx(wanted)
+        found.append(float(task.average.module.last.mean()))
+    assert found[:6] == [1, 1, 3, 3, 5, 5]  # a copy, and once more after the warm-up
+    wanted = 5.0
+    for step, decay in ((7, 1 - 4 ** (-2 / 3)), (9, 1 - 6 ** (-2 / 3)), (11, 0.75), (13, 0.75)):
+        wanted = decay * wanted + (1 - decay) * step
+        assert found[step - 1] == pytest.approx(wanted)
     kept = train(config, tmp_path)
     checkpoint = tmp_path / str(kept.reports[-1].checkpoint)
     values, _ = Radio().evaluate(config, checkpoint, World.single(tmp_path))

@@ -11,7 +11,7 @@ import torch
 from buttress.trainables.rainfall.config import Loss, Model
 from buttress.trainables.rainfall.loss import Batch, Objective, floored_kl, gradient, mass, reconstruction
 from buttress.trainables.rainfall.model import Grids, RainVae
-from buttress.trainables.rainfall.rain import Rain
+from buttress.trainables.rainfall.rain import Rain, moved
 from buttress.training.optimization import StepState
 from buttress.training.world import World
 from tests.ranks import Ranks, pair  # noqa: F401
@@ -223,8 +223,22 @@ def test_two_ranks_have_the_gradient_of_one(
 def test_flipped_days_are_scored_with_flipped_maps() -> None:
     objective, batch = built("intensity")
     flipped = Batch(batch.x.flip(-1), batch.y.flip(-1), batch.noise, batch.rows, (-1,))
-    rain = objective.rain.flipped((-1,))
+    rain = objective.rain.moved((-1,))
     torch.testing.assert_close(rain.mm(flipped.y), objective.rain.mm(batch.y).flip(-1))
     value, _ = objective(flipped, StepState(numbers={"beta": 0.0}))
     wrong, _ = objective(flipped._replace(flip=()), StepState(numbers={"beta": 0.0}))
     assert abs(value - wrong) > 1e-3
+
+
+@pytest.mark.parametrize("turns", [1, 2, 3])
+def test_turned_days_are_scored_with_turned_maps(turns: int) -> None:
+    """Flipped, then turned: all that stands on the grid goes the same way, on a grid that is not square as well."""
+    rain, (y_hat, y) = rain_of(), fields()
+    there = rain.moved((-2,), turns)
+    assert there.land.shape == ((W, H) if turns % 2 else (H, W))
+    for variant in VARIANTS:
+        loss = Loss(reconstruction=variant)
+        found = reconstruction(loss, there, *(moved(one, (-2,), turns) for one in (y_hat, y)), 5, there.land, World())
+        whole = reconstruction(loss, rain, y_hat, y, 5, rain.land, World())
+        assert found.rec.item() == pytest.approx(whole.rec.item(), rel=1e-12)
+    torch.testing.assert_close(there.mm(moved(y, (-2,), turns)), moved(rain.mm(y), (-2,), turns))

@@ -106,3 +106,19 @@ def test_injection_lets_the_decoder_see_where_it_rains() -> None:
     assert changes["none"].max() == 0
     near, far = changes["all"][:20, :20].mean(), changes["all"][32:, 28:].mean()
     assert near > 0 and near > 5 * far
+
+
+def test_dropout_inside_the_decoder_drops_whole_channels_and_in_training_alone() -> None:
+    torch.manual_seed(0)
+    grids = Grids(1, (13, 11), (52, 44), 2)
+    plain, dropping = (RainVae(Model(**SMALL, stage_dropout=p), grids) for p in (0.0, 0.9))
+    dropping.load_state_dict(plain.state_dict())
+    seen: list[torch.Tensor] = []
+    dropping.decoder.drop_channels.register_forward_hook(lambda *args: seen.append(args[-1]))
+    condition = plain.eval().condition(torch.randn(3, 1, 13, 11))
+    z = torch.randn(3, 4)
+    assert torch.equal(dropping.eval().decode(z, condition), plain.decode(z, condition))
+    seen.clear()
+    dropping.train().decode(z, condition)
+    zeros = [(one == 0).flatten(2).all(2).float().mean() for one in seen]
+    assert len(zeros) == 3 and min(zeros) > 0.4

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
+from golden import Golden, agree
 from pydantic import TypeAdapter, ValidationError
 
 from buttress.training.schedules import (
@@ -33,6 +35,9 @@ SCHEDULES = [
     Cyclical(end=1.0, period=10, ratio=0.5, cycles=2),
     Cyclical(end=1.0, period=10, ratio=1.0, cycles=3),
     Cyclical(start=0.2, end=1.0, period=7, ratio=0.0, cycles=2),
+    Cyclical(end=1.0, period=1, ratio=0.5, cycles=3),
+    Cyclical(end=2.5, period=7, ratio=0.4, cycles=3),
+    Cyclical(end=1.0, period=2.5, ratio=0.5, cycles=2, continuous=True),
     Cyclical(end=1.0, period=10, ratio=0.5, cycles=None),
 ]
 
@@ -61,6 +66,28 @@ def test_cyclical_is_that_of_fu_et_al() -> None:
     cycle = [0, 0.2, 0.4, 0.6, 0.8, 1, 1, 1, 1, 1]
     assert [schedule.value(epoch) for epoch in range(22)] == pytest.approx([*cycle, *cycle, 1, 1])
     assert schedule.full_at == 15  # the plateau of the first cycle, 5 to 9, does not count
+
+
+def test_cyclical_counts_its_rise_as_the_original_does() -> None:
+    """Of its golden data: beta 2.5, three cycles of 7 and a ratio of 0.5; two cycles of 10 that are all rise."""
+    odd = Cyclical(end=2.5, period=7, cycles=3)
+    assert [odd.value(epoch) for epoch in range(9)] == pytest.approx(
+        [0, 2.5 / 3, 5 / 3, 2.5, 2.5, 2.5, 2.5, 0, 2.5 / 3]
+    )
+    assert odd.full_at == 17
+    whole = Cyclical(end=1.0, period=10, cycles=2, ratio=1.0)
+    assert whole.value(8) == pytest.approx(8 / 9) and whole.value(9) == 1 and whole.full_at == 19
+    assert Cyclical(period=1).value(0) == 1 and Cyclical(period=1).full_at == 0
+    steps = Cyclical(period=1, cycles=2, continuous=True)
+    assert [steps.value(moment) for moment in (0, 0.25, 0.5, 1.25)] == [0, 0.5, 1, 0.5] and steps.full_at == 1.5
+
+
+def test_cyclical_is_the_originals(shared: Path) -> None:
+    file = Golden(shared, "floodmaps_beta")
+    for name, (beta, period, cycles, ratio, epochs) in file.config["cases"].items():
+        schedule = Cyclical(end=beta, period=period, cycles=cycles, ratio=ratio)
+        found = [schedule.value(epoch) for epoch in range(epochs)]
+        agree({name: torch.tensor(found, dtype=torch.float64)}, {name: file.out(name)}, 1e-12)
 
 
 def test_config_names_the_kind_and_refuses_what_belongs_to_another() -> None:

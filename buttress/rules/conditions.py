@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence, Set
 from typing import Literal, NamedTuple
 
-from buttress.rules.schema import Observation, PerDim, Relative, Rule
+from buttress.rules.schema import Observation, PerDim, Relative, Rule, RuleSet
 from buttress.rules.transforms import SMALLEST, TRANSFORMS
 from buttress.rules.verdict import Evidence
 
@@ -197,3 +197,26 @@ class Condition:
             against=self._limit.words,
             clears_at=self._clears_at(threshold) if threshold is not None and self._hysteresis > 1 else None,
         )
+
+
+def unwatched_kill_rules(rules: RuleSet, reported: Set[str]) -> dict[str, tuple[str, ...]]:
+    """Kill rules that can judge no trial that reports these metrics and no others.
+
+    Args:
+        rules: The rules.
+        reported: Every metric that has been reported, finite or not; aliases count.
+
+    Returns:
+        Name of the rule -> the metrics that it looks at and that have not been reported.
+    """
+    known = {ours for ours, columns in rules.aliases.items() if not reported.isdisjoint(columns)} | set(reported)
+    unwatched = {}
+    for name, rule in rules.rules.items():
+        if rule.action != "kill":
+            continue
+        needs = [(sign.metric, Limit.of(sign).metrics) for sign in rule.signs if sign.transform != "absent"]
+        lacking = [one for one, others in needs if one not in known or (others and known.isdisjoint(others))]
+        if len(rule.signs) - len(lacking) < (rule.votes or 1):
+            missing = [each for one, others in needs for each in (one, *others[:1]) if each not in known]
+            unwatched[name] = tuple(dict.fromkeys(missing))
+    return unwatched

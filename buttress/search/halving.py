@@ -1,17 +1,17 @@
 """Asynchronous successive halving on full-beta age: trials are compared when they are equally old, or not at all.
 
-The rule at one rung is that of Li et al. 2020 (ASHA) as Ray
-Tune runs it: stop a value worse than the (1 - 1/factor) quantile of the values already in the rung. What differs: only
-values of the very same age are compared; a missing value is the worst, not the best; a trial that collapses leaves
-every rung; phases have rungs of their own; there is no `max_t`. Where the objective is not reported at every age, a
-rung stands at the next age at which it is: with values at ages 2, 4, 6, ... the rungs 1, 3, 9 stand at 2, 4, 10. Plain
-Python, so that the real sweep and the simulator share it.
+The rule at one rung is that of Li et al. 2020 (ASHA) as Ray Tune runs it: stop a value worse than the (1 - 1/factor)
+quantile of the values already in the rung. What differs: only values of the very same age are compared; a missing or
+infinite value is the worst, not the best; a trial that collapses leaves every rung; phases have rungs of their own;
+there is no `max_t`. Where the objective is not reported at every age, a rung stands at the next age at which it is:
+with values at ages 2, 4, 6, ... the rungs 1, 3, 9 stand at 2, 4, 10. Plain Python, so that the real sweep and the
+simulator share it.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import inf, isnan
+from math import inf, isfinite
 from typing import Literal
 
 
@@ -69,7 +69,7 @@ class Rungs:
         rung = self._rungs.setdefault((phase, age), {})
         if trial in rung:
             return None
-        score = -inf if value is None or isnan(value) else self._sign * value
+        score = self._sign * value if value is not None and isfinite(value) else -inf
         cutoff = _quantile(list(rung.values()), 1 - 1 / self.factor)
         stop = cutoff is not None and score < cutoff
         decision = Decision(

@@ -73,6 +73,14 @@ class Task(ABC):
             Enough batches for `steps_per_epoch` groups of `accumulate`; the last group may be short.
         """
 
+    def samples(self, batch: Any) -> float:
+        """What a batch weighs in the means of losses and logs over a window or an epoch.
+
+        Returns:
+            Its samples over all ranks, for means over samples; 1 (the default): over steps.
+        """
+        return 1
+
     def observe(self, logs: Mapping[str, torch.Tensor], state: StepState) -> None:  # noqa: B027 - optional
         """Called after each forward and backward, to update the monitors; must not wait for the device (`.item()`).
 
@@ -199,7 +207,7 @@ def run(
     if amp:
         state.autocast = partial(torch.autocast, world.device.type, dtype=torch.bfloat16)
     meters = Meters(world.device)
-    runners = [PassRunner(one, meters, task.observe, main=one is task.passes[0]) for one in task.passes]
+    runners = [PassRunner(one, meters, task.observe, task.samples, main=one is task.passes[0]) for one in task.passes]
     stopper = EarlyStoppingState(early)
     saved = RunCheckpoint(task, world, state, meters, runners, stopper)
     if resume is None:

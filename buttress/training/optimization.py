@@ -101,7 +101,10 @@ class ModuleReference:
 
 
 class Meters:
-    """Sums of losses, gradient norms and 0-dim logs over a window (since the last report) and over the epoch."""
+    """Sums of losses, gradient norms and 0-dim logs over a window (since the last report) and over the epoch.
+
+    Losses and logs are weighted by their batch's samples, gradient norms and non-finite steps count alike.
+    """
 
     MAX_PENDING = 256  # tensors kept per name before they are summed: no kernel per step, bounded memory
     NORM_INTERVAL = 8  # steps; a NaN gradient between two of them shows in the next step's loss
@@ -109,28 +112,33 @@ class Meters:
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self._kept: dict[str, list[torch.Tensor]] = {}
+        self._weights: dict[str, list[float]] = {}  # of the kept ones
         self._normed: dict[str, list[int]] = {}  # which of the kept losses came with a gradient norm
         self._window: dict[str, torch.Tensor] = {}  # name -> [sum, count]
         self._epoch: dict[str, torch.Tensor] = {}
 
-    def add(self, logs: Mapping[str, torch.Tensor]) -> None:
+    def add(self, logs: Mapping[str, torch.Tensor], samples: float = 1) -> None:
         """Adds a batch's 0-dim logs."""
         for name, value in logs.items():
             if value.dim() == 0:
-                self._kept.setdefault(name, []).append(value.detach())
+                self._keep(name, value.detach(), samples)
+
+    def _keep(self, name: str, value: torch.Tensor, weight: float) -> None:
+        self._kept.setdefault(name, []).append(value)
+        self._weights.setdefault(name, []).append(weight)
 
     def norm_is_due(self, prefix: str) -> bool:
         """Whether to compute this step's gradient norm where nothing is clipped: every 8th step of a window."""
         return len(self._kept.get(prefix + "loss", ())) % self.NORM_INTERVAL == 0
 
-    def add_step(self, prefix: str, loss: torch.Tensor, norm: torch.Tensor | None) -> None:
+    def add_step(self, prefix: str, loss: torch.Tensor, norm: torch.Tensor | None, samples: float = 1) -> None:
         """Adds a step's loss, and its gradient norm where it was computed."""
-        losses = self._kept.setdefault(prefix + "loss", [])
+        steps = len(self._kept.get(prefix + "loss", ()))
+        self._keep(prefix + "loss", loss, samples)
         if norm is not None:
-            self._kept.setdefault(prefix + "grad_norm", []).append(norm)
-            self._normed.setdefault(prefix, []).append(len(losses))
-        losses.append(loss)
-        if len(losses) >= self.MAX_PENDING:
+            self._keep(prefix + "grad_norm", norm, 1)
+            self._normed.setdefault(prefix, []).append(steps)
+        if steps + 1 >= self.MAX_PENDING:
             self._fold()
 
     def window(self) -> Sums:
@@ -147,12 +155,18 @@ class Meters:
 
     def _fold(self) -> None:
         stacked = {name: torch.stack(kept) for name, kept in self._kept.items()}
-        sums = {name: (values.sum(dtype=torch.float64), len(values)) for name, values in stacked.items()}
+        sums: dict[str, tuple[torch.Tensor, float]] = {}
+        for name, values in stacked.items():
+            weights = self._weights[name]
+            if min(weights) != max(weights):
+                sums[name] = (values.double() @ values.new_tensor(weights, dtype=torch.float64), sum(weights))
+            else:
+                sums[name] = (values.sum(dtype=torch.float64) * weights[0], len(values) * weights[0])
         for prefix, steps in self._normed.items():  # a window's first step always has a norm
             bad = ~stacked[prefix + "loss"].isfinite()
             bad[steps] |= ~stacked[prefix + "grad_norm"].isfinite()
             sums[prefix + "nonfinite"] = (bad.sum(dtype=torch.float64), len(bad))
-        self._kept, self._normed = {}, {}
+        self._kept, self._weights, self._normed = {}, {}, {}
         for name, (total, count) in sums.items():
             added = torch.stack([total, total.new_full((), count)])
             for held in (self._window, self._epoch):
@@ -201,7 +215,15 @@ class Sums:
 class PassRunner:
     """Runs one pass: calls its module, sets its learning rate and steps its optimizer."""
 
-    def __init__(self, one: Pass, meters: Meters, observe: Callable[..., None], *, main: bool) -> None:
+    def __init__(
+        self,
+        one: Pass,
+        meters: Meters,
+        observe: Callable[..., None],
+        samples: Callable[[Any], float] = lambda _: 1,
+        *,
+        main: bool,
+    ) -> None:
         self.name, self.module, self.optimizer, self.clip = one.name, one.module, one.optimizer, one.clip
         self.lr, self.starts_at_step = one.lr, one.starts_at_step
         self.plateau = PlateauState(one.plateau) if one.plateau else None
@@ -211,7 +233,7 @@ class PassRunner:
         for group in one.optimizer.param_groups:
             group.setdefault("initial_lr", group["lr"])
         self.factor = nan  # not known: a checkpoint may have brought another rate
-        self.meters, self.observe = meters, observe
+        self.meters, self.observe, self.samples = meters, observe, samples
 
     def step(self, batches: Sequence[Any], state: StepState) -> None:
         """One optimizer step on the mean of the batches' gradients."""
@@ -228,7 +250,8 @@ class PassRunner:
             if self.clip is not None:
                 clip_grads_with_norm_(self.parameters, self.clip, norm)
         self.optimizer.step()
-        self.meters.add_step(self.prefix, losses[0] if len(losses) == 1 else torch.stack(losses).mean(), norm)
+        loss = losses[0] if len(losses) == 1 else torch.stack(losses).mean()
+        self.meters.add_step(self.prefix, loss, norm, sum(map(self.samples, batches)))
 
     def _backward(self, batch: Any, state: StepState, share: float, *, sync: bool) -> torch.Tensor:
         if not sync and isinstance(self.module, DistributedDataParallel):
@@ -236,7 +259,7 @@ class PassRunner:
                 return self._backward(batch, state, share, sync=True)
         loss, logs = self.module(batch, state)
         (loss if share == 1 else loss * share).backward()
-        self.meters.add(logs)
+        self.meters.add(logs, self.samples(batch))
         self.observe(logs, state)
         return loss.detach()
 

@@ -77,10 +77,12 @@ class Cosine(_Ramp):
 
 
 class Cyclical(Section):
-    """`cycles` times: a linear rise over `ratio` of the `period`, then a plateau at `end`; after the last cycle `end`.
+    """`cycles` times: a linear rise over part of the `period`, then a plateau at `end`; after the last cycle `end`.
 
-    Fu et al. 2019 (arXiv:1903.10145). The plateau of the last cycle runs into the final value, so `full_at` is where
-    it begins; the plateaus of earlier cycles do not count. `cycles: null` never ends and never settles.
+    Fu et al. 2019 (arXiv:1903.10145), counted as davdma/floodmaps does: beta moves once per epoch (or step), and is
+    `end` from epoch ceil((period - 1) * ratio) of a cycle on, so that a cycle of one epoch has no rise. The plateau of
+    the last cycle runs into the final value, so `full_at` is where it begins; the plateaus of earlier cycles do not
+    count. `cycles: null` never ends and never settles.
     """
 
     kind: Literal["cyclical"] = "cyclical"
@@ -89,20 +91,25 @@ class Cyclical(Section):
     period: float = Field(10, gt=0)
     ratio: float = Field(0.5, ge=0, le=1)
     cycles: int | None = Field(4, ge=1)
+    continuous: bool = Field(False, description="beta also moves inside an epoch: the rise lasts ratio * period")
 
     def value(self, progress: float) -> float:
         """Beta at `progress` completed epochs (or steps, as `period` is given in)."""
         if self.cycles is not None and progress >= self.cycles * self.period:
             return self.end
-        risen, rise = progress % self.period, self.ratio * self.period
+        risen, rise = progress % self.period, self._rise
         return self.end if risen >= rise else self.start + (self.end - self.start) * risen / rise
 
     @property
     def full_at(self) -> float:
         """Progress from which `value` is final for good; `inf` for a schedule that never settles."""
-        if self.start == self.end or self.ratio == 0:
+        if self.start == self.end or self._rise <= 0:
             return 0.0
-        return inf if self.cycles is None else (self.cycles - 1 + self.ratio) * self.period
+        return inf if self.cycles is None else (self.cycles - 1) * self.period + self._rise
+
+    @property
+    def _rise(self) -> float:
+        return self.ratio * self.period if self.continuous else ceil((self.period - 1) * self.ratio)
 
 
 #: For a family's config: `beta: BetaSchedule = Linear(end=0.5, length=30)`; in YAML `beta: {kind: linear, end: 0.5}`.

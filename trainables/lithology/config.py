@@ -199,7 +199,8 @@ class Loss(Section):
         if self.anneal == "cosine":
             return Cosine(start=start, end=end, length=self.anneal_epochs)
         period = max(self.anneal_epochs, 1e-9) / self.anneal_cycles
-        return Cyclical(start=start, end=end, period=period, cycles=self.anneal_cycles)
+        by_step = self.anneal_by == "step"
+        return Cyclical(start=start, end=end, period=period, cycles=self.anneal_cycles, continuous=by_step)
 
     def alpha_at(self, epoch: float) -> float:
         if self.alpha_anneal_epochs == 0:
@@ -305,9 +306,10 @@ RECIPES: dict[str, dict[str, dict[str, Any]]] = {
         "train": {"batch_size": 1024},
     },
     "v2.14.2": {
-        "model": _PLAIN,
+        "model": _PLAIN | {"semi_supervised": True, "head_dim": 32, "head_dropout": 0.2},
         "loss": {"reduction": "mean", "beta": 0.75, "anneal": "linear", "anneal_epochs": 100, "anneal_first": 1,
                  "mask_prob": 0.3, "masked_only": True},
+        "buttress": {"ari_components": 18, "ari_every": 2},
     },
 }  # fmt: skip
 for _name in ("hybrid", "notebook"):

@@ -52,7 +52,7 @@ def weights(loss: Loss, batch: Batch, *, beta: float, alpha: float, shares: int)
     else:
         error = kl = class_ = float(shares) if loss.reduction == "sum" else shares / n
     over_masked = error * n * dx / max(1, batch.masked)
-    if batch.keep is not None and loss.masked_only:
+    if batch.keep is not None and loss.masked_only and batch.masked:  # where nothing is masked, all entries count
         return Weights(0.0, over_masked, kl * beta, class_ * alpha)
     return Weights(error, loss.mask_weight * over_masked, kl * beta, class_ * alpha)
 

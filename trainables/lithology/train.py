@@ -19,7 +19,7 @@ import torch
 from buttress.errors import BadInput
 from buttress.monitors import AblationMonitor, LatentMonitor
 from buttress.trainables.lithology import data as tables
-from buttress.trainables.lithology.config import LAYOUTS
+from buttress.trainables.lithology.config import LAYOUTS, Loss
 from buttress.trainables.lithology.config import Config as LithologyConfig
 from buttress.trainables.lithology.forecast import forecast
 from buttress.trainables.lithology.heldout import HeldOut
@@ -108,6 +108,15 @@ class Lithology:
 
     def check_data(self, path: Path, config: LithologyConfig) -> list[tuple[str, str]]:
         return tables.check(path, config)
+
+
+def shown(drawn: torch.Tensor, loss: Loss) -> torch.Tensor:
+    """drawn[rows, features], uniform in 0 to 1 -> bool of the same shape: which entries are not masked."""
+    kept = drawn >= loss.mask_prob
+    if loss.masked_only:  # a row of which nothing is left gets one feature back (v2.14.2)
+        empty = ~kept.any(dim=1)
+        kept[empty, drawn[empty].argmax(dim=1)] = True
+    return kept
 
 
 class LithologyTask(Task):
@@ -210,9 +219,9 @@ class LithologyTask(Task):
         labelled = self._counts(bounds, None if self.label is None else (self.label.cpu()[order] >= 0))
         keep, hidden = None, None
         if config.loss.mask_prob > 0:
-            shown = self._shown(epoch)
-            hidden = self.dx - shown.sum(1, dtype=torch.int64)
-            mine = shown if world.size == 1 else torch.cat([shown[first:last] for first, last in shares])
+            kept = self._shown(epoch)
+            hidden = self.dx - kept.sum(1, dtype=torch.int64)
+            mine = kept if world.size == 1 else torch.cat([kept[first:last] for first, last in shares])
             keep = mine.to(world.device, self.dtype)
         masked = self._counts(bounds, hidden)
 
@@ -248,13 +257,8 @@ class LithologyTask(Task):
 
     def _shown(self, epoch: int) -> torch.Tensor:
         """Which entries of the epoch's rows, in its order, are not masked: bool [rows, features], on the CPU."""
-        loss, generator = self.config.loss, self._generator(epoch, "mask")
-        drawn = torch.rand(len(self.x), self.dx, generator=generator)
-        shown = drawn >= loss.mask_prob
-        if loss.masked_only:  # a row of which nothing is left gets one feature back (v2.14.2)
-            empty = ~shown.any(dim=1)
-            shown[empty, drawn[empty].argmax(dim=1)] = True
-        return shown
+        drawn = torch.rand(len(self.x), self.dx, generator=self._generator(epoch, "mask"))
+        return shown(drawn, self.config.loss)
 
     @staticmethod
     def _counts(bounds: list[tuple[int, int]], per_row: torch.Tensor | None) -> list[int]:
@@ -263,6 +267,9 @@ class LithologyTask(Task):
             return [0] * len(bounds)
         running = np.concatenate([[0], np.cumsum(per_row.numpy(), dtype=np.int64)])
         return [int(running[last] - running[first]) for first, last in bounds]
+
+    def samples(self, batch: Batch) -> float:
+        return batch.rows
 
     def observe(self, logs: Mapping[str, torch.Tensor], state: StepState) -> None:
         if self.window is not None:

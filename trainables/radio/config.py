@@ -150,7 +150,9 @@ class Extra(Buttress):
     learn_logvar: bool = Field(False, description="give the reconstruction's log-variance to the optimiser")
     logvar_lr: float = Field(1e-3, gt=0, description="its learning rate")
     ema: bool = Field(False, description="keep an average of the weights; evaluate and export it")
-    ema_decay: float = Field(0.995, ge=0, lt=1)
+    ema_decay: float = Field(
+        0.995, ge=0, lt=1, description="largest decay; it rises as 1 - (1 + n)^(-2/3) in the n steps after the copies"
+    )
     ema_every: int = Field(10, ge=1, description="steps between updates of the average")
     ema_warmup: int = Field(100, ge=0, description="steps during which the average is a copy")
     eval_images: int | None = Field(512, ge=1, description="validation images of an epoch, evenly spaced; null = all")

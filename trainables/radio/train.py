@@ -23,14 +23,13 @@ from buttress.trainables.radio.config import Config as RadioConfig
 from buttress.trainables.radio.heldout import HeldOut, MapMonitor
 from buttress.trainables.radio.loss import Autoencoding, Batch, Judging
 from buttress.trainables.radio.model import Discriminator, RadioVae
+from buttress.trainables.radio.optimizer import learning_rate, step_on_zero_gradients
 from buttress.training.checkpoints import load_checkpoint, model_weights, restore
 from buttress.training.loop import Pass, StepState, Task, fused_adam, run
 from buttress.training.randomness import keyed_normal
-from buttress.training.schedules import LearningRate, PolynomialLR, WarmUp
 from buttress.training.trainable import Metric, Report, Schedule
 from buttress.training.world import World
 
-POWER = 0.95  # of the learning rate's polynomial
 _REC = ("model.lossconfig.perceptual_weight", "buttress.perceptual")
 _NLL = (*_REC, "model.lossconfig.logvar_init", "buttress.learn_logvar")
 _KL = ("model.lossconfig.kl_weight", "model.embed_dim", "model.ddconfig.ch_mult")
@@ -136,7 +135,7 @@ class RadioTask(Task):
             self.model, loss, world, perceptual.build(loss, settings), critic, learn_logvar=settings.learn_logvar
         ).to(self.dtype)
         self.passes = [
-            Pass("vae", world.wrap(self.autoencoding), self._optimizer(), lr=self._rate(), clip=settings.clip)
+            Pass("vae", world.wrap(self.autoencoding), self._optimizer(), lr=learning_rate(config), clip=settings.clip)
         ]
         if critic is not None and settings.disc_lr_factor:
             self.passes.append(self._discriminating(critic))
@@ -164,16 +163,10 @@ class RadioTask(Task):
             "discriminator",
             self.world.wrap(judging),
             fused_adam(judging.parameters(), rate, weight_decay=settings.weight_decay, betas=settings.betas),
-            lr=self._rate(),
+            lr=learning_rate(self.config),
             clip=settings.clip,
             starts_at_step=loss.disc_start,
         )
-
-    def _rate(self) -> LearningRate:
-        """max((1 - s / T)^0.95, min_lr), after a linear warm-up: min_lr bounds the factor, as in the original."""
-        trainer, warmup = self.config.trainer, self.config.buttress.lr_warmup_steps
-        then = PolynomialLR(trainer.train_num_steps, POWER, trainer.min_lr)
-        return WarmUp(warmup, 1 / (warmup + 1), "steps", then) if warmup else then
 
     def _monitor(self) -> MapMonitor:
         return MapMonitor(self.shape[0], self.shape[1] * self.shape[2])
@@ -211,6 +204,9 @@ class RadioTask(Task):
             self.window.update(logs["mu"], logs["raw_logvar"])
 
     def stepped(self, state: StepState) -> None:
+        for one in self.passes:
+            if state.step == one.starts_at_step and one.lr is not None:
+                step_on_zero_gradients(one.optimizer, one.lr, state.step)
         if self.average is not None:
             self.average.update(state.step)
 

@@ -19,6 +19,7 @@ import torch
 from buttress.monitors import AblationMonitor, LatentMonitor
 from buttress.trainables.rainfall.config import Config
 from buttress.trainables.rainfall.data import Dataset
+from buttress.trainables.rainfall.loss import ReconstructionSums, reconstruction_sums
 from buttress.trainables.rainfall.model import Condition, RainVae
 from buttress.trainables.rainfall.rain import Rain
 from buttress.training.losses import gaussian_kl, reparameterize
@@ -64,7 +65,10 @@ class HeldOut:
             for first in range(0, len(rows), self.config.buttress.eval_batch):
                 at = rows[first : first + self.config.buttress.eval_batch]
                 self._batch(model, at, latent, ablation, sums if scored and objectives else None)
-        return scores(self.world.sum(sums.packed(self.world.device)).cpu(), self.config.sampling.samples)
+        total = self.world.sum(sums.packed(self.world.device)).cpu()
+        found = scores(total, self.config.sampling.samples)
+        rec = ReconstructionSums(*total[-len(RECONSTRUCTION) :])
+        return found | {"val/l_rec": rec.value(self.config.loss)} if found else {}
 
     def _batch(
         self,
@@ -88,9 +92,11 @@ class HeldOut:
             return
         truth = self._fallen(y, floor=0.0)
         noise = keyed_normal(self.config.buttress.eval_seed, days, model.latent_dim, _POSTERIOR, self.dtype).to(device)
-        seen = self._fallen(model.decode(reparameterize(code.mu, code.logvar, noise), condition))
+        field = model.decode(reparameterize(code.mu, code.logvar, noise), condition)
+        mask = self.rain.land if self.config.loss.over == "land" else torch.ones_like(self.rain.land)
+        seen, rec = self._fallen(field), reconstruction_sums(self.config.loss, self.rain, field, y, mask)
         drawn = torch.stack([self._fallen(field) for field in self.prior(model, condition, days)], dim=1)
-        sums.add(truth, seen, drawn, gaussian_kl(code.mu, code.logvar).sum(dtype=torch.float64))
+        sums.add(truth, seen, drawn, gaussian_kl(code.mu, code.logvar).sum(dtype=torch.float64), rec)
 
     def prior(self, model: RainVae, condition: Condition, days: torch.Tensor) -> list[torch.Tensor]:
         """K fields [days, 1, H, W] in z, drawn for day ids `days` with the noise that is theirs at every evaluation."""
@@ -142,6 +148,7 @@ def correlation(field: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
     return torch.where(product > 1e-12, (one * other).sum(-1) / product.clamp_min(1e-30), math.nan)
 
 
+RECONSTRUCTION = tuple(f"l_rec_{name}" for name in ReconstructionSums._fields)
 NAMES = (
     "pixels", "tail", "extreme", "rainy", "days", "kl",  # counts, nats
     "y", "y_wet", "y_max", "y_sd",  # truth
@@ -149,6 +156,7 @@ NAMES = (
     "p_corr", "p_corr_n",
     "crps", "m_abs", "m_tail_abs", "q", "q_wet", "q_extreme", "q_max", "q_sd", "q_corr", "q_corr_n",  # prior
     "div", "div_n",
+    *RECONSTRUCTION,
 )  # fmt: skip
 
 
@@ -159,8 +167,15 @@ class Sums:
         self.rain, self.samples = rain, samples
         self.total: torch.Tensor | None = None
 
-    def add(self, truth: torch.Tensor, seen: torch.Tensor, drawn: torch.Tensor, kl: torch.Tensor) -> None:
-        """truth, seen[days, L], drawn[days, K, L] in mm; kl[] nats, summed over the days."""
+    def add(
+        self,
+        truth: torch.Tensor,
+        seen: torch.Tensor,
+        drawn: torch.Tensor,
+        kl: torch.Tensor,
+        rec: ReconstructionSums | None = None,
+    ) -> None:
+        """truth, seen[days, L], drawn[days, K, L] in mm; kl[] nats, summed over the days; rec: of the loss."""
         truth, seen, drawn = truth.double(), seen.double(), drawn.double()
         tail, extreme = truth >= self.rain.tail_mm, truth >= self.rain.extreme_mm
         rainy = tail.any(1)
@@ -182,6 +197,7 @@ class Sums:
             "q_sd": drawn.std(2, correction=0)[rainy].sum(), "q_corr": drawn_corr.nansum(),
             "q_corr_n": (~drawn_corr.isnan()).sum(), "div": apart.nansum(), "div_n": (~apart.isnan()).sum(),
         }  # fmt: skip
+        values |= dict(zip(RECONSTRUCTION, rec or [torch.zeros(())] * len(RECONSTRUCTION), strict=True))
         row = torch.stack([values[name].to(truth.device, torch.float64) for name in NAMES])
         self.total = row if self.total is None else self.total + row
 

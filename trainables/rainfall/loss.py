@@ -18,7 +18,7 @@ from torch import nn
 
 from buttress.trainables.rainfall.config import Loss
 from buttress.trainables.rainfall.model import RainVae
-from buttress.trainables.rainfall.rain import Rain
+from buttress.trainables.rainfall.rain import Rain, moved
 from buttress.training.losses import gaussian_kl, ratio_over_ranks, reparameterize
 from buttress.training.optimization import StepState
 from buttress.training.world import World
@@ -32,6 +32,7 @@ class Batch(NamedTuple):
     noise: torch.Tensor  # [b, d_z], standard normal
     rows: int  # days of the global batch
     flip: tuple[int, ...] = ()  # axes along which x and y have been mirrored
+    turns: int = 0  # by 90 degrees, after that
 
 
 class Parts(NamedTuple):
@@ -42,37 +43,65 @@ class Parts(NamedTuple):
     ext: torch.Tensor  # the extremes' term, without a weight (R5: equal to rec)
 
 
-def reconstruction(
-    loss: Loss, rain: Rain, y_hat: torch.Tensor, y: torch.Tensor, rows: int, mask: torch.Tensor, world: World
-) -> Parts:
-    """y_hat, y[b, 1, H, W] in z, mask[H, W] -> L_rec in the variant that the config names. Collective but for R2.
+class ReconstructionSums(NamedTuple):
+    """What the two terms are quotients of, each [] and a sum over days: of batches and of ranks they add up."""
+
+    error: torch.Tensor
+    pixels: torch.Tensor
+    extreme: torch.Tensor  # R1: error of extreme pixels; R2, R3: means over those of a day; R5: weighted error in mm
+    extremes: torch.Tensor  # R1: extreme pixels; R2: days; R3: days that have any; R5: weights
+
+    def value(self, loss: Loss) -> float:
+        """L_rec of all that was added up; a term over no pixel at all is 0."""
+        error, pixels, extreme, extremes = (float(one) for one in self)
+        ext = extreme / extremes if extremes else 0.0
+        if loss.reconstruction == "intensity":
+            return ext
+        return loss.lambda_base * (error / pixels if pixels else 0.0) + loss.lambda_ext * ext
+
+
+def reconstruction_sums(
+    loss: Loss, rain: Rain, y_hat: torch.Tensor, y: torch.Tensor, mask: torch.Tensor
+) -> ReconstructionSums:
+    """y_hat, y[b, 1, H, W] in z, mask[H, W] -> the sums of L_rec in the variant that the config names.
 
     R1 `batch`: lambda_base * mean e + lambda_ext * (sum of e over extreme pixels / their number).
     R2 `ratio_buggy`: the second term is (sum over days of m_i) / B, m_i = mean e over the extreme pixels of day i: the
        mean over the K days that have any, times K / B.
     R3 `per_sample`: (sum over days of m_i) / K.
     R5 `intensity`: sum(w b |mm_hat - mm|) / sum(w b), w = clip(mm / scale, w_min, w_max), b = tail_boost from P99 on.
-    A term over no pixel at all is 0.
     """
-    share = world.size / rows
     error = (y_hat - y).abs() * mask
-    base = error.sum() * share / mask.sum()
+    whole = error.sum(), mask.sum() * len(y)
     if loss.reconstruction == "intensity":
         mm = rain.mm(y)
         weight = (mm / loss.scale).clamp(loss.w_min, loss.w_max)
         weight = torch.where(mm >= rain.extreme_mm, weight * loss.tail_boost, weight) * mask
-        rec = ratio_over_ranks((weight * (rain.mm(y_hat) - mm).abs()).sum(), weight.sum(), world)
-        return Parts(rec, base, rec)
+        return ReconstructionSums(*whole, (weight * (rain.mm(y_hat) - mm).abs()).sum(), weight.sum())
     extreme = ((y >= rain.extreme_z) * mask).to(error.dtype)
     if loss.reconstruction == "batch":
-        ext = ratio_over_ranks((error * extreme).sum(), extreme.sum(), world)
+        return ReconstructionSums(*whole, (error * extreme).sum(), extreme.sum())
+    count = extreme.sum((1, 2, 3))
+    means = (error * extreme).sum((1, 2, 3)) / count.clamp_min(1)
+    days = torch.ones_like(count) if loss.reconstruction == "ratio_buggy" else (count > 0).to(error.dtype)
+    return ReconstructionSums(*whole, means.sum(), days.sum())
+
+
+def reconstruction(
+    loss: Loss, rain: Rain, y_hat: torch.Tensor, y: torch.Tensor, rows: int, mask: torch.Tensor, world: World
+) -> Parts:
+    """y_hat, y[b, 1, H, W] in z of a rank's days, mask[H, W] -> L_rec over the `rows` days of all ranks.
+
+    Collective but for R2. A term over no pixel at all is 0.
+    """
+    sums, share = reconstruction_sums(loss, rain, y_hat, y, mask), world.size / rows
+    base = sums.error * share / mask.sum()
+    if loss.reconstruction == "ratio_buggy":
+        ext = sums.extreme * share
     else:
-        count = extreme.sum((1, 2, 3))
-        means = (error * extreme).sum((1, 2, 3)) / count.clamp_min(1)
-        ext = means.sum() * share if loss.reconstruction == "ratio_buggy" else ratio_over_ranks(
-            means.sum(), (count > 0).to(error.dtype).sum(), world
-        )  # fmt: skip
-    return Parts(loss.lambda_base * base + loss.lambda_ext * ext, base, ext)
+        ext = ratio_over_ranks(sums.extreme, sums.extremes, world)
+    rec = ext if loss.reconstruction == "intensity" else loss.lambda_base * base + loss.lambda_ext * ext
+    return Parts(rec, base, ext)
 
 
 def mass(
@@ -129,8 +158,8 @@ class Objective(nn.Module):
         self.register_buffer("statics", statics, persistent=False)
 
     def forward(self, batch: Batch, state: StepState) -> tuple[torch.Tensor, dict[str, Any]]:
-        loss, rain, size, rows = self.loss, self.rain.flipped(batch.flip), self.world.size, batch.rows
-        statics = torch.flip(self.statics, batch.flip) if batch.flip else self.statics
+        loss, size, rows = self.loss, self.world.size, batch.rows
+        rain, statics = self.rain.moved(batch.flip, batch.turns), moved(self.statics, batch.flip, batch.turns)
         with state.autocast():
             condition = self.model.condition(batch.x)
             code = self.model.posterior(condition, batch.y, statics)

@@ -157,7 +157,8 @@ class Decoder(nn.Module):
 
     def __init__(self, config: Model, grids: Grids) -> None:
         super().__init__()
-        f, self.kind, self.high = config.base_filters, config.decoder, grids.high
+        f, self.high = config.base_filters, grids.high
+        self.transposed = config.decoder == "transposed"
         self.injects = {"none": (False,) * 3, "first": (True, False, False), "all": (True,) * 3}[config.inject]
         self.sizes = stages(grids.high, config.decoder)
         (self.rows, self.columns), self.width = self.sizes[0], 8 * f
@@ -169,28 +170,27 @@ class Decoder(nn.Module):
             nn.ReLU(),
         )
         more = PredictorEncoder.WIDTH
-        self.maps = nn.ModuleList(nn.Conv2d(more, more, 1) for injected in self.injects if injected)
+        self.map = nn.Conv2d(more, more, 1) if any(self.injects) else None  # one for all stages
         self.stages = nn.ModuleList(
-            block(n * f + more * injected, n * f // 2, config, transposed=config.decoder == "transposed")
+            block(n * f + more * injected, n * f // 2, config, transposed=self.transposed)
             for n, injected in zip((8, 4, 2), self.injects, strict=True)
         )
+        self.drop_channels = nn.Dropout2d(config.stage_dropout)
         self.out = nn.Conv2d(f, 1, 3, padding=1)
         self.relu = config.output_relu
 
     def forward(self, z: torch.Tensor, condition: Condition) -> torch.Tensor:
         flat = self.fc(torch.cat([z, self.drop(condition.code)], dim=1))
         x = flat.view(-1, self.width, self.rows, self.columns)
-        maps = iter(self.maps)
+        map_ = None if self.map is None else torch.relu(self.map(condition.map))
         for stage, injected, size in zip(self.stages, self.injects, self.sizes[1:], strict=True):
-            if self.kind != "transposed":
-                x = resized(x, size)
-            if injected:
-                x = torch.cat([x, resized(next(maps)(condition.map), x.shape[-2:])], dim=1)
-            x = stage(x)[:, :, : size[0], : size[1]]  # a transposed convolution doubles: 20 rows become 40, 39 are kept
+            if injected and map_ is not None:
+                x = torch.cat([x, resized(map_, x.shape[-2:])], dim=1)
+            x = stage(x) if self.transposed else stage(resized(x, size))
+            # a transposed convolution doubles: 20 rows become 40, and are brought to 39
+            x = self.drop_channels(resized(x, size))
         y = self.out(x)
-        if y.shape[-2:] != self.high:
-            y = resized(y, self.high)
-        return torch.relu(y) if self.relu else y
+        return resized(torch.relu(y) if self.relu else y, self.high)
 
 
 def stages(high: Size, decoder: str) -> list[Size]:
@@ -216,5 +216,7 @@ def block(
 
 
 def resized(x: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
-    """x[days, C, h, w] -> [days, C, *size], bilinear."""
+    """x[days, C, h, w] -> [days, C, *size], bilinear; x itself where it has that size."""
+    if x.shape[-2:] == tuple(size):
+        return x
     return functional.interpolate(x, size=(size[0], size[1]), mode="bilinear", align_corners=False)

@@ -56,9 +56,15 @@ class Rain:
         mm = self.mm(z).clamp_min(0) * self.land
         return torch.where(mm < threshold, torch.zeros_like(mm), mm) if threshold > 0 else mm
 
-    def flipped(self, axes: tuple[int, ...]) -> Rain:
-        """The same for fields mirrored along `axes` (-1 columns, -2 rows)."""
-        if not axes:
+    def moved(self, flip: tuple[int, ...] = (), turns: int = 0) -> Rain:
+        """The same for fields that were `moved` like this."""
+        if not flip and not turns:
             return self
-        mean, std, land = (torch.flip(one, axes) for one in (self.mean, self.std, self.land))
+        mean, std, land = (moved(one, flip, turns) for one in (self.mean, self.std, self.land))
         return Rain(mean, std, land, self.extreme_z, self.tail_mm, self.extreme_mm)
+
+
+def moved(maps: torch.Tensor, flip: tuple[int, ...], turns: int) -> torch.Tensor:
+    """maps[..., H, W] mirrored along the axes `flip` (-1 columns, -2 rows), then turned `turns` times by 90 degrees."""
+    maps = torch.flip(maps, flip) if flip else maps
+    return torch.rot90(maps, turns, (-2, -1)) if turns else maps

@@ -18,10 +18,11 @@ from buttress.errors import BadInput
 from buttress.monitors import AblationMonitor, LatentMonitor
 from buttress.trainables.rainfall import data as files
 from buttress.trainables.rainfall.config import Config as RainfallConfig
+from buttress.trainables.rainfall.config import Train
 from buttress.trainables.rainfall.heldout import HeldOut
 from buttress.trainables.rainfall.loss import Batch, Objective
 from buttress.trainables.rainfall.model import Grids, RainVae
-from buttress.trainables.rainfall.rain import Rain
+from buttress.trainables.rainfall.rain import Rain, moved
 from buttress.trainables.rainfall.sampler import Sampler
 from buttress.training.checkpoints import model_weights, restore
 from buttress.training.loop import EarlyStopping, Pass, StepState, Task, fused_adam, run
@@ -51,11 +52,13 @@ def _metrics() -> dict[str, Metric]:
         "posterior/rmse_tail": seen("min", _MM, "RMSE_tail", "root of the mean squared error where rain >= P95"),
         "posterior/combined": seen("min", _MM, "combined_metric", "0.4 MAE_all + 0.6 MAE_tail"),
         "posterior/correlation": seen("max", _SHARE, "", "over pixels, rainy days"),
+        "val/l_rec": Metric("min", "", ("loss",), sees_target=True, original_name="L_rec",
+                            description="the training loss's reconstruction term, one draw from the posterior"),
         "val/kl": Metric("min", "nat", _KL, original_name="L_kl", description="raw KL to N(0, I), summed over d_z"),
         "train/loss": Metric("min", "", ("loss",), original_name="train_loss", description="as weighted"),
         "train/l_rec": Metric("min", "", ("loss",), original_name="train_L_rec", description="reconstruction term"),
         "train/kl": Metric("min", "nat", _KL, original_name="train_L_kl", description="raw KL of the training days"),
-    }
+    }  # fmt: skip
 
 
 class Rainfall:
@@ -119,15 +122,34 @@ class Rainfall:
 
 @dataclass(frozen=True)
 class FirstEpochs:
-    """(e + 1) / length in epoch e < length, written over `then`, which counts from epoch 0: the original's warm-up."""
+    """(e + 1) / length in epoch e < length, then on from the last of these as `then` goes on from there.
+
+    The original writes its warm-up over a scheduler of torch's that is stepped all along in its chained form: what
+    follows is neither `then` itself nor a schedule that starts anew, but the warm-up's last value (1) times the ratio
+    of `then` now to `then` in the warm-up's last epoch, both counted from the cosine's floor.
+    """
 
     length: int
-    then: LearningRate | None
+    then: CosineLR | StepLR | None
 
     def factor(self, epoch: int, step: int) -> float:
         if epoch < self.length:
             return (epoch + 1) / self.length
-        return 1.0 if self.then is None else self.then.factor(epoch, step)
+        if self.then is None:
+            return 1.0
+        floor = self.then.final if isinstance(self.then, CosineLR) else 0.0
+        now, last = (self.then.factor(one, step) - floor for one in (epoch, self.length - 1))
+        return floor + (1.0 - floor) * now / last if last else floor
+
+
+def learning_rate(train: Train) -> LearningRate | None:
+    """The schedule of `train.scheduler`, after the warm-up; a plateau comes on top of it."""
+    then: CosineLR | StepLR | None = None
+    if train.scheduler == "cosine":
+        then = CosineLR(train.epochs, final=min(1.0, train.eta_min / train.lr))
+    elif train.scheduler == "step":
+        then = StepLR(train.step_size, train.gamma)
+    return FirstEpochs(train.lr_warmup_epochs, then) if train.lr_warmup_epochs else then
 
 
 class RainfallTask(Task):
@@ -151,7 +173,7 @@ class RainfallTask(Task):
                 "vae",
                 world.wrap(self.objective),
                 fused_adam(self.objective.parameters(), config.train.lr, weight_decay=config.train.weight_decay),
-                lr=self._rate(),
+                lr=learning_rate(config.train),
                 plateau=self._plateau(),
                 clip=config.train.clip,
             )
@@ -184,6 +206,14 @@ class RainfallTask(Task):
         if train.heavy_per_batch and len(heavy) == len(days):
             raise BadInput("leaves no other days: all training days are heavy", key="train.min_heavy_fraction",
                            value=train.min_heavy_fraction, accepted="0")  # fmt: skip
+        if train.augment_mixup and len(heavy) < 2:
+            raise BadInput(f"has no two heavy training days to mix ({len(heavy)})", key="train.augment_mixup",
+                           value=train.augment_mixup, accepted="0")  # fmt: skip
+        grids = [array.shape[-2:] for array in (dataset.x, dataset.y)]
+        if train.augment_rotate and any(rows != columns for rows, columns in grids):
+            sizes = " and ".join(f"{rows} x {columns}" for rows, columns in grids)
+            raise BadInput(f"turns by 90 degrees, and the grids are not square ({sizes})", key="train.augment_rotate",
+                           value=True, accepted="false, or square grids of predictor and target")  # fmt: skip
         if train.batch_size < self.world.size:
             raise BadInput("is less than a day per rank", key="train.batch_size", value=train.batch_size,
                            accepted=f"{self.world.size} or more")  # fmt: skip
@@ -192,15 +222,6 @@ class RainfallTask(Task):
     def _resident(self, array: np.ndarray) -> torch.Tensor:
         """On a GPU the whole array lies there; on the CPU it stays the memory map that all processes share."""
         return torch.from_numpy(array).to(self.world.device)
-
-    def _rate(self) -> LearningRate | None:
-        train = self.config.train
-        then: LearningRate | None = None
-        if train.scheduler == "cosine":
-            then = CosineLR(train.epochs, final=min(1.0, train.eta_min / train.lr))
-        elif train.scheduler == "step":
-            then = StepLR(train.step_size, train.gamma)
-        return FirstEpochs(train.lr_warmup_epochs, then) if train.lr_warmup_epochs else then
 
     def _plateau(self) -> Plateau | None:
         train = self.config.train
@@ -222,22 +243,41 @@ class RainfallTask(Task):
 
     def batches(self, epoch: int) -> Iterator[Batch]:
         world, train, first = self.world, self.config.train, 0
-        flips = np.random.default_rng([world.seed, epoch, 2])
+        flips, turned = (np.random.default_rng([world.seed, epoch, stream]) for stream in (2, 3))
+        mixed = np.random.default_rng([world.seed, epoch, 4])
         for batch in self._batches(epoch):
             own = world.share(len(batch))
             at = torch.from_numpy(batch[own]).to(world.device)
             place = torch.arange(first, first + len(batch))[own]
             x = self.x.index_select(0, at).to(self.dtype)
             y = self.y.index_select(0, at).to(self.dtype)
+            if train.augment_mixup:
+                x, y = self._mixed(batch, own, x, y, mixed)
             noise = self._noise(place, self.config.model.d_z, epoch, _CODE)
             if train.augment_noise:
                 x = x + train.augment_noise * self._noise(place, x[0].numel(), epoch, _AUGMENT).view_as(x)
             flip: tuple[int, ...] = ()
             if train.augment_flip:
                 flip = tuple(axis for axis in (-1, -2) if flips.random() < 0.5)
-                x, y = torch.flip(x, flip), torch.flip(y, flip)
-            yield Batch(x, y, noise, len(batch), flip)
+            turns = int(turned.integers(4)) if train.augment_rotate else 0
+            yield Batch(moved(x, flip, turns), moved(y, flip, turns), noise, len(batch), flip, turns)
             first += len(batch)
+
+    def _mixed(
+        self, batch: np.ndarray, own: slice, x: torch.Tensor, y: torch.Tensor, random: np.random.Generator
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """This rank's x and y of a global batch, whose heavy days are mixed with heavy days of the whole training set.
+
+        In the network's own units (Zhang et al. 2018, mixup, with both samples of one class). Drawn for the global
+        batch: the same on any number of ranks.
+        """
+        heavy, alpha = self.sampler.heavy, self.config.train.augment_mixup
+        partner, share = random.choice(heavy, len(batch)), random.beta(alpha, alpha, len(batch))
+        share = np.where(np.isin(batch, heavy), share, 1.0)[own]
+        at = torch.from_numpy(partner[own]).to(self.world.device)
+        weight = torch.from_numpy(share).to(self.world.device, self.dtype).view(-1, 1, 1, 1)
+        other = [whole.index_select(0, at).to(self.dtype) for whole in (self.x, self.y)]
+        return weight * x + (1 - weight) * other[0], weight * y + (1 - weight) * other[1]
 
     def _noise(self, place: torch.Tensor, width: int, epoch: int, stream: int) -> torch.Tensor:
         """By place in the epoch: the same on any number of ranks, and another for each time a heavy day is drawn."""

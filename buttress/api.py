@@ -509,6 +509,7 @@ def _execute(driver: Driver, callbacks: Sequence[Callback], report: bool, quiet:
         mode=spec.wandb.mode,
         tags=spec.wandb.tags,
         metrics=driver.trainable.metrics,
+        on_message=driver.callbacks.on_message,
     )
     console = Console(file=sys.stderr, highlight=False, quiet=quiet)
     progress = Progress(ProgressHeader(driver.sweep, first.metric, str(first.direction), spec.budget.trials), console)
@@ -525,13 +526,15 @@ def _execute(driver: Driver, callbacks: Sequence[Callback], report: bool, quiet:
         with progress:
             finish = driver.run()
     finally:
-        messages_log.setLevel(level)
         wandb.close()
+        messages_log.setLevel(level)
         for logger in loggers:
             logger.close()
         if page is not None:
             page.close()
     sweep = Sweep(finish.folder, where=finish.where)
+    if closing := wandb.closing_line():
+        console.print(closing, soft_wrap=True, markup=False)
     if page is not None:
         console.print(f"report: {sweep.report()}")
     return sweep

@@ -19,7 +19,7 @@ import pytest
 
 from buttress.journal import lines
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.long]
 
 HERE = Path(__file__).parent
 SPEC = {
@@ -122,3 +122,5 @@ def test_the_token_that_a_local_sweep_makes_is_its_owners(local: LocalSweep) -> 
 def test_it_ran_as_any_other(local: LocalSweep) -> None:
     (journal,) = local.folder.glob("runs/*/journal.jsonl")
     assert [line["outcome"] for line in lines(journal) if line["line"] == "outcome"] == ["completed"] * 2
+    sweep = journal.parent.relative_to(local.folder)
+    assert f"2 W&B runs offline: wandb sync {sweep}/wandb/offline-run-*" in local.output

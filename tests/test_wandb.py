@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import math
@@ -17,7 +18,10 @@ from typing import Any
 
 import pytest
 from journal_lines import event_of
+from rich.console import Console
 
+from buttress.callbacks.base import CallbackList
+from buttress.callbacks.progress import Progress, ProgressHeader
 from buttress.callbacks.wandb import MAX_FAILURES, WandbRuns, has_key, summary
 from buttress.training.trainable import Metric
 
@@ -200,13 +204,14 @@ def test_a_wandb_that_raises_is_told_once_and_disturbs_nothing(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:
     wandb = FakeWandb(log_fault=RuntimeError("broken pipe"))
-    runs = WandbRuns("toy", tmp_path, client=wandb)
+    told: list[str] = []
+    runs = WandbRuns("toy", tmp_path, client=wandb, on_message=told.append)
     with caplog.at_level(logging.WARNING, "buttress.wandb"):
         for trial in range(MAX_FAILURES + 2):
             one_trial(runs, f"{trial:04}")
         runs.close()
     messages = [record.getMessage() for record in caplog.records]
-    assert len(messages) == 2
+    assert len(messages) == 2 and told == messages and runs.closing_line() == messages[1]
     assert "trial 0000" in messages[0] and "goes on without it" in messages[1]
     assert "broken pipe" in caplog.text
     assert len(wandb.runs) == MAX_FAILURES  # given up: the other trials never reach wandb
@@ -250,7 +255,7 @@ def test_reports_are_dropped_and_counted_when_too_many_wait(
         runs.close()
     assert 4 <= len(wandb.runs[0].rows) <= 6
     assert wandb.runs[0].summary["outcome"] == "collapsed"
-    assert "reports were not logged" in caplog.text
+    assert "reports not logged to W&B" in caplog.text and "reports not logged to W&B" in runs.closing_line()
 
 
 def test_online_without_a_key_is_offline(
@@ -260,11 +265,15 @@ def test_online_without_a_key_is_offline(
     assert not has_key()
     wandb = FakeWandb()
     with caplog.at_level(logging.WARNING, "buttress.wandb"):
-        runs = WandbRuns("toy", tmp_path, mode="online", client=wandb)
+        told: list[str] = []
+        runs = WandbRuns("toy", tmp_path, mode="online", client=wandb, on_message=told.append)
         one_trial(runs)
+        one_trial(runs, "0002")
         runs.close()
     assert wandb.runs[0].given["mode"] == "offline"
     assert "no W&B key" in caplog.text
+    assert len(told) == 1 and "no W&B key was found, so runs are kept offline" in told[0]
+    assert runs.closing_line().startswith(told[0])
     (tmp_path / "netrc").write_text("machine api.wandb.ai login user password 0123\n")
     assert has_key()
 
@@ -272,12 +281,18 @@ def test_online_without_a_key_is_offline(
 def test_online_without_a_server_is_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_API_KEY", "0123")
     wandb = FakeWandb(init_fault=lambda mode: ConnectionError("no route") if mode == "online" else None)
-    runs = WandbRuns("toy", tmp_path, mode="online", client=wandb)
-    one_trial(runs)
-    one_trial(runs, "0002")
-    runs.close()
+    shown = io.StringIO()
+    progress = Progress(ProgressHeader("toy", "ari", "max"), Console(file=shown, width=200))
+    callbacks = CallbackList([progress])
+    runs = WandbRuns("toy", tmp_path, mode="online", client=wandb, on_message=callbacks.on_message)
+    with progress:
+        one_trial(runs)
+        one_trial(runs, "0002")
+        runs.close()
     assert [run.given["mode"] for run in wandb.runs] == ["offline", "offline"]
     assert [run.exit_code for run in wandb.runs] == [0, 0]
+    sentence = "W&B cannot be reached (no route), so runs are kept offline"
+    assert shown.getvalue().count(sentence) == 1 and runs.closing_line().startswith(sentence)
 
 
 def test_disabled_does_not_import_wandb(tmp_path: Path) -> None:
@@ -331,6 +346,7 @@ def test_real_offline_runs_hold_the_outcome_and_keep_quiet(tmp_path: Path) -> No
         "                            'vectors': {'latent/kl': [0.1, 2.0]}})\n"
         f"runs.outcome('0001', {completed_outcome!r}); runs.outcome('0002', {COLLAPSED!r})\n"
         "runs.close()\n"
+        "assert runs.closing_line().startswith('2 W&B runs offline: wandb sync ')\n"
         "assert before == (sys.exit, sys.excepthook, signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

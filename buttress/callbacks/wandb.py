@@ -12,6 +12,7 @@ import math
 import netrc
 import os
 import queue
+import shlex
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -20,6 +21,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from buttress.callbacks.base import Callback
 from buttress.compat.wandb import EXPERIMENTAL_SETTINGS, disable_error_reporting, preserved_exit_hooks
 from buttress.journal.events import AttemptStarted, Event, Outcome, Report
+from buttress.storage import first_line
+from buttress.wording import plural
 
 if TYPE_CHECKING:
     from buttress.sweep.trial import ActiveTrial
@@ -48,9 +51,9 @@ class WandbRuns(Callback):
     Give it to the driver as a callback, or call `start`, `report` and `outcome`.
 
     No method raises on W&B's account or waits for it; `close` waits up to its timeout. A trial whose logging fails goes
-    on unlogged (told once, to the logger `buttress.wandb`), and after `MAX_FAILURES` of them the whole sweep does. In
-    mode `online` without a key, or when the server does not answer, runs are kept offline. In mode `disabled` wandb is
-    not even imported.
+    on unlogged (said once), and after `MAX_FAILURES` of them the whole sweep does. In mode `online` without a key, or
+    when the server does not answer, runs are kept offline. Either is said to `on_message` and to the logger
+    `buttress.wandb`, and again by `closing_line`. In mode `disabled` wandb is not even imported.
     """
 
     def __init__(
@@ -64,12 +67,14 @@ class WandbRuns(Callback):
         mode: Mode = "offline",
         tags: Sequence[str] = (),
         metrics: Mapping[str, Metric] | None = None,
+        on_message: Callable[[str], None] = lambda _: None,
         client: Any = None,
     ) -> None:
         """`project` is `buttress` unless given, `group` the sweep's id.
 
-        `metrics` is the trainable's table: a metric with an `original_name` is logged under that name too. `client`
-        stands in for the module wandb, in tests.
+        `metrics` is the trainable's table: a metric with an `original_name` is logged under that name too.
+        `on_message` is called with a sentence when runs are kept offline or not at all. `client` stands in for the
+        module wandb, in tests.
         """
         self.sweep, self.folder, self.mode = sweep, folder, mode
         self._project, self._entity, self._group = project or "buttress", entity, group or sweep
@@ -80,6 +85,7 @@ class WandbRuns(Callback):
         self._thread: threading.Thread | None = None
         self._given_up = self._closed = False
         self._dropped = 0
+        self._send, self._said = on_message, ""
         # Only the background thread touches what follows.
         self._runs: dict[str, Any] = {}
         self._last_step: dict[str, int] = {}
@@ -122,9 +128,28 @@ class WandbRuns(Callback):
         self._thread.join(timeout)
         if self._thread.is_alive():
             self._given_up = True
-            log.warning("W&B was not done after %g s; %d events were not logged", timeout, self._jobs.qsize())
+            self._say(f"W&B was not done after {timeout:g} s; {self._jobs.qsize()} events were not logged")
         if self._dropped:
-            log.warning("%d reports were not logged to W&B, which could not keep up", self._dropped)
+            self._say(f"{plural(self._dropped, 'report')} not logged to W&B, which could not keep up")
+
+    def closing_line(self) -> str:
+        """What a person should know of the runs at the end of a sweep: what went wrong, and how they are uploaded.
+
+        Returns:
+            One line; empty where all runs are on the server, or there are none.
+        """
+        parts = [self._said] if self._said else []
+        runs = sorted((self.folder / "wandb").glob("offline-run-*"))
+        if runs and self.mode != "disabled":
+            runs_text = plural(len(runs), "W&B run")
+            parts.append(f"{runs_text} offline: wandb sync {shlex.quote(str(self.folder / 'wandb'))}/offline-run-*")
+        return "; ".join(parts)
+
+    def _say(self, text: str, error: BaseException | None = None) -> None:
+        """Something a person should know; the last such sentence is repeated at the end."""
+        self._said = text
+        log.warning(text, exc_info=error)
+        self._send(text)
 
     # --- the background thread -------------------------------------------------------------------------------------
 
@@ -152,10 +177,10 @@ class WandbRuns(Callback):
             self._runs.pop(trial, None)
             self._failures += 1
             if self._failures == 1:
-                log.warning("logging trial %s to W&B failed; the trial goes on unlogged", trial, exc_info=error)
+                self._say(f"logging trial {trial} to W&B failed ({first_line(error)}): it goes on unlogged", error)
             if self._failures == MAX_FAILURES:
                 self._given_up = True
-                log.warning("logging to W&B failed for %d trials; the sweep goes on without it", MAX_FAILURES)
+                self._say(f"logging to W&B failed for {MAX_FAILURES} trials; the sweep goes on without it")
 
     def _start(self, trial: str, config: dict[str, Any], params: dict[str, Any]) -> None:
         if trial in self._runs:
@@ -164,14 +189,14 @@ class WandbRuns(Callback):
         config = {**config, "params": params}
         if self.mode == "online" and not has_key():
             self.mode = "offline"
-            log.warning("no W&B key was found: runs are kept in %s; `wandb login`, then `wandb sync`", self.folder)
+            self._say("no W&B key was found, so runs are kept offline: `wandb login` before they are uploaded")
         try:
             run = self._init(wandb, trial, config)
         except Exception as error:
             if self.mode != "online":
                 raise
             self.mode = "offline"
-            log.warning("W&B cannot be reached (%s): runs are kept in %s; `wandb sync` them later", error, self.folder)
+            self._say(f"W&B cannot be reached ({first_line(error)}), so runs are kept offline")
             run = self._init(wandb, trial, config)
         # W&B's own summary is the last value logged, and a collapsed trial's last value is the lowest loss: the summary
         # holds what `outcome` writes, nothing else.

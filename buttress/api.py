@@ -510,6 +510,8 @@ def _execute(driver: Driver, callbacks: Sequence[Callback], report: bool, quiet:
         tags=spec.wandb.tags,
         metrics=driver.trainable.metrics,
         on_message=driver.callbacks.on_message,
+        objective=(first.metric, str(first.direction)),
+        earlier=driver.earlier,
     )
     console = Console(file=sys.stderr, highlight=False, quiet=quiet)
     progress = Progress(ProgressHeader(driver.sweep, first.metric, str(first.direction), spec.budget.trials), console)
@@ -526,12 +528,12 @@ def _execute(driver: Driver, callbacks: Sequence[Callback], report: bool, quiet:
         with progress:
             finish = driver.run()
     finally:
+        if page is not None:
+            page.close()
         wandb.close()
         messages_log.setLevel(level)
         for logger in loggers:
             logger.close()
-        if page is not None:
-            page.close()
     sweep = Sweep(finish.folder, where=finish.where)
     if closing := wandb.closing_line():
         console.print(closing, soft_wrap=True, markup=False)

@@ -123,4 +123,4 @@ def test_it_ran_as_any_other(local: LocalSweep) -> None:
     (journal,) = local.folder.glob("runs/*/journal.jsonl")
     assert [line["outcome"] for line in lines(journal) if line["line"] == "outcome"] == ["completed"] * 2
     sweep = journal.parent.relative_to(local.folder)
-    assert f"2 W&B runs offline: wandb sync {sweep}/wandb/offline-run-*" in local.output
+    assert f"3 W&B runs offline: wandb sync {sweep}/wandb/offline-run-*" in local.output

@@ -11,13 +11,17 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from journal_lines import event_of
+from journals import mixed_sweep
+from matplotlib.image import imsave
 from rich.console import Console
 
 from buttress.callbacks.base import CallbackList
@@ -379,3 +383,55 @@ def test_real_offline_runs_hold_the_outcome_and_keep_quiet(tmp_path: Path) -> No
     assert collapsed["summary"]["kind"] == "posterior_collapse"
     # The last value logged is nobody's summary: sorting by `elbo_1` cannot put the collapsed trial first.
     assert not [name for name in collapsed["summary"] if name.startswith(("elbo_1", "best/"))]
+
+
+def test_the_sweep_has_a_run_of_its_own_with_counts_table_report_and_pictures(tmp_path: Path) -> None:
+    """A recorded sweep, told to the real wandb as its driver would, the first outcome by an earlier process."""
+    book = mixed_sweep()
+    folder = book.write(tmp_path).parent
+    assert book.journal().trials["0001"].state == "completed"
+    (folder / "report.html").write_text("<p>report</p>")
+    (folder / "trials" / "0001" / "media").mkdir(parents=True)
+    for name in ("trials/0001/media/a.png", "outside.png"):
+        imsave(folder / name, np.zeros((4, 4)))
+    code = (
+        "import sys, dataclasses, pathlib\n"
+        "from types import SimpleNamespace\n"
+        "from buttress import journal\n"
+        "from buttress.callbacks.wandb import WandbRuns\n"
+        "folder = pathlib.Path(sys.argv[1])\n"
+        "events = list(journal.events(folder / journal.FILE))\n"
+        "ends = [event for event in events if event.line == 'outcome']\n"
+        "runs = WandbRuns('toy-ab12cd', folder, objective=('ari', 'max'), earlier=ends[:1])\n"
+        "for event in events:\n"
+        "    if event.line == 'report' and event.trial == '0001':\n"
+        "        media = {'samples': 'media/a.png', 'out': '../../outside.png', 'gone': 'media/b.png'}\n"
+        "        event = dataclasses.replace(event, media=media)\n"
+        "    if event not in ends[:1]:\n"
+        "        runs.on_event(event, SimpleNamespace(config={}, params={}))\n"
+        "runs.close(); print(runs.closing_line())\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True, check=False)
+    trials = [*book.journal().trials.values()]
+    outcomes = [trial.outcome for trial in trials if trial.outcome]
+    assert f"W&B runs offline: wandb sync {folder}/wandb/offline-run-*" in done.stdout, done.stderr
+    (file,) = folder.glob("wandb/offline-run-*-toy-ab12cd/*.wandb")
+    rows = [
+        {"/".join(item.nested_key) or item.key: json.loads(item.value_json) for item in record.history.item}
+        for record in records(file)
+        if record.WhichOneof("record_type") == "history"
+    ]
+    counts = Counter(outcome.outcome for outcome in outcomes)
+    last = {key: value for row in rows for key, value in row.items()}
+    assert [row["_step"] for row in rows][:2] == [2, 3] and last["_step"] == len(outcomes)
+    assert {name: last[f"trials/{name}"] for name in counts} == counts
+    best = [outcome.best.metrics["ari"] for outcome in outcomes if outcome.outcome == "completed" and outcome.best]
+    assert last["best/ari"] == max(value for value in best if value is not None)
+    (table,) = file.parent.glob("files/media/table/trials/*.json")
+    content = json.loads(table.read_text())
+    assert len(content["data"]) == len(trials) and content["columns"][:2] == ["trial", "outcome"]
+    (page,) = file.parent.glob("files/media/html/*.html")
+    assert "<p>report</p>" in page.read_text()
+    (trial,) = folder.glob("wandb/offline-run-*-toy-ab12cd-0001")
+    names = [path.name for path in trial.glob("files/media/images/*.png")]
+    assert names and all(name.startswith("samples_") for name in names)

@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple
 from buttress.analysis.header_rules import kill_rules, signs_of
 from buttress.analysis.selection import best_trial, healthy_trials, objective_value
 from buttress.journal import Journal
+from buttress.spec.parameters import choice_key
 from buttress.wording import listing, number, plural
 
 #: A value within this share of a range from its end lies at the edge.
@@ -100,9 +101,10 @@ def thin_corners(journal: Journal) -> list[str]:
         return found
     for path, parameter in search.items():
         drawn = [record.params[path] for record in journal.trials.values() if path in record.params]
-        for value in parameter.get("choice") or ():
-            count = sum(type(each) is type(value) and each == value for each in drawn)
-            if count < 2:
+        choices = parameter.get("choice") or ()
+        counts = Counter(map(choice_key, drawn))
+        for value in choices if len(choices) <= len(journal.trials) else ():
+            if (count := counts[choice_key(value)]) < 2:
                 found.append(f"{path} {number(value)} ({plural(count, 'trial')})")
     for path, low, high, log in _ranges(journal):
         values = [record.params[path] for record in journal.trials.values() if path in record.params]

@@ -19,7 +19,7 @@ from buttress.analysis.selection import best_epoch, healthy_trials, objective_va
 from buttress.analysis.table import epoch_budget, epochs_of_sweep, epochs_run, rows, searched_paths, sort_rows
 from buttress.errors import BadInput
 from buttress.journal import Journal, TrialRecord
-from buttress.wording import duration, listing, number, percent, plural
+from buttress.wording import abbreviated, duration, listing, number, percent, plural
 
 #: Trials whose explanation is in the page; of more, the stopped ones first.
 MAX_EXPLAINED = 200
@@ -146,7 +146,7 @@ def _parameters(journal: Journal, winner: TrialRecord | None) -> list[dict[str, 
         values = parameter.get(kind) if kind else None
         ways = {"uniform": "", "loguniform": ", log scale", "int": ", whole numbers", "logint": ", whole, log scale"}
         span = "-" if not values else (
-            ", ".join(number(each) for each in values) if kind == "choice"
+            abbreviated(values) if kind == "choice"
             else f"{number(values[0])} to {number(values[1])}{ways[kind or 'uniform']}"
         )  # fmt: skip
         best = number(winner.params[path], 4) if winner is not None and path in winner.params else "-"

@@ -94,11 +94,11 @@ class Space:
 
     def __call__(self, trial: Any) -> dict[str, Any]:
         from buttress.compat.optuna import suggest
-        from buttress.search.optuna_study import distribution
+        from buttress.search.optuna_study import decoded, distribution
 
         params: dict[str, Any] = {}
         for path, parameter in trial_config.active_parameters(self.spec, params, self.Config):
-            params[path] = suggest(trial, path, distribution(parameter))
+            params[path] = decoded(parameter, suggest(trial, path, distribution(parameter)))
         self.drawn += 1
         return {"number": self.drawn - 1, "params": json.dumps(params)}
 

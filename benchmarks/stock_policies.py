@@ -19,7 +19,7 @@ import optuna
 
 from benchmarks.simulator import Drawn
 from buttress.compat.optuna import suggest
-from buttress.search.optuna_study import distribution
+from buttress.search.optuna_study import decoded, distribution
 from buttress.spec import trial_config
 from buttress.spec.parameters import Parameter
 from buttress.spec.spec import SweepSpec
@@ -110,7 +110,7 @@ class StockTune(Stock):
         self._results: dict[str, dict[str, Any]] = {}
 
     def _define(self, trial: Any) -> dict[str, Any]:
-        self._params = self.parameters(lambda path, parameter: suggest(trial, path, distribution(parameter)))
+        self._params = self.parameters(lambda path, parameter: _suggest(trial, path, parameter))
         return {}
 
     def suggest(self, trial: str) -> dict[str, Any]:
@@ -137,6 +137,10 @@ class StockTune(Stock):
         self.search.on_trial_complete(trial, result)
 
 
+def _suggest(trial: Any, path: str, parameter: Parameter) -> Any:
+    return decoded(parameter, suggest(trial, path, distribution(parameter)))
+
+
 class OptunaPruned(Stock):
     """`create_study(sampler=TPESampler(seed), pruner=...)`, asked and told by hand as Optuna's documentation shows."""
 
@@ -154,7 +158,7 @@ class OptunaPruned(Stock):
 
     def suggest(self, trial: str) -> dict[str, Any]:
         asked = self._trials[trial] = self.study.ask()
-        return self.parameters(lambda path, parameter: suggest(asked, path, distribution(parameter)))
+        return self.parameters(lambda path, parameter: _suggest(asked, path, parameter))
 
     def refuse(self, trial: str) -> None:
         self.study.tell(self._trials[trial], state=optuna.trial.TrialState.FAIL)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import shutil
 import time
 from collections.abc import Callable
@@ -114,6 +115,20 @@ class Storage:
     def exists(self, name: str) -> bool:
         (info,) = self._files.get_file_info([f"{self._root}/{name}"])
         return bool(info.is_file)
+
+    def modified(self, name: str) -> float | None:
+        """When an object was last written, in seconds of the storage's own clock; None where it does not say."""
+        (info,) = self._files.get_file_info([f"{self._root}/{name}"])
+        return info.mtime_ns / 1e9 if info.mtime_ns is not None else None
+
+    def clock(self) -> float | None:
+        """What time it is on the storage: an object is written for it, and deleted; None where it does not say."""
+        probe = f"clock-{secrets.token_hex(8)}"
+        self.write(probe, b"")
+        try:
+            return self.modified(probe)
+        finally:
+            self.delete(probe)
 
     def delete(self, name: str) -> None:
         """Nothing happens where there is no such object."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 BARS = "▁▂▃▄▅▆▇█"
@@ -13,7 +13,7 @@ def number(value: Any, digits: int = 3) -> str:
     """A value in few characters: `0.00214`, `1,200`, `3.1e+08`, `true`; `-` for None and what is not finite.
 
     Args:
-        value: a number, a boolean, a text, None, or a list of them.
+        value: a number, a boolean, a text, None, or a list or mapping of them.
         digits: significant digits of a float.
     """
     if value is None:
@@ -22,6 +22,8 @@ def number(value: Any, digits: int = 3) -> str:
         return str(value).lower()
     if isinstance(value, (list, tuple)):
         return "[" + ", ".join(number(item, digits) for item in value) + "]"
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key}: {number(item, digits)}" for key, item in value.items()) + "}"
     if not isinstance(value, (int, float)):
         return str(value)
     if isinstance(value, int) or (float(value).is_integer() and abs(value) < 10**digits):
@@ -62,6 +64,12 @@ def listing(words: Sequence[str], last: str = "and") -> str:
     if len(words) < 2:
         return "".join(words)
     return f"{', '.join(words[:-1])} {last} {words[-1]}"
+
+
+def abbreviated(values: Sequence[Any], limit: int = 20) -> str:
+    """The first of many values in words: `a, b, c, ... (300 in all)`; null for None."""
+    words = ["null" if value is None else number(value) for value in values[:limit]]
+    return ", ".join(words) + (f", ... ({len(values):,} in all)" if len(values) > limit else "")
 
 
 def plural(count: float, noun: str) -> str:

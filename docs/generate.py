@@ -163,7 +163,7 @@ PARAMETERS = {
     "loguniform": ("{loguniform: [3.0e-4, 1.0e-2]}", "a number, evenly on the logarithmic scale"),
     "int": ("{int: [0, 60], step: 5}", "a whole number, evenly; both ends are included"),
     "logint": ("{logint: [8, 1024]}", "a whole number, evenly on the logarithmic scale"),
-    "choice": ("{choice: [constant, linear]}", "one of the texts, numbers, booleans or null in the list"),
+    "choice": ("{choice: [constant, linear]}", "one of the values in the list; a list or a mapping is a value, too"),
 }
 
 
@@ -192,6 +192,11 @@ def spec_page() -> str:
         "## Searched parameters\n",
         "`search` maps a path of the config (`loss.beta`) to one of these. Both ends of a range are included.\n",
         table(("kind", "example", "draws"), rows),
+        "Whole numbers lie between -2^40 and 2^40, other bounds between -1e300 and 1e300. A mapping as a choice "
+        "replaces the group at its path. Under a name without a dot, a choice of mappings sets several paths with one "
+        "draw; what a mapping leaves out keeps the config's default:\n",
+        "```yaml\nsearch:\n  recipe:\n    choice:\n      - {loss.name: l1, train.epochs: 100}\n"
+        "      - {loss.name: l2, train.epochs: 40}\n```\n",
         "`when: EXPRESSION` beside the range makes a parameter conditional: where the expression does not hold it is "
         "not drawn and keeps the config's default.\n",
         "## Expressions\n",

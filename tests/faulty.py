@@ -4,9 +4,11 @@ Every fault but the ones ending in `always` happens in the trial's first attempt
 that the workers of a slot find it there as the module `faulty`.
 """
 
+import ctypes
 import json
 import os
 import resource
+import sys
 import time
 from pathlib import Path
 
@@ -82,3 +84,13 @@ class Faulty:
             resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 10, resource.RLIM_INFINITY))
         if fault == "slow":
             time.sleep(20)
+        if fault == "exit":
+            sys.exit(3)
+        if fault == "interrupt":
+            raise KeyboardInterrupt
+        if fault == "segfault" and last:
+            ctypes.string_at(0)
+        if fault == "spin in C":
+            began = time.monotonic()
+            while time.monotonic() - began < 25:
+                sum(range(10**8))

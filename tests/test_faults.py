@@ -92,8 +92,14 @@ def told(running: driver.Driver, journal: Journal, trial: str) -> tuple[TrialSta
 
 @pytest.fixture(scope="module", params=[1, 2], ids=["1 worker", "2 workers"])
 def exceptions(request: Any, ray_cluster: Any, tmp_path_factory: Any) -> tuple[Journal, driver.Driver]:
-    faults = {"0001": "raise", "0003": "raise on one rank", "0005": "out of memory"}
-    return sweep(tmp_path_factory.mktemp("exceptions"), faults, workers=request.param, trials=7)
+    faults = {
+        "0001": "raise",
+        "0003": "raise on one rank",
+        "0005": "out of memory",
+        "0007": "exit",
+        "0008": "interrupt",
+    }
+    return sweep(tmp_path_factory.mktemp("exceptions"), faults, workers=request.param, trials=10)
 
 
 @pytest.mark.parametrize(
@@ -102,6 +108,8 @@ def exceptions(request: Any, ray_cluster: Any, tmp_path_factory: Any) -> tuple[J
         ("0001", "exception", "a fault on purpose"),
         ("0003", "exception", "a fault on purpose"),
         ("0005", "out of memory", "can't allocate memory"),
+        ("0007", "exception", "fail raised SystemExit: 3"),
+        ("0008", "exception", "fail raised KeyboardInterrupt"),
     ],
 )
 def test_an_exception_is_the_trials_outcome_and_the_slot_stays_warm(
@@ -116,22 +124,29 @@ def test_an_exception_is_the_trials_outcome_and_the_slot_stays_warm(
     gap = gap_after(journal, trial)
     assert gap < 5
     say(f"{kind} ({'one rank' if trial == '0003' else 'every rank'})", journal, running, trial, gap)
-    assert_undisturbed(journal, (*HEALTHY, "0006"))
+    assert_undisturbed(journal, (*HEALTHY, "0006", "0009"))
 
 
 @pytest.fixture(scope="module", params=[1, 2], ids=["1 worker", "2 workers"])
 def deaths(request: Any, ray_cluster: Any, tmp_path_factory: Any) -> tuple[Journal, driver.Driver]:
-    faults = {"0001": "kill", "0003": "hang"}
+    faults = {"0001": "kill", "0003": "hang", "0005": "segfault"}
     folder = tmp_path_factory.mktemp("deaths")
     long_enough = {"pause": 0.3}  # an epoch's report and checkpoint have left before the next one ends
-    return sweep(folder, faults, workers=request.param, trials=5, fixed=long_enough, budget={"stall_minutes": 0.2})
+    return sweep(folder, faults, workers=request.param, trials=6, fixed=long_enough, budget={"stall_minutes": 0.2})
 
 
 def resumed(record: TrialRecord) -> bool:
     return record.attempts[-1].resumed_from is not None and [r.epoch for r in record.reports] == [1, 2, 3, 4]
 
 
-@pytest.mark.parametrize(("trial", "reason"), [("0001", "restarted"), ("0003", "no report for 0.2 minutes")])
+@pytest.mark.parametrize(
+    ("trial", "reason"),
+    [
+        ("0001", "killed (signal 9, perhaps because memory ran out)"),
+        ("0003", "no report, processor time, input or output for 0.2 minutes"),
+        ("0005", "died of Segmentation fault in "),
+    ],
+)
 def test_a_dead_or_silent_worker_costs_one_checkpoint_interval(
     deaths: tuple[Journal, driver.Driver], trial: str, reason: str
 ) -> None:
@@ -142,7 +157,7 @@ def test_a_dead_or_silent_worker_costs_one_checkpoint_interval(
     assert told(running, journal, trial)[0] == TrialState.COMPLETE
     assert record.attempts[1].time - record.losses[0].time < 30
     assert_undisturbed(journal)
-    fault = "kill -9 of a worker" if trial == "0001" else "a rank that hangs"
+    fault = {"0001": "kill -9 of a worker", "0003": "a rank that hangs", "0005": "a segmentation fault"}[trial]
     say(fault, journal, running, trial, loss_to_report(record))
 
 
@@ -181,6 +196,25 @@ def test_a_trial_over_its_time_limit_is_stopped_with_what_it_reached(ray_cluster
     assert outcome.best is not None and told(running, journal, "0001")[0] == TrialState.PRUNED
     assert_undisturbed(journal, ("0000", "0002"))
     say("over its time limit", journal, running, "0001", gap_after(journal, "0001"))
+
+
+@pytest.mark.long
+def test_an_epoch_longer_than_the_stall_limit_is_no_stall(ray_cluster: Any, tmp_path: Path) -> None:
+    journal, _ = sweep(tmp_path, {"0001": "spin in C"}, trials=3, budget={"stall_minutes": 0.2})
+    assert_undisturbed(journal, ("0000", "0001", "0002"))
+
+
+@pytest.mark.long
+def test_workers_that_hang_after_they_were_stopped_are_killed(ray_cluster: Any, tmp_path: Path) -> None:
+    limits = {"trial_minutes": 0.1, "stall_minutes": 0.2}
+    journal, running = sweep(tmp_path, {"0001": "hang"}, trials=3, budget=limits)
+    outcome = journal.trials["0001"].outcome
+    assert outcome is not None and (outcome.outcome, outcome.kind) == ("pruned", "time limit")
+    assert outcome.best is not None and not journal.trials["0001"].losses
+    assert_undisturbed(journal, ("0000", "0002"))
+    gap = gap_after(journal, "0001")
+    assert gap > 12
+    say("stopped, and hangs", journal, running, "0001", gap)
 
 
 class Broken(Callback):

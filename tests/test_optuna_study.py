@@ -211,3 +211,65 @@ def test_a_space_told_once_is_drawn_from_as_one_that_is_found_out() -> None:
         assert isinstance(study._sampler(41), FixedSpaceTPESampler) == (kind is Study)
     assert drawn[0] == drawn[1]
     assert not isinstance(Study(spec(), ["min"], Config)._sampler(41), FixedSpaceTPESampler)  # with a `when`
+
+
+def choices_of(*choices: Any) -> SweepSpec:
+    return SweepSpec.from_dict(
+        {
+            "trainable": "toy", "seed": 5, "search": {"loss.beta": {"choice": list(choices)}},
+            "objectives": ["m0"], "budget": {"trials": 40},
+        }
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("choices", [(True, 1, 1.0), (False, 0, "0"), ([1, 2], [1, 2.0], {"end": 1}, {"end": True})])
+def test_the_sampler_learns_which_of_several_choices_that_compare_equal_is_best(choices: tuple[Any, ...]) -> None:
+    for best in choices:
+        study, drawn = Study(choices_of(*choices), ["min"], Config), []
+        rebuilt = Study(choices_of(*choices), ["min"], Config)
+        for _ in range(40):
+            ask, params = study.ask()
+            line = json.loads(json.dumps({"params": params, "notes": study.notes(ask)}))
+            drawn.append(json.dumps(params["loss.beta"]))
+            value = 0.0 if drawn[-1] == json.dumps(best) else 1.0
+            rebuilt.add(ask, line["params"], line["notes"])
+            for one in (study, rebuilt):
+                one.tell(ask, sampler_result("completed", margin=-1.0, values=[value]))
+        assert drawn[10:].count(json.dumps(best)) > 18  # false was drawn once in 30 where it was best
+        assert {*drawn} <= {json.dumps(choice) for choice in choices}
+        assert rebuilt.ask() == study.ask()
+
+
+def test_a_range_with_a_step_draws_its_numbers_as_they_are_written_and_resumes_to_the_same_draws() -> None:
+    made = SweepSpec.from_dict(
+        {
+            "trainable": "toy", "seed": 5, "search": {"loss.beta": {"uniform": [0, 0.9], "step": 0.1}},
+            "objectives": ["m0"], "budget": {"trials": 40},
+        }
+    )  # fmt: skip
+    study, rebuilt, drawn = Study(made, ["min"], Config), Study(made, ["min"], Config), set()
+    for _ in range(60):
+        ask, params = study.ask()
+        drawn.add(params["loss.beta"])
+        rebuilt.add(ask, json.loads(json.dumps(params)), study.notes(ask))
+        for one in (study, rebuilt):
+            one.tell(ask, sampler_result("completed", margin=-1.0, values=[abs(params["loss.beta"] - 0.4)]))
+    assert drawn <= {index / 10 for index in range(10)} and len(drawn) > 5
+    assert [trial.params for trial in study.trials()] == [trial.params for trial in rebuilt.trials()]  # to the bit
+    assert rebuilt.ask() == study.ask()
+
+
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+def test_the_widest_ranges_that_are_accepted_give_finite_draws() -> None:
+    search: dict[str, Any] = {
+        "loss.beta": {"uniform": [-1e300, 1e300]}, "loss.free_bits": {"loguniform": [1e-300, 1e300]},
+        "layers": {"logint": [1, 2**40]}, "loss.use_free_bits": {"int": [-(2**40), 2**40]},
+    }  # fmt: skip
+    made = SweepSpec.from_dict(
+        {"trainable": "toy", "search": search, "objectives": ["m0"], "budget": {"trials": 9}}
+    )
+    study = Study(made, ["min"], Config)
+    for _ in range(40):
+        ask, params = study.ask()
+        assert all(made.search[path].low <= value <= made.search[path].high for path, value in params.items())
+        study.tell(ask, sampler_result("completed", margin=-1.0, values=[abs(params["loss.beta"] / 1e300 - 0.3)]))

@@ -82,8 +82,11 @@ def test_recipe_v2_14_2_is_semi_supervised_and_masked() -> None:
     assert (config.model.head_dim, config.model.head_dropout, config.model.classifier_on) == (32, 0.2, "mu")
 
 
-def test_the_loss_that_the_plateau_watches_is_a_mean_over_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """21 rows in batches of 16 and 5: the short one counts 5 / 21."""
+@pytest.mark.parametrize("reduction", ["mean", "sample", "sum"])
+def test_the_loss_that_the_plateau_watches_is_a_mean_over_rows(
+    reduction: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """21 rows in batches of 16 and 5: the short one counts 5 / 21, a sum over its rows as it is."""
     rows = 21
     given = Dataset(
         x=drawn("rows", 2 * rows, 6).numpy(), label=np.full(2 * rows, -1), hole=np.repeat([0, 1], rows),
@@ -92,18 +95,22 @@ def test_the_loss_that_the_plateau_watches_is_a_mean_over_rows(tmp_path: Path, m
         dropped=np.array(0), filled=np.zeros(6, np.int64),
     )  # fmt: skip
     monkeypatch.setattr(tables, "load", lambda *_: given)
-    config = Config.recipe("hybrid", train={"epochs": 1, "batch_size": 16}, buttress={"dtype": "float64"})
-    world, kept, seen = World.single(tmp_path), CollectingSink("val/recon"), list[float]()
+    config = Config.recipe("hybrid", loss={"reduction": reduction}, train={"epochs": 1, "batch_size": 16},
+                           buttress={"dtype": "float64"})  # fmt: skip
+    world, kept, seen, losses = World.single(tmp_path), CollectingSink("val/recon"), list[float](), list[float]()
 
     class Recorded(LithologyTask):
         def observe(self, logs: Any, state: StepState) -> None:
             seen.append(float(logs["recon"]))
 
     task = Recorded(config, Lithology().schedule(config), world)
+    task.objective.register_forward_hook(lambda *args: losses.append(float(args[-1][0])))
     with Reporter(world, task.schedule, kept) as report:
         run(task, task.schedule, world, report)
     assert kept.last["train/recon"] == pytest.approx((16 * seen[0] + 5 * seen[1]) / 21, rel=1e-12)
     assert kept.last["train/recon"] != pytest.approx(sum(seen) / 2, rel=1e-3)
+    weights = (0.5, 0.5) if reduction == "sum" else (16 / 21, 5 / 21)
+    assert kept.last["train/loss"] == pytest.approx(weights[0] * losses[0] + weights[1] * losses[1], rel=1e-12)
 
 
 @pytest.mark.parametrize("model", [{}, {"semi_supervised": True}, Config.recipe("v2.14.2").model.model_dump(),

@@ -13,7 +13,8 @@ from journal_lines import event_of
 from rich.console import Console
 
 from buttress.analysis.explanation import evidence_sentence
-from buttress.callbacks.progress import Progress, ProgressHeader, ending, observation, signs
+from buttress.callbacks.progress import Progress, ProgressHeader, ending, health_bar, observation, signs
+from buttress.wording import clock
 
 HEADING = ProgressHeader("toy-k3j9x2", "ari", "max", trials=24)
 EVIDENCE = [
@@ -190,9 +191,37 @@ def test_what_happened_before_the_start_is_counted_and_not_shown() -> None:
     assert "3 of 24 trials (3 completed), 0 running; best ari 0.2 (0002)" in text.getvalue()
 
 
+def test_health_causes_of_death_and_the_time_that_is_left_are_shown() -> None:
+    now = [0.0]
+    progress = Progress(HEADING, terminal(160), clock_s=lambda: now[0])
+    progress.start()
+    for number, outcome in enumerate((COLLAPSED, COLLAPSED, {**completed(0.3)})):
+        progress.trial_started(f"{number:04d}", {}, 0)
+        progress.trial_ended(f"{number:04d}", outcome)
+    progress.trial_started("0007", {}, 0)
+    progress.trial_reported("0007", 5, 25, {"ari": 0.4}, "healthy", (), margin=-0.5)
+    now[0] = 30.0
+    progress.trial_reported("0007", 15, 25, {"ari": 0.4}, "healthy", (), margin=-0.5)
+    view = drawn(progress)
+    (row,) = [line for line in view.splitlines() if line.startswith("0007")]
+    assert "15/25" in row and " 30s " in row and "\u2588" * 4 + "\u2591" * 4 in row
+    assert "causes of death   posterior_collapse 2" in view
+    assert f"about {clock(30 / 3 * (24 - 3))} left" in view  # three trials in 30 s, 21 to go
+    progress.stop()
+
+
+@pytest.mark.parametrize(
+    ("margin", "full", "style"), [(-3.0, 8, "green"), (-0.25, 2, "yellow"), (-0.1, 1, "red"), (0.4, 0, "red")]
+)
+def test_the_health_bar_is_empty_at_the_threshold(margin: float, full: int, style: str) -> None:
+    bar = health_bar(margin)
+    assert bar.plain == "\u2588" * full + "\u2591" * (8 - full) and bar.style == style
+    assert health_bar(None).plain == ""
+
+
 def test_journal_lines_drive_it() -> None:
     progress, text = plain()
-    live = SimpleNamespace(params={"loss.beta": 0.1}, epochs=25)
+    live = SimpleNamespace(params={"loss.beta": 0.1}, epochs=25, evaluation=SimpleNamespace(margin=-0.5))
     progress.start()
     for line in (
         {"line": "trial", "trial": "0000", "ask": 0, "params": {}, "config": {}},
@@ -213,7 +242,6 @@ def test_journal_lines_drive_it() -> None:
     progress.on_event(event_of({"line": "outcome", "trial": "0000", **COLLAPSED}), None)
     progress.stop()
     assert "0000 started in slot 1: loss.beta=0.1" in text.getvalue()
-    assert "0000 lost its workers (the node went away)" in text.getvalue()
     assert "0000 started again in slot 0" in text.getvalue()
     assert "1 of 24 trials (1 collapsed), 0 running" in text.getvalue()
 

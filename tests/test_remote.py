@@ -20,9 +20,11 @@ from object_store import ObjectStore
 
 import buttress
 from buttress.analysis.selection import best_trial
+from buttress.errors import BadInput
 from buttress.execution import driver
 from buttress.journal import Journal, find, read
 from buttress.journal.mirror import leased, segments
+from buttress.journal.remote import Upload
 from buttress.spec.spec import SweepSpec
 from buttress.storage import Storage
 from buttress.sweep.result import SweepResult
@@ -54,6 +56,28 @@ def essence(journal: Journal) -> dict[str, Any]:
         trial.id: (trial.params, trial.state, trial.outcome and trial.outcome.kind, [r.metrics for r in trial.reports])
         for trial in journal.trials.values()
     }
+
+
+HOUR = 3600.0
+
+
+@pytest.mark.parametrize("behind", [-HOUR, 0.0, HOUR], ids=["holder's clock ahead", "clocks agree", "holder's behind"])
+@pytest.mark.parametrize("alive", [True, False])
+def test_a_lease_is_as_old_as_the_storage_says(tmp_path: Path, alive: bool, behind: float) -> None:
+    """Whatever time it is where its holder runs, or here."""
+    store = Storage(f"file://{tmp_path}/sweep")
+    held = {"host": "elsewhere", "pid": 1, "time": time.time() - behind, "token": "another"}
+    store.write("lease.json", json.dumps(held).encode())
+    if not alive:
+        os.utime(tmp_path / "sweep" / "lease.json", (time.time() - 61, time.time() - 61))
+    journal = tmp_path / "journal.jsonl"
+    journal.touch()
+    if alive:
+        with pytest.raises(BadInput, match="being run by another driver"):
+            Upload(store, journal, note=print, fail=pytest.fail)
+    else:
+        Upload(store, journal, note=print, fail=pytest.fail).close()
+    assert store.names() == (["lease.json"] if alive else [])
 
 
 @pytest.fixture(scope="module")

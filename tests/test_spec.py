@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +17,7 @@ from spec_family import EXAMPLE, SMALL, Config, Constant, Linear, Train, check, 
 from buttress.errors import BadInput, from_pydantic, members
 from buttress.spec.config_paths import layered
 from buttress.spec.overrides import override_config
-from buttress.spec.parameters import KINDS
+from buttress.spec.parameters import KINDS, Parameter
 from buttress.spec.spec import SweepSpec
 from buttress.training.trainable import Section
 
@@ -169,6 +170,10 @@ def test_a_spec_is_named_after_its_file_unless_it_says_otherwise(load, tmp_path)
         ("data: {s3: {secret: abc123}}", ["data.s3.secret: secrets come from the environment"]),
         ("fixed: {data.api_key: abc123}", ["fixed.data.api_key: secrets come from the environment"]),
         ("profiles: {a: {wandb: {api-key: abc123}}}", ["profiles.a.wandb.api-key: secrets come"]),
+        ("search: {r: {choice: [{loss.lambda_ext: 5}]}, loss.lambda_ext: {uniform: [1, 2]}}", ["search.r: sets loss.lambda_ext, and so is loss.lambda_ext"]),
+        ("{search: {r: {choice: [{data.size: small}]}}, data: {size: full}}", ["search.r: sets data.size, and data.size under data"]),
+        ("search: {r: {choice: [{buttress.seed: 1}]}}", ["search.r: is set by the spec itself; accepted: seed or trial_seed"]),
+        ("search: {r: {choice: [{loss..beta: 1}]}}", ["search.r: is not a config path (got 'loss..beta')"]),
         ("profiles: [a]", ["profiles: has to be a mapping"]),
         ("profiles: {a: 3}", ["profiles.a: has to be a mapping"]),
         ("profiles: {a: {profiles: {}}}", ["profiles.a.profiles: cannot be set by a profile"]),
@@ -225,7 +230,14 @@ def test_an_invalid_spec_is_refused_with_the_key_in_one_sentence(load, addition,
         ("{loguniform: [1, 8], step: 1}", ["p.step: a log scale has no step"]),
         ("{choice: []}", ["p.choice: has to be a list of at least one value (got [])"]),
         ("{choice: a}", ["p.choice: has to be a list of at least one value (got 'a')"]),
-        ("{choice: [a, [1]]}", ["p.choice.1: is not a plain value (got [1])"]),
+        ("{choice: [a, [1], {b: 2}, [1]]}", ["p.choice.3: is given twice (got [1])"]),
+        ("{choice: [{a: 1, b: 2}, {b: 2, a: 1}]}", ["p.choice.1: is given twice"]),
+        ("{uniform: [-1.0e308, 1.0e308]}", ["p.uniform: lies beyond", "got [-1e+308, 1e+308]", "-1e+300 to 1e+300"]),
+        ("{loguniform: [1, 1.0e308]}", ["p.loguniform: lies beyond what a sampler computes with"]),
+        (f"{{int: [0, {2**60}]}}", ["p.int: lies beyond", "-2^40 to 2^40"]),
+        (f"{{logint: [1, {2**53}]}}", ["p.logint: lies beyond"]),
+        ("{uniform: [0, 1], step: 1.0e-20}", ["p.step: is too small"]),
+        ("{uniform: [0, 1], step: 1.0e+308}", ["p.step: has to be a positive number"]),
         ("{choice: [a, b, a]}", ["p.choice.2: is given twice (got 'a')"]),
         ("{choice: [a], step: 1}", ["p.step: has no meaning for a choice"]),
         ("{choice: [a], when: 'config.'}", ["p.when: not an expression", "got 'config.'"]),
@@ -240,6 +252,35 @@ def test_an_invalid_parameter_is_refused_with_the_key_in_one_sentence(load, para
     assert "rain.yaml: search.p" in message
     for piece in says:
         assert piece in message
+
+
+def test_whole_numbers_may_be_written_as_floats_and_seeds_have_64_bits(load):
+    spec = load(put("trial_seed: 1.0e+3"), None, "budget.trials=1e3", "resources.concurrency=2e0", "seed=0x10")
+    assert (spec.trial_seed, spec.budget.trials, spec.resources.concurrency, spec.seed) == (1000, 1000, 2, 16)
+    for text in ("trial_seed=-1", f"trial_seed={2**63}", f"seed={2**80}", "trial_seed=1" + "0" * 400, "seed=1.5"):
+        with pytest.raises(BadInput, match=r"--set: (trial_)?seed: ") as error:
+            load(SMALL, None, text)
+        sentence(error)
+
+
+def test_a_hundred_thousand_choices_are_read_in_linear_time():
+    choices = [index / 7 for index in range(100_000)]
+    made = Parameter.model_validate({"choice": choices})  # comparing each with each took minutes
+    assert len(made.choices) == 100_000 and made.probes()[0] == 0 and made.probes()[-1] == choices[-1]
+    assert len(made.probes()) == 200
+
+
+@pytest.mark.parametrize(
+    ("written", "low", "count"),
+    [({"uniform": [0, 0.9], "step": 0.1}, 0, 10), ({"uniform": [-0.3, 0.3], "step": 0.1}, -3, 7),
+     ({"uniform": [0.1, 0.7], "step": 0.2}, None, 4), ({"int": [5, 60], "step": 5}, None, 12)],
+)  # fmt: skip
+def test_a_step_draws_numbers_as_a_person_writes_them(written, low, count):
+    made, rng = Parameter.model_validate(written), random.Random(0)
+    drawn = {made.draw(rng) for _ in range(500)}
+    assert len(drawn) == count and all(len(repr(value)) <= 4 for value in drawn)
+    if low is not None:
+        assert sorted(drawn) == [(low + index) / 10 for index in range(count)]
 
 
 def test_an_error_names_the_profile_or_the_option_that_gave_the_value(load):

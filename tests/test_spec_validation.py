@@ -60,6 +60,13 @@ from buttress.spec.spec import SweepSpec
             "search: {loss.gamma: {uniform: [1, 2], when: config.loss.kind == 'focl'}}",
             ["search.loss.gamma.when: never holds in 1,000 random draws", "got \"config.loss.kind == 'focl'\""],
         ),
+        ("search: {r: {choice: [{train.epochs: 5}, {train.epoks: 5}]}}", ["search.r: sets train.epoks: no such parameter; did you mean train.epochs?"]),
+        ("search: {r: {choice: [{loss: 5}]}}", ["search.r: sets loss, which is a group, not a parameter"]),
+        ("search: {loss: {choice: [{gamma: 5}]}}", ["search.loss: sets gamma: no such parameter", "such as {loss: {gamma: ...}}"]),
+        ("search: {r: {choice: [{train.epochs: 5}, {train.epochs: 0}]}}", ["search.r: the trainer's config refuses this choice", "at least 1", "got {'train.epochs': 0}"]),
+        ("search: {r: {choice: [{train.epochs: 5}, 3]}}", ["search.r: no such parameter"]),
+        ("{search: {r: {choice: [{loss.lambda_ext: 2}]}}, objectives: [val/loss]}", ["changes its scale with loss.lambda_ext, which is searched"]),
+        ("{budget: {full_beta_epochs: 3, trials: 1}, search: {r: {choice: [{train.epochs: 9}]}}}", ["search.r: is set by budget.full_beta_epochs"]),
         ("require: ['config.train.epochs > 1', 'config.loss.lambda_ext > 30']",
          ["require.1: no draw in 1,000 satisfies it (got 'config.loss.lambda_ext > 30')"]),
         ("require: ['config.loss.lambda_ext > 10', 'config.loss.lambda_ext < 10']", ["no draw in 1,000 satisfies it", "elsewhere"]),
@@ -83,6 +90,8 @@ def test_a_spec_that_does_not_fit_its_trainable_is_refused_with_the_key_in_one_s
 @pytest.mark.parametrize(
     "addition",
     [
+        "search: {loss.beta: {choice: [{kind: constant}, {kind: linear, end: 2}]}, data.scale: {choice: [{gra: 1}, {}]}}",
+        "search: {r: {choice: [{loss.beta: {kind: constant}, train.epochs: 5}, {}]}}",
         "objectives: [{metric: val/loss, allow_weighted: true}]",
         "{objectives: [val/loss], search: {loss.gamma: {uniform: [1, 2]}}}",
         "search: {train.low: {uniform: [0, 0.8]}, train.high: {uniform: [0.1, 1]}}",  # some pairs are refused, no value is

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from math import log
 
@@ -11,6 +12,7 @@ from spec_family import EXAMPLE, SMALL, Config, Constant, Family, Linear, check,
 
 from buttress.errors import BadInput
 from buttress.spec import trial_config, validation
+from buttress.spec.spec import SweepSpec
 from buttress.training.trainable import Schedule
 
 # ---- order, drawing
@@ -33,6 +35,39 @@ def test_a_parameter_comes_after_what_its_when_reads_even_through_another_condit
     assert load(CONDITIONAL).ordered == [
         "loss.kind", "loss.use_free_bits", "loss.free_bits", "loss.gamma", "loss.lambda_ext",
     ]  # fmt: skip
+
+
+COUPLED = """\
+trainable: rainfall
+search:
+  loss.gamma: {uniform: [3, 4], when: config.loss.kind == 'focal'}
+  recipe: {choice: [{loss.kind: focal, train.epochs: 20}, {train.epochs: 50, loss.beta: {kind: constant, value: 3}}, {}]}
+objectives: [prior/crps]
+budget: {trials: 4}
+"""
+
+
+def test_one_draw_of_a_coupled_choice_sets_all_its_paths_and_the_rest_keep_their_defaults(load):
+    spec, rng, seen = load(COUPLED), random.Random(3), set()
+    assert spec.ordered == ["recipe", "loss.gamma"]
+    assert spec.searched["recipe"] == ("loss.kind", "train.epochs", "loss.beta")
+    check(spec)
+    for _ in range(60):
+        params = trial_config.sample(spec, rng, Config)
+        built = trial_config.build(spec, params, Config)
+        seen.add((built.loss.kind, built.train.epochs, built.loss.beta.kind, built.loss.gamma >= 3))
+    assert seen == {("focal", 20, "linear", True), ("mse", 50, "constant", False), ("mse", 200, "linear", False)}
+    assert SweepSpec.from_dict(json.loads(json.dumps(spec.to_dict()))).searched == spec.searched
+
+
+def test_a_list_or_a_mapping_is_a_choice_and_a_mapping_replaces_its_group(load):
+    spec = load(put(
+        "search: {loss.beta: {choice: [{kind: constant, value: 3}, {kind: linear, end: 0.25}]}, data.scale: {choice: [{gra: 2}]}}"
+    ))  # fmt: skip
+    check(spec)
+    built = [trial_config.build(spec, {"loss.beta": each}, Config) for each in spec.search["loss.beta"].choices]
+    assert [each.loss.beta for each in built] == [Constant(value=3), Linear(end=0.25)]
+    assert trial_config.build(spec, {"data.scale": {"gra": 2}}, Config).data.scale == {"gra": 2.0}
 
 
 def test_a_cycle_of_whens_is_an_error_that_shows_it(load):

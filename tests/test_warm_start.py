@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import io
+import json
 import shutil
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
 from journal_lines import Line, event_of, events_of
 from optuna.trial import TrialState
+from rich.console import Console
 from sweeps import RULES, Toy, drive, spec, state
 
 from buttress import journal
+from buttress.analysis.figures.search import compute_parameters
+from buttress.analysis.render import render_sweep
 from buttress.errors import BadInput
 from buttress.execution import plan
 from buttress.execution.setup import header
 from buttress.journal.events import read_event
 from buttress.journal.records import fold
+from buttress.search.optuna_export import export_study
 from buttress.search.warm_start import _OUTSIDE, collect, describe, inside, resolve_sweeps
 from buttress.spec.parameters import Parameter
 from buttress.spec.spec import SweepSpec
@@ -63,6 +70,39 @@ def test_the_sampler_begins_where_the_earlier_sweep_ended(tmp_path: Path) -> Non
     dead = [sum(sweep.counts[kind] for kind in ("collapsed", "diverged")) for sweep in (cold, warm)]
     assert dead[1] < dead[0] and len(warm.outcomes) == 16
     assert set(warm.asks) & warm.warm == set()
+
+
+def test_a_sweep_of_coupled_and_equal_choices_is_resumed_told_and_read(tmp_path: Path) -> None:
+    search = {
+        "recipe": {
+            "choice": [{"loss.beta": 0.1, "train.lr": 1}, {"loss.beta": 0.1, "train.lr": 0.5}, {"loss.beta": 50}]
+        },
+        "loss.warmup_epochs": {"int": [0, 2]},
+    }
+    made = spec(search=search, require=[], sampler={"repeats": True})
+    ran = record(tmp_path, made=made)
+    book = journal.read(tmp_path / "toy-aaaaaa")
+    for trial in book.trials.values():
+        drawn = {"train.lr": 0.1, **trial.params["recipe"]}
+        assert {"loss.beta": trial.config["loss"]["beta"], "train.lr": trial.config["train"]["lr"]} == drawn
+    events = list(journal.events(tmp_path / "toy-aaaaaa" / journal.FILE))[1:]
+    again = state(made)
+    again.replay(events)
+    assert again.study.ask() == ran.study.ask()
+    warm = warmed(tmp_path, search=search, require=[])
+    told = [trial.params for trial in ran.study.trials() if trial.number in ran.asks]
+    assert [trial.params for trial in warm.study.trials()] == told
+    console = Console(width=200, file=io.StringIO(), record=True)
+    console.print(render_sweep(book))
+    assert "{loss.beta: 50}" in console.export_text()
+    assert {len(axis.categories or ()) for axis in compute_parameters(book).axes} == {0, 3}
+    name = export_study(book, f"sqlite:///{tmp_path}/study.db")
+    exported = optuna.load_study(study_name=name, storage=f"sqlite:///{tmp_path}/study.db")
+    assert [json.loads(trial.params["recipe"]) for trial in exported.trials] == [
+        trial.params["recipe"] for trial in book.trials.values()
+    ]
+    described = plan.describe_parameter(made.search["recipe"])
+    assert described.startswith("choice of {loss.beta: 0.1, train.lr: 1}, {loss.beta: 0.1, train.lr: 0.5}, ")
 
 
 def test_a_resumed_sweep_needs_the_earlier_one_no_more(tmp_path: Path) -> None:

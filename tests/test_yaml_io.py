@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,13 @@ def test_files_that_cannot_be_read_are_refused(tmp_path):
         (b"a: b: c\n", "line 1, column 5: mapping values are not allowed here"),
         (b"a: {b: [.nan]}\n", "a.b.0: has to be a finite number"),
         (b"a: &a [*a]\n", "nested too deeply"),
+        (b"a: " + b"[" * 200 + b"]" * 200, "is nested too deeply (more than 100 levels)"),
+        (b"a: " + b"[" * 5000 + b"]" * 5000, "nested too deeply"),
+        (b"a: 1" + b"0" * 400, "a: is a whole number of more than 64 bits"),
+        (b"a: 0x1" + b"0" * 9000, "a: is a whole number of more than 64 bits"),
+        (b"a: 1" + b"0" * 9000, "is not YAML: Exceeds the limit (4300 digits)"),
+        (b"a: " + b"x" * 10_000_000, "is longer than 10,000,000 characters"),
+        (b"a: \x00", "a character that YAML does not allow"),
         (b"a: !!python/object/apply:os.system [ls]\n", "line 1, column 4: could not determine a constructor"),
         (b"", "the file is empty"),
         (b"- 1\n", "the file does not hold a mapping (got [1])"),
@@ -52,8 +60,16 @@ def test_specs_configs_rules_and_cluster_files_are_refused_in_the_same_words(tmp
     path.write_bytes(content)
     with pytest.raises(BadInput) as error:
         read(path)
-    assert str(error.value).startswith(f"{path}: {says}" if "nested" not in says else f"{path}: ")
+    assert str(error.value).startswith(f"{path}: ") and len(str(error.value)) < 400
     assert says in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("first", "again"), [("[1, 2]", "[%s]"), ("{k: 1}", "{<<: [%s]}")])
+def test_a_billion_laughs_are_refused_at_once(first, again):
+    names = "abcdefghij"
+    lines = [f"{name}: &{name} {again % ', '.join([f'*{below}'] * 9)}" for below, name in pairwise(names)]
+    with pytest.raises(BadInput, match="holds more than 200,000 values"):
+        parse_yaml("\n".join([f"a: &a {first}", *lines]))
 
 
 def test_the_documents_of_a_manifest_are_read_as_kubernetes_reads_them(tmp_path):

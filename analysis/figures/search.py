@@ -26,6 +26,7 @@ from buttress.analysis.table import searched_paths
 from buttress.errors import BadInput
 from buttress.journal import Journal
 from buttress.search.separation import Region
+from buttress.spec.parameters import choice_key
 from buttress.wording import duration, plural
 
 if TYPE_CHECKING:
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 
 #: Parameters that are drawn at most, the most important ones first.
 MAX_PARAMETERS = 12
+#: Choices of which all stand on an axis; of more, those that were drawn.
+MAX_CATEGORIES = 50
 DEAD = ("collapsed", "diverged")
 
 
@@ -141,7 +144,7 @@ class Axis(NamedTuple):
         """Where a value lies on the axis: its number, or the index of its category; None where it is missing."""
         if self.categories is None:
             return float(value) if isinstance(value, int | float) else None
-        same = (i for i, each in enumerate(self.categories) if type(each) is type(value) and each == value)
+        same = (i for i, each in enumerate(self.categories) if choice_key(each) == choice_key(value))
         return next((float(i) for i in same), None)
 
     def prepare(self, axis: Any, which: Literal["x", "y"]) -> None:
@@ -185,11 +188,9 @@ def compute_parameters(journal: Journal) -> Parameters:
 def _axis(path: str, parameter: Mapping[str, Any], values: Sequence[Any]) -> Axis:
     numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
     if "choice" in parameter or not numbers:
-        given: list[Any] = []
-        for value in (*(parameter.get("choice") or ()), *values):
-            if not any(type(value) is type(other) and value == other for other in given):
-                given.append(value)
-        return Axis(path, False, tuple(given))
+        choices = parameter.get("choice") or ()
+        shown_anyway = choices if len(choices) <= MAX_CATEGORIES else ()
+        return Axis(path, False, tuple({choice_key(value): value for value in (*shown_anyway, *values)}.values()))
     return Axis(path, any(kind in parameter for kind in ("loguniform", "logint")), None)
 
 

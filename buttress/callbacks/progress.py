@@ -42,6 +42,10 @@ REFRESH_HZ = 2.0
 STATUS_EVERY_S = 20.0
 #: Trials that were stopped or failed, as far as the live view shows them.
 MAX_ENDINGS = 4
+#: Trials that have ended before the time that is left is told.
+MIN_ENDED = 3
+#: Distance to the nearest kill rule, in decades, that counts as perfect health, and the width of its bar.
+HEALTHY_DECADES, HEALTH_CELLS = 1.0, 8
 
 COLOURS = {
     "completed": "green",
@@ -73,6 +77,15 @@ class RunningTrial:
     objective: float | None = None
     signs: str = ""
     state: str = "starting"
+    margin: float | None = None  # decades to the nearest kill rule: negative while it is healthy
+    seconds: float = 0.0  # from its first report to its newest one, in this attempt
+    first: tuple[float, int] | None = None  # when its first report came, and of which epoch
+
+    @property
+    def seconds_left(self) -> float | None:
+        """At the pace so far, from its newest report on; None before the second one."""
+        done = self.epoch - self.first[1] if self.first else 0
+        return self.seconds / done * (self.epochs - self.epoch) if done > 0 and self.epochs else None
 
 
 @dataclass
@@ -81,7 +94,9 @@ class ProgressState:
 
     running: dict[str, RunningTrial] = field(default_factory=dict)
     counts: Counter[str] = field(default_factory=Counter)
+    causes: Counter[tuple[str, str]] = field(default_factory=Counter)  # (outcome, kind) of trials that died
     best: tuple[str, float] | None = None
+    ended: int = 0  # trials that ended since `start`
     endings: deque[tuple[str, str, str]] = field(default_factory=lambda: deque(maxlen=MAX_ENDINGS))
 
 
@@ -164,11 +179,14 @@ class Progress(Callback):
         metrics: Mapping[str, float | None],
         state: str,
         suspects: Sequence[str],
+        margin: float | None = None,
     ) -> None:
         """The trial has completed `epoch` of `epochs`; a report without the objective keeps the last value shown."""
         with self._lock:
             row = self._seen.running.setdefault(trial, RunningTrial("-"))
-            row.epoch, row.epochs = epoch, epochs
+            row.epoch, row.epochs, row.margin = epoch, epochs, margin
+            row.first = row.first or (self._now(), epoch)
+            row.seconds = self._now() - row.first[0]
             value = metrics.get(self.heading.objective)
             row.objective = row.objective if value is None else value
             row.signs = signs(metrics) or row.signs
@@ -189,6 +207,9 @@ class Progress(Callback):
                     self._seen.best = (trial, value)
             if told != "completed":
                 self._seen.endings.append((trial, told, short))
+            if told not in ("completed", "pruned"):
+                self._seen.causes[told, outcome.get("kind") or ""] += 1
+            self._seen.ended += self._began is not None
         self._say(f"{trial} {told} {text}")
 
     def trial_paused(self, trial: str, reason: str = "") -> None:
@@ -210,13 +231,14 @@ class Progress(Callback):
             case AttemptStarted():
                 self.trial_started(event.trial, trial.params if trial else {}, event.slot)
             case Report():
-                epochs = trial.epochs if trial else None
-                self.trial_reported(event.trial, event.epoch, epochs, event.metrics, event.state, event.suspects)
+                epochs, margin = (trial.epochs, trial.evaluation.margin) if trial else (None, None)
+                self.trial_reported(
+                    event.trial, event.epoch, epochs, event.metrics, event.state, event.suspects, margin
+                )
             case WorkersLost():
                 with self._lock:
                     if row := self._seen.running.get(event.trial):
                         row.state = "lost"
-                self.on_message(f"{event.trial} lost its workers ({event.reason}) and goes on from its checkpoint")
             case Audited():
                 self.on_message(f"{event.trial} is condemned by {event.rule} and runs on to its end, to check it")
             case Paused():
@@ -232,14 +254,16 @@ class Progress(Callback):
     def render(self) -> RenderableType:
         """The view as it stands, cut to the height of the console."""
         with self._lock:
-            room = max(1, self.console.height - 6 - MAX_ENDINGS)
-            parts = [self._header(), self._counts(), self._table(room)]
+            room = max(1, self.console.height - 7 - MAX_ENDINGS)
+            causes = [self._causes()] if self._seen.causes else []
+            parts = [self._header(), self._counts(), *causes, self._table(room)]
             if self._seen.endings:
                 parts.append(self._endings())
         return Group(*parts)
 
     def _header(self) -> RenderableType:
-        line = Text.assemble((self.heading.sweep, "bold"), f"   {self._elapsed()}   {self._done()}")
+        left = f", about {clock(seconds)} left" if (seconds := self._seconds_left()) is not None else ""
+        line = Text.assemble((self.heading.sweep, "bold"), f"   {self._elapsed()}   {self._done()}{left}")
         if self._seen.best:
             trial, value = self._seen.best
             line.append(f"   best {self.heading.objective} ")
@@ -255,15 +279,33 @@ class Progress(Callback):
                 text.append(f"{name} {counts[name]}   ", style=colour)
         return text
 
+    def _causes(self) -> RenderableType:
+        """What trials died of, the most frequent cause first."""
+        text = Text(no_wrap=True, overflow="ellipsis").append("causes of death   ", style="dim")
+        for (told, kind), count in self._seen.causes.most_common():
+            text.append(f"{kind or told} {count}   ", style=COLOURS.get(told, ""))
+        return text
+
+    def _seconds_left(self) -> float | None:
+        """Of the sweep, at the pace so far; None as long as that is anybody's guess."""
+        if self._began is None or not self.heading.trials or self._seen.ended < MIN_ENDED:
+            return None
+        left = self.heading.trials - sum(self._seen.counts.values())
+        return (self._now() - self._began) / self._seen.ended * max(0, left)
+
     def _table(self, room: int) -> RenderableType:
         table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim", expand=False)
-        bars = self.console.width >= 100
+        bars, wide = self.console.width >= 100, self.console.width >= 80
         table.add_column("trial", no_wrap=True, min_width=5)
         table.add_column("slot", no_wrap=True, min_width=4, justify="right")
         if bars:
             table.add_column("", width=12)
         table.add_column("epoch", no_wrap=True, min_width=7, justify="right")
+        if wide:
+            table.add_column("left", no_wrap=True, min_width=5, justify="right")
         table.add_column(self.heading.objective, no_wrap=True, min_width=8, justify="right")
+        if wide:
+            table.add_column("health", no_wrap=True, width=HEALTH_CELLS)
         table.add_column("latent code", no_wrap=True)  # this one and the next give way on a narrow console
         table.add_column("state", no_wrap=True)
         rows = sorted(self._seen.running.items())
@@ -272,7 +314,10 @@ class Progress(Callback):
             epoch = f"{row.epoch}/{row.epochs}" if row.epochs else str(row.epoch)
             style = {"healthy": "green", "starting": "dim"}.get(row.state, "yellow")
             state = Text(row.state, style, overflow="ellipsis")
-            table.add_row(trial, row.slot, *bar, epoch, number(row.objective, 4), row.signs, state)
+            left = [clock(row.seconds_left) if row.seconds_left is not None else ""] if wide else []
+            health = [health_bar(row.margin)] if wide else []
+            value = number(row.objective, 4) if row.objective is not None else ""
+            table.add_row(trial, row.slot, *bar, epoch, *left, value, *health, row.signs, state)
         return Group(table, Text(f"and {len(rows) - room} more", style="dim")) if len(rows) > room else table
 
     def _endings(self) -> RenderableType:
@@ -311,6 +356,16 @@ class Progress(Callback):
     def _elapsed(self) -> str:
         seconds = 0.0 if self._began is None else self._now() - self._began
         return clock(seconds) if seconds >= 60 else f"0:{seconds:02.0f}"
+
+
+def health_bar(margin: float | None) -> Text:
+    """How far a trial is from the nearest kill rule: empty at its threshold, full from `HEALTHY_DECADES` on."""
+    if margin is None:
+        return Text("")
+    share = min(1.0, max(0.0, -margin / HEALTHY_DECADES))
+    full = round(share * HEALTH_CELLS)
+    style = "green" if share > 0.5 else "yellow" if share > 0.2 else "red"
+    return Text("\u2588" * full + "\u2591" * (HEALTH_CELLS - full), style)
 
 
 def signs(metrics: Mapping[str, float | None]) -> str:

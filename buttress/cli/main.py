@@ -106,6 +106,8 @@ def main() -> None:
     except Exception as error:
         if (stopped := _resumable(error)) is not None:
             leave(stopped, 130)
+        if getattr(error, "deleted", False):
+            leave(f"{error}: the sweep stops, and what it had found is gone", 1)
         first = (str(error).splitlines() or [""])[0]
         leave(f"internal error: {type(error).__name__}: {first} (traceback {_written_traceback()})", 3)
 
@@ -130,7 +132,7 @@ def _resumable(error: Exception) -> str | None:
 
     if isinstance(error, LeaseLost):
         return f"{error}; this one has stopped and writes no more"
-    if isinstance(error, JournalUnwritable):
+    if isinstance(error, JournalUnwritable) and not error.deleted:
         folder = Path(error.filename).parent
         problem = f"{error.strerror} ({error.filename})"
         return f"{problem}; make room, then go on with: buttress resume {origin(folder) or folder}"

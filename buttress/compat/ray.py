@@ -92,6 +92,17 @@ def draining_nodes() -> frozenset[str]:
     return frozenset(state.state.get_draining_nodes())
 
 
+def killed_for_memory(actor: Any) -> bool:
+    """Whether Ray's memory monitor killed an actor (given by its handle) because its node ran out of memory."""
+    from ray._private import state
+
+    try:
+        cause = state.state.actor_table(actor._actor_id.hex()).get("DeathCause")
+    except Exception:  # Ray is shutting down, or has forgotten the actor
+        return False
+    return bool(cause is not None and cause.HasField("oom_context"))
+
+
 def free_resources_per_node() -> dict[str, dict[str, float]]:
     """Node id (hex) -> resource -> amount that is free; the public `ray.available_resources()` only gives the sum."""
     from ray._private import state

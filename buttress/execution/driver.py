@@ -16,29 +16,42 @@ import secrets
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
 
 from buttress import journal
 from buttress.callbacks.base import Callback, CallbackList
 from buttress.callbacks.checkpoint_retention import CheckpointRetention, LocalTrialFiles, TrialFiles
-from buttress.errors import BadInput
+from buttress.errors import BadInput, from_pydantic
 from buttress.execution.elasticity import ClusterMembership, PoolReconciler, free_resources_of_staying_nodes
 from buttress.execution.event_handler import AssignmentFactory, EventHandler
-from buttress.execution.messages import Command, DropTrial, StopTrial
+from buttress.execution.messages import Command, DropTrial
 from buttress.execution.ray_session import NAMESPACE, connected, free_resources, wait_for_released_resources
-from buttress.execution.setup import describe_folder, header, load, located_in, new_id, resolve_rules, versions
+from buttress.execution.setup import (
+    describe_folder,
+    header,
+    load,
+    located_in,
+    new_id,
+    resolve_rules,
+    spec_was_edited,
+    versions,
+)
 from buttress.journal import JournalWriter
 from buttress.journal.events import CircuitBroken, Ended, Event, Header, Resumed, WarmStarted
 from buttress.journal.mirror import origin
 from buttress.rules import RuleSet
 from buttress.search.warm_start import collect, describe, resolve_sweeps
+from buttress.spec.sections import Budget
 from buttress.spec.spec import SweepSpec
 from buttress.storage import Storage, is_url
 from buttress.sweep.result import CIRCUIT_BREAKER, SweepResult
 from buttress.sweep.state import SweepState
 from buttress.sweep.trial import TrialState
+from buttress.wording import plural
 
 if TYPE_CHECKING:
     from buttress.execution.worker_pool import WorkerPool
@@ -48,6 +61,10 @@ log = logging.getLogger("buttress")
 #: An exchange with the mailbox costs the driver a millisecond, whatever it brings, and a verdict waits for it. So with
 #: up to `PROMPT_SLOTS` slots events are fetched at once; each further slot lets them gather for `GATHER_S` more.
 PROMPT_SLOTS, GATHER_S, MAX_GATHER_S = 8, 0.002, 0.2
+
+
+#: Reason of a sweep's end: no budget helps.
+SPACE_EXHAUSTED = "space exhausted"
 
 
 class Driver:
@@ -65,6 +82,7 @@ class Driver:
         callbacks: Sequence[Callback] = (),
         store: Storage | None = None,
         take_over: bool = False,
+        changed_budget: Mapping[str, Any] | None = None,
     ) -> None:
         self.folder, self.sweep, self.address = folder, sweep, address
         self.store, self._take_over = store, take_over
@@ -75,6 +93,8 @@ class Driver:
         self._resumed = earlier is not None
         self._warm = collect(self.spec, self.trainable) if self.spec.warm_start and not self._resumed else None
         self.earlier: list[Event] = earlier or []
+        self._changed_budget = dict(changed_budget or {})
+        self.notes: list[str] = []  # sentences for whoever runs it, said at the beginning
         self._upload: Any = None
         self._failure: BaseException | None = None
         self._tune_done = threading.Event()
@@ -100,7 +120,8 @@ class Driver:
         if (store := self.store) is None:
             return
         with contextlib.suppress(OSError):
-            for name in (*store.names(), *(f"{under}/{name}" for under in store.folders() for name in store.names(under))):
+            below = (f"{under}/{name}" for under in store.folders() for name in store.names(under))
+            for name in (*store.names(), *below):
                 store.delete(name)
 
     def _run(self) -> SweepResult:
@@ -109,11 +130,16 @@ class Driver:
         reason, interrupted = "error", False
         with JournalWriter(self.folder / journal.FILE) as self._writer, self._uploading():
             self._open()
-            self._open_journal()
+            for note in self.notes:
+                self.callbacks.on_message(note)
+            if (finished := self._open_journal()) is not None:
+                return finished
             try:
                 if self.state.tripped:  # the last line of an earlier driver was the one too many
                     reason = CIRCUIT_BREAKER
                 else:
+                    where = f"at {self.address}" if self.address else "on this machine"
+                    self.callbacks.on_message(f"connecting to Ray {where}: the first trial begins in about 20 s")
                     with connected(self.address) as ray:
                         self._began = time.monotonic()
                         reason = self._execute(ray)
@@ -168,22 +194,33 @@ class Driver:
         if self._upload is not None and event.durable:
             self._upload.wake()
 
-    def _open_journal(self) -> None:
+    def _open_journal(self) -> SweepResult | None:
+        """Writes or replays what comes before the first trial; the result of a sweep in which nothing is left to do."""
         if not self._resumed:
             self._write(header(self.spec, self.trainable, self.rules, self.sweep))
             describe_folder(self.folder, self.spec, self.sweep)
             self._warm_start()
-            return
-        self._read_again()
-        self._write(Resumed(versions=versions()))
+            return None
+        if (finished := self._read_again()) is not None:
+            counts = finished.counts
+            self.callbacks.on_message(
+                f"nothing is left to do ({finished.reason}): {plural(sum(counts.values()), 'trial')} ended; "
+                f"`buttress resume {self.sweep} --trials N` raises the budget"
+            )
+            return SweepResult(self.sweep, self.folder, self.where, counts, 0.0, finished.reason, False)
+        self._write(Resumed(versions=versions(), budget=self._changed_budget))
         self.state.replay(self.earlier)
         if not any(isinstance(event, WarmStarted) for event in self.earlier):
             self._warm_start()
         for trial, outcome in self.state.outcomes.items():
             self.checkpoints.ended(trial, outcome)
+        return None
 
-    def _read_again(self) -> None:
+    def _read_again(self) -> Ended | None:
         """The journal as it is now that nobody else writes it, tried out before a line is added.
+
+        Returns:
+            Its last line, where that is the end of a sweep whose budget allows nothing more.
 
         Raises:
             BadInput: A sweep cannot go on from what it holds; nothing was written.
@@ -207,6 +244,9 @@ class Driver:
         except Exception as error:
             problem = f"a sweep cannot go on from what this journal holds ({type(error).__name__}: {error})"
             raise BadInput(problem, where=path, accepted="a journal that nobody has edited") from error
+        last = self.earlier[-1] if self.earlier else None
+        over = trial_run.exhausted or (isinstance(last, Ended) and last.reason == SPACE_EXHAUSTED)
+        return last if isinstance(last, Ended) and over and not trial_run.active else None
 
     def _warm_start(self) -> None:
         if self.spec.warm_start:
@@ -262,12 +302,12 @@ class Driver:
         """Why the sweep ended that nothing kept from its end."""
         if self.state.tripped:
             return CIRCUIT_BREAKER
-        if self.state.active:
-            paused = all(trial.state is TrialState.PAUSED for trial in self.state.active.values())
+        if active := list(self.state.active.values()):
+            paused = all(trial.state is TrialState.PAUSED for trial in active)
             return "trials are paused" if paused else "time budget spent"
         if self.state.proposals.exhausted:
             self.callbacks.on_message("space exhausted: every configuration that the spec allows has been run")
-            return "space exhausted"
+            return SPACE_EXHAUSTED
         healthy = self.spec.budget.healthy
         return "enough healthy trials" if healthy and self.state.counts["completed"] >= healthy else "budget spent"
 
@@ -331,10 +371,9 @@ class Driver:
         Not so when the whole sweep has failed: then its trials wait for the sweep to be resumed.
         """
         self._with_tune.discard(trial)
-        if error and self._failure is None and trial in self.state.active:
-            attempt = self.state.active[trial].attempt
-            outcome = self.state.raised(trial, attempt, "its Tune actor died", "infrastructure")
-            self.mailbox.send.remote(StopTrial(trial, str(outcome)))
+        if error and self._failure is None:
+            self._requests.put(lambda: self.events.tune_actor_died(trial))
+            return
         active = self.state.active.get(trial)  # a paused trial comes back with another attempt
         self.mailbox.send.remote(DropTrial(trial, active.attempt if active is not None else None))
 
@@ -448,9 +487,27 @@ def resume(
     events = list(journal.events(path))
     first = events[0]
     assert isinstance(first, Header)
-    spec = SweepSpec.from_dict(first.spec, where=path, module_folders=first.module_folders)
-    budget = {**({"trials": trials} if trials else {}), **({"hours": hours} if hours else {})}
-    if budget:
-        spec = spec.model_copy(update={"budget": spec.budget.model_copy(update=budget)})
+    given = {name: value for name, value in (("trials", trials), ("hours", hours)) if value is not None}
+    for name, value in given.items():
+        _check_budget(name, value)
+    changed: dict[str, Any] = {}
+    for event in events:
+        changed |= event.budget if isinstance(event, Resumed) else {}
+    changed |= given
+    tree = {**first.spec, "budget": {**first.spec["budget"], **changed}}
+    spec = SweepSpec.from_dict(tree, where=path, module_folders=first.module_folders)
     rules = RuleSet.from_dict(first.rules, where=path)
-    return Driver(spec, path.parent, sweep=first.sweep, earlier=events[1:], rules=rules, **options)
+    options["changed_budget"] = changed
+    driver = Driver(spec, path.parent, sweep=first.sweep, earlier=events[1:], rules=rules, **options)
+    if (edited := spec_was_edited(first)) is not None:
+        driver.notes.append(edited)
+    return driver
+
+
+def _check_budget(name: str, value: Any) -> None:
+    """A budget given to `resume`: it would be a year's sweep, or an endless one, otherwise."""
+    try:
+        Budget.model_validate({name: value})
+    except ValidationError as error:
+        bad = from_pydantic(error, Budget)
+        raise BadInput(bad.problem, key=f"--{name}", value=value, accepted=bad.accepted) from None

@@ -1,6 +1,7 @@
 """Handles the mailbox's events: the sweep's state decides, and what it decided goes back as commands.
 
 All of it runs in one thread, the driver's drain thread. Between events the same thread checks the limits of the budget.
+Of its attributes `leaving` alone is read by another thread, and is replaced instead of changed.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from buttress.callbacks.checkpoint_retention import CheckpointRetention, TrialFiles
 from buttress.errors import BadInput
+from buttress.execution.activity import ActivityProbe
 from buttress.execution.messages import (
     Assignment,
     AssignmentEnded,
@@ -20,6 +22,7 @@ from buttress.execution.messages import (
     AssignmentStarted,
     AttemptResult,
     Command,
+    DropTrial,
     Ending,
     LoseSlot,
     MailboxEvent,
@@ -30,6 +33,7 @@ from buttress.execution.messages import (
     SlotReady,
     StopTrial,
 )
+from buttress.execution.worker_death import describe_death
 from buttress.journal.events import Outcome
 from buttress.storage import Storage
 from buttress.sweep.limits import Limits
@@ -39,6 +43,10 @@ from buttress.training.trainable import NO_CHECKPOINTS, Reported
 
 if TYPE_CHECKING:
     from buttress.execution.worker_pool import WorkerPool
+
+
+#: Share of `stall_minutes` after which a silent trial's workers are looked at, and between two looks.
+PROBE_SHARE = 0.25
 
 
 class AssignmentFactory:
@@ -63,6 +71,10 @@ class AssignmentFactory:
         self._state, self._files, self._store, self._on_message = state, files, store, on_message
         self._folder = folder.absolute() / "trials"
 
+    def folder_of(self, trial: str) -> Path:
+        """The trial's folder on this machine."""
+        return self._folder / trial
+
     def next_attempt(self, live: ActiveTrial, problem: str = "") -> Assignment:
         """The assignment of a trial's next attempt; makes the trial's folder and forgets checkpoints that are gone.
 
@@ -70,7 +82,7 @@ class AssignmentFactory:
             live: The trial.
             problem: What is wrong with the checkpoint that it would have gone on from.
         """
-        folder = self._folder / live.id
+        folder = self.folder_of(live.id)
         folder.mkdir(parents=True, exist_ok=True)
         while (source := live.resume_point) and not self._files.exists(live.id, source.checkpoint):
             problem = problem or f"checkpoint {source.checkpoint} is missing"
@@ -116,10 +128,11 @@ class EventHandler:
         self._state, self._pool, self._assignments, self._checkpoints = state, pool, assignments, checkpoints
         self._on_message, self._fail = on_message, fail
         self._limits = Limits(state.spec.budget)
+        self._probe = ActivityProbe(PROBE_SHARE * 60 * state.spec.budget.stall_minutes)
         self.reports = 0
         self._looked_for_checkpoints = False
         self.slot_of: dict[str, str] = {}  # trial -> the slot of its newest attempt
-        self.leaving: set[str] = set()  # paused trials whose workers have not left them yet
+        self.leaving: frozenset[str] = frozenset()  # paused trials whose workers have not left them yet
         self._released: set[str] = set()  # trials whose last result Tune has been given
 
     def handle(self, event: MailboxEvent) -> list[Command]:
@@ -140,18 +153,28 @@ class EventHandler:
         return []
 
     def check_limits(self) -> list[Command]:
-        """Ends trials over their time limit, and gives up the slots of silent ones."""
+        """Ends trials over their time limit; gives up the slots of workers that hang, or do not leave when told to."""
         commands: list[Command] = []
         budget = self._state.spec.budget
+        silent = {trial: self._pool.workers_of(self.slot_of[trial]) for trial in self._limits.silent(PROBE_SHARE)}
+        for trial in self._probe.find_active(silent):
+            self._limits.active(trial)
         for trial, limit in self._limits.exceeded():
             if limit == "time":
                 if (outcome := self._state.out_of_time(trial, budget.trial_minutes or 0.0)) is not None:
                     commands += self._conclude(trial, outcome, running=True)
+                continue
+            slot, minutes = self.slot_of[trial], f"{budget.stall_minutes:g} minutes"
+            self._limits.left(trial)
+            if limit == "stall" and self._probe.found_dead(trial):
+                commands.append(LoseSlot(slot, self._describe_death(trial, slot)))
+            elif limit == "stall":
+                commands.append(LoseSlot(slot, f"no report, processor time, input or output for {minutes}"))
             else:
-                slot = self.slot_of[trial]
-                self._limits.ended(trial)
-                self._pool.kill(slot)
-                commands.append(LoseSlot(slot, f"no report for {budget.stall_minutes:g} minutes"))
+                self._on_message(f"trial {trial}: its workers had not left {minutes} after they were told to stop, "
+                                 f"so {slot} gets new ones")  # fmt: skip
+                commands.append(LoseSlot(slot, f"its workers did not leave within {minutes}"))
+            self._pool.kill(slot)
         return commands
 
     # --- events ----------------------------------------------------------------------------------------------------
@@ -164,7 +187,7 @@ class EventHandler:
     def _on_report(self, trial: str, attempt: int, reported: Reported) -> list[Command]:
         state = self._state
         self.reports += 1
-        self._limits.heard(trial)
+        self._limits.active(trial)
         if reported.note:
             self._on_message(f"trial {trial}: {reported.note}")
         decided = state.reported(trial, attempt, reported)
@@ -183,7 +206,7 @@ class EventHandler:
 
     def _on_ended(self, event: AssignmentEnded) -> list[Command]:
         trial, ending = event.trial, event.result.ending
-        self._limits.ended(trial)
+        self._limits.left(trial)
         live = self._state.active.get(trial)
         if trial in self.leaving:
             self._has_left(trial)
@@ -238,18 +261,26 @@ class EventHandler:
 
     def _on_lost(self, event: AssignmentLost) -> list[Command]:
         trial = event.trial
-        self._limits.ended(trial)
+        self._limits.left(trial)
         if trial in self.leaving:
             self._has_left(trial)
             return []
         known = trial in self._state.outcomes
-        outcome = self._state.lost(trial, event.attempt, event.reason)
+        reason = event.reason
+        if not reason and not known:
+            reason = self._describe_death(trial, event.slot)
+        outcome = self._state.lost(trial, event.attempt, reason)
         if outcome is None:
-            self._on_message(f"trial {trial}: {event.reason}; it goes on from its last checkpoint")
-            return [RequeueTrial(self._assignments.next_attempt(self._state.active[trial]))]
+            next_attempt = self._assignments.next_attempt(self._state.active[trial])
+            where = "goes on from its last checkpoint" if next_attempt.resume else "starts afresh, without a checkpoint"
+            self._on_message(f"trial {trial}: {reason}; it {where}")
+            return [RequeueTrial(next_attempt)]
         commands = [] if known else self._conclude(trial, outcome)
         self._checkpoints.ended(trial, outcome)
         return commands
+
+    def _describe_death(self, trial: str, slot: str) -> str:
+        return describe_death(self._assignments.folder_of(trial), self._pool.workers_of(slot))
 
     # --- what was decided ------------------------------------------------------------------------------------------
 
@@ -258,7 +289,7 @@ class EventHandler:
         if trial in self._released:
             return []
         self._released.add(trial)
-        self._limits.ended(trial)
+        self._limits.stopping(trial)
         result: dict[str, Any] = {"outcome": outcome.outcome, "kind": outcome.kind, "margin": outcome.margin}
         if outcome.outcome == "pruned":
             result["decision"] = "stop"
@@ -275,8 +306,16 @@ class EventHandler:
         """
         if not self._state.pause(trial, reason):
             return []
-        self.leaving.add(trial)
+        self.leaving |= {trial}
+        self._limits.stopping(trial)
         return [StopTrial(trial, "paused"), ReleaseResult(trial, {"outcome": "paused", "done": True})]
+
+    def tune_actor_died(self, trial: str) -> list[Command]:
+        """Tune has given up a trial whose actor died again and again; nothing for one that has its outcome."""
+        if (live := self._state.active.get(trial)) is None:
+            return [DropTrial(trial)]
+        outcome = self._state.raised(trial, live.attempt, "its Tune actor died", "infrastructure")
+        return [*(self._conclude(trial, outcome, running=True) if outcome is not None else []), DropTrial(trial)]
 
     def continue_trial(self, trial: str) -> list[Command]:
         """A paused trial waits for a slot again."""
@@ -284,6 +323,5 @@ class EventHandler:
         return []
 
     def _has_left(self, trial: str) -> None:
-        """The workers of a paused trial are out of it; if it comes back its time begins anew."""
-        self._limits.restart(trial)
-        self.leaving.discard(trial)
+        """The workers of a paused trial are out of it."""
+        self.leaving -= {trial}

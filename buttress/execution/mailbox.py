@@ -121,7 +121,7 @@ class Mailbox:
         """A worker of `slot` has started. A new `incarnation` loses what the former one was doing."""
         entry = self._slots.setdefault(slot, _Slot())
         if entry.incarnation != incarnation:
-            self._lose(slot, "the workers of the slot were restarted")
+            self._lose(slot)
             entry.incarnation, entry.workers, entry.size, entry.assigned = incarnation, {}, size, 0
             entry.draining = False
         entry.workers[rank] = worker
@@ -253,7 +253,7 @@ class Mailbox:
         self._events.append(event)
         self._wake("events")
 
-    def _lose(self, name: str, reason: str) -> None:
+    def _lose(self, name: str, reason: str = "") -> None:
         slot = self._slots[name]
         trial, slot.trial = slot.trial, None
         entry = self._trials.get(trial) if trial else None

@@ -94,12 +94,13 @@ class AttemptResult:
 
 @dataclass(frozen=True, slots=True)
 class WorkerInfo:
-    """One rank of a slot: where its process is, and the handle of its Ray actor."""
+    """One rank of a slot: where its process is, the handle of its Ray actor, and the trainer's thread (native id)."""
 
     pid: int
     host: str
     node: str
     actor: Any = None
+    thread: int = 0
 
 
 # --- events: mailbox to driver -------------------------------------------------------------------------------------
@@ -152,12 +153,12 @@ class AssignmentEnded:
 
 @dataclass(frozen=True, slots=True)
 class AssignmentLost:
-    """The workers of an attempt are gone, or were given up."""
+    """The workers of an attempt are gone, or were given up; `reason` is empty where they died by themselves."""
 
     trial: str
     attempt: int
     slot: str
-    reason: str
+    reason: str = ""
 
 
 MailboxEvent = SlotReady | SlotIdle | AssignmentStarted | ReportReceived | AssignmentEnded | AssignmentLost

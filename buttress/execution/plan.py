@@ -251,10 +251,10 @@ def epochs_of_sweep(spec: SweepSpec, schedules: Sequence[Any]) -> list[int]:
 
 def describe_parameter(parameter: Any) -> str:
     """A searched parameter's range in words."""
-    from buttress.wording import number
+    from buttress.wording import abbreviated
 
     if parameter.kind == "choice":
-        text = "choice of " + ", ".join("null" if choice is None else number(choice) for choice in parameter.choices)
+        text = f"choice of {abbreviated(parameter.choices)}"
     else:
         text = f"{parameter.kind} {parameter.low:g} to {parameter.high:g}"
     text += f" in steps of {parameter.step:g}" if parameter.step is not None else ""

@@ -7,6 +7,7 @@ import errno
 import logging
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -18,8 +19,12 @@ from buttress.cache_folder import cache_folder
 from buttress.compat.ray import bound_to_loopback, set_ray_environment, socket_below
 from buttress.errors import BadInput
 from buttress.execution import auth_token
+from buttress.storage import first_line
 
 NAMESPACE = "buttress"
+#: Seconds for a cluster to answer at its address.
+CONNECT_TIMEOUT_S = 10.0
+ADDRESSES = "host:port of a running cluster's head, or auto on one of its nodes"
 #: Characters that the path of a Unix socket may have.
 MAX_SOCKET_PATH = 107
 
@@ -48,8 +53,8 @@ def connected(address: str | None = None) -> Iterator[Any]:
         yield ray
         return
     with _preserved_sigterm_handler():
-        if address:
-            ray.init(address=address, **common)
+        if address and address != "local":
+            _init_at(address, common)
         else:
             check_machine()
             with bound_to_loopback():
@@ -69,7 +74,7 @@ def check_machine(address: str | None = None) -> None:
     Raises:
         BadInput: Ray cannot be started.
     """
-    if address or ("ray" in sys.modules and sys.modules["ray"].is_initialized()):
+    if (address and address != "local") or ("ray" in sys.modules and sys.modules["ray"].is_initialized()):
         return
     name = next((name for name in ("RAY_TMPDIR", "TMPDIR") if name in os.environ), None)
     folder = os.environ[name] if name else "/tmp"
@@ -88,6 +93,48 @@ def check_machine(address: str | None = None) -> None:
         problem = f"Ray cannot write there ({error.strerror})"
         raise BadInput(problem, key=name, value=folder, accepted=accepted) from None
     auth_token.ensure()
+
+
+def _init_at(address: str, options: dict[str, Any]) -> None:
+    """Connects to a running cluster, or says within `CONNECT_TIMEOUT_S` why it cannot.
+
+    Ray itself tries for up to 14 minutes where nobody answers.
+
+    Raises:
+        BadInput: Nothing answers there, or what answers is no Ray cluster.
+    """
+    import ray
+
+    def refused(problem: str) -> BadInput:
+        return BadInput(problem, where="--address, or RAY_ADDRESS", value=address, accepted=ADDRESSES)
+
+    host, colon, port = address.rpartition(":")
+    if "://" in address:
+        raise refused("Ray Client addresses are not supported")
+    if colon and port.isdecimal() and int(port) < 1 << 16:
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), CONNECT_TIMEOUT_S).close()
+        except OSError as error:
+            raise refused(f"nothing answers there ({first_line(error)})") from None
+        if not os.environ.get("RAY_USE_TLS") and not _speaks_grpc(address):
+            raise refused("what answers there is not a Ray cluster")
+    elif address != "auto":
+        raise refused("not an address")
+    try:
+        ray.init(address=address, **options)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise refused(f"Ray cannot connect: {first_line(error)}") from error
+
+
+def _speaks_grpc(address: str) -> bool:
+    import grpc
+
+    with grpc.insecure_channel(address) as channel:
+        try:
+            grpc.channel_ready_future(channel).result(CONNECT_TIMEOUT_S)
+        except grpc.FutureTimeoutError:
+            return False
+    return True
 
 
 @contextlib.contextmanager

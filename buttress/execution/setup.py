@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import importlib.util
 import platform
 import secrets
@@ -96,6 +97,28 @@ def header(spec: SweepSpec, trainable: Any, rules: RuleSet, sweep: str) -> Heade
         seed=spec.seed,
         trainable=spec.trainable,
         module_folders=module_folders(spec),
+        spec_file=str(Path(spec.where).absolute()) if spec.where is not None else None,
+        spec_sha256=file_sha256(Path(spec.where)) if spec.where is not None else None,
+    )
+
+
+def file_sha256(path: Path) -> str | None:
+    """Of a file's bytes, in hex; None where it cannot be read."""
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError:
+        return None
+
+
+def spec_was_edited(event: Header) -> str | None:
+    """A sentence where the file that a sweep was begun with has been changed since; None: not, or it is not here."""
+    if event.spec_file is None or event.spec_sha256 is None:
+        return None
+    if file_sha256(Path(event.spec_file)) in (None, event.spec_sha256):
+        return None
+    return (
+        f"{event.spec_file} was changed since this sweep began: the sweep goes on with the spec in its journal; "
+        "`buttress run` begins a new one"
     )
 
 
@@ -107,6 +130,7 @@ def describe_folder(folder: Path, spec: SweepSpec, sweep: str) -> None:
     tree = {key: value for key, value in spec.to_dict().items() if key != "profile"}
     applied = f" with the profile {spec.profile}" if spec.profile else ""
     head = f"# The spec of {sweep}{applied}, every default and change in it: `buttress run spec.yaml` runs it again.\n"
+    head += "# A copy: changing it changes nothing of this sweep.\n"
     with contextlib.suppress(OSError):
         (folder / "spec.yaml").write_text(head + yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
         (folder / "README.md").write_text(_README.format(sweep=sweep, name=spec.trainable))

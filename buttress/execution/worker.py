@@ -99,7 +99,8 @@ def run_worker(settings: dict[str, Any]) -> None:
     device = get_device() if settings["gpus"] else torch.device("cpu")
     incarnation = _rank_zeros(uuid.uuid4().hex, size)
     runtime = ray.get_runtime_context()
-    info = WorkerInfo(os.getpid(), socket.gethostname(), runtime.get_node_id(), runtime.current_actor)
+    actor, thread = runtime.current_actor, threading.get_native_id()
+    info = WorkerInfo(os.getpid(), socket.gethostname(), runtime.get_node_id(), actor, thread)
     groups = ProcessGroups(size, device)
     seen = 0
     with contextlib.suppress(ray.exceptions.ActorDiedError):  # a mailbox that is gone is closed
@@ -153,7 +154,7 @@ def run_attempt(
             ending = Ending.UNRESUMABLE
         if files is not None and rank == 0 and ending is Ending.FINISHED:
             files.upload_others()
-    except Exception as raised:
+    except BaseException as raised:  # a trainer's sys.exit or KeyboardInterrupt is its own, too
         error = "".join(traceback.format_exception(raised))
         if not caused_by_peer(error) and (fault := fault_of(raised)) is not None:
             error += str(fault)  # the last line is what is said of the trial

@@ -140,7 +140,8 @@ class WorkerPool:
         self._create(count)
 
     def __len__(self) -> int:
-        return len(self._slots)
+        with self._lock:
+            return len(self._slots)
 
     def start(self) -> None:
         """Starts the workers of all slots that have none yet; returns at once."""
@@ -185,6 +186,11 @@ class WorkerPool:
                 slot.name for slot in self._slots.values()
                 if any(worker.node in nodes for worker in (slot.workers or {}).values())
             ]  # fmt: skip
+
+    def workers_of(self, slot: str) -> list[WorkerInfo]:
+        """The workers of a slot; none until they are ready."""
+        with self._lock:
+            return list((self._slots[slot].workers or {}).values())
 
     def count_usable(self) -> int:
         """Slots that have workers or will have them within `START_TIMEOUT_S`, as far as one can tell; at least 1."""

@@ -122,6 +122,8 @@ class Header(Event):
     seed: Int | None
     commit: Text | None = None
     data: Mapped = field(default_factory=dict)
+    spec_file: Text | None = None
+    spec_sha256: Text | None = None
     schema: Int = SCHEMA
 
     def to_line(self) -> dict[str, Any]:
@@ -131,11 +133,12 @@ class Header(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Resumed(Event):
-    """A driver goes on with the sweep."""
+    """A driver goes on with the sweep. `budget`: its budget's values that have changed since it began."""
 
     line: ClassVar[str] = "resume"
     durable: ClassVar[bool] = True
 
+    budget: Mapped = field(default_factory=dict)
     versions: dict[str, Text] = field(default_factory=dict)
     host: Text | None = field(default_factory=socket.gethostname)
     pid: Int | None = field(default_factory=os.getpid)

@@ -92,11 +92,19 @@ def origin(folder: Path) -> Storage | None:
         return None
 
 
-def leased(store: Storage) -> Owner | None:
-    """Who holds the sweep's lease; None where nobody does or it is over."""
+def leased(store: Storage, now: float | None = None) -> Owner | None:
+    """Who holds the sweep's lease; None where nobody does or it is over.
+
+    Args:
+        store: The sweep's folder.
+        now: The storage's time (`Storage.clock`), which its age is taken by; None: this machine's and the holder's
+            clocks are taken to agree, which is good enough for showing it.
+    """
     try:
         held = json.loads(store.read(LEASE))
         owner = Owner(str(held["host"]), int(held["pid"]), float(held["time"]))
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return None
-    return owner if time.time() - owner.time < LEASE_S else None
+    written = store.modified(LEASE) if now is not None else None
+    age = now - written if now is not None and written is not None else time.time() - owner.time
+    return owner if age < LEASE_S else None

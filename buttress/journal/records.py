@@ -120,7 +120,7 @@ class Journal:
             BadInput: there is no such trial; names the ids there are.
         """
         wanted = str(name).removeprefix(f"{self.header.sweep}-")
-        for candidate in (wanted, wanted.zfill(4)):
+        for candidate in (wanted, wanted.zfill(4)) if wanted else ():
             if candidate in self.trials:
                 return self.trials[candidate]
         ids = sorted(self.trials)

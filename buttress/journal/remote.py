@@ -169,7 +169,7 @@ class Upload:
     def _take_lease(self, take_over: bool) -> None:
         """Raises BadInput naming the driver that holds it."""
         try:
-            holder = leased(self.store)
+            holder = leased(self.store, self.store.clock())  # clocks of two machines may be minutes apart
             if holder is not None and not take_over:
                 raise BadInput(
                     f"this sweep is being run by another driver ({holder})", where=self.store.url,

@@ -17,7 +17,12 @@ from buttress.journal.records import header_of, not_a_journal
 
 
 class JournalUnwritable(OSError):
-    """A line could not be written (disk full, quota, storage gone). The journal holds every line before it, whole."""
+    """A line could not be written (disk full, quota, storage gone). The journal holds every line before it, whole.
+
+    Unless it was `deleted`: then it is nowhere.
+    """
+
+    deleted = False
 
 
 class JournalWriter:
@@ -67,13 +72,21 @@ class JournalWriter:
                 raise ValueError(f"a journal starts with its header and has one only; this line is {event.line!r}")
             text, seal = sealed(line, self._seal)
             try:
-                if os.fstat(self._file).st_size != self._end:  # what an earlier failure left behind
+                state = os.fstat(self._file)
+                if not state.st_nlink:
+                    what = "the journal was deleted while it was written"
+                    gone = JournalUnwritable(errno.ENOENT, what, str(self.path))
+                    gone.deleted = True
+                    raise gone
+                if state.st_size != self._end:  # what an earlier failure left behind
                     os.ftruncate(self._file, self._end)
                 written = 0
                 while written < len(text):
                     written += os.write(self._file, text[written:])
                 if event.durable and self._fsync:
                     os.fsync(self._file)
+            except JournalUnwritable:
+                raise
             except OSError as error:
                 with contextlib.suppress(OSError):
                     os.ftruncate(self._file, self._end)

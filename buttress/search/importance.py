@@ -10,7 +10,7 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.importance import PedAnovaImportanceEvaluator
 
-from buttress.search.optuna_study import distribution
+from buttress.search.optuna_study import distribution, encoded
 from buttress.spec.parameters import Parameter
 
 #: Trials below which nothing is said.
@@ -37,10 +37,12 @@ def importances(
     """
     if len(values) < MIN_TRIALS or len(set(values)) < 2:
         return {}
-    space = {path: distribution(Parameter.model_validate(dict(parameter))) for path, parameter in search.items()}
+    parameters = {path: Parameter.model_validate(dict(parameter)) for path, parameter in search.items()}
+    space = {path: distribution(parameter) for path, parameter in parameters.items()}
     study = optuna.create_study()
-    for drawn, value in zip(params, values, strict=True):
-        known = {path: space[path] for path in drawn if path in space and holds(space[path], drawn[path])}
+    for given, value in zip(params, values, strict=True):
+        drawn = {path: encoded(parameters[path], at) for path, at in given.items() if path in space}
+        known = {path: space[path] for path in drawn if holds(space[path], drawn[path])}
         study.add_trial(
             optuna.trial.create_trial(params={path: drawn[path] for path in known}, distributions=known, value=value)
         )
@@ -54,7 +56,7 @@ def importances(
 
 
 def holds(space: BaseDistribution, value: Any) -> bool:
-    """Whether a distribution has a value: the ranges of a sweep may have been changed on the way."""
+    """Whether a distribution has an (encoded) value: the ranges of a sweep may have been changed on the way."""
     if isinstance(space, CategoricalDistribution):
         return value in space.choices
     assert isinstance(space, FloatDistribution | IntDistribution)

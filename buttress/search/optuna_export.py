@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -16,7 +17,7 @@ from buttress.errors import BadInput
 from buttress.journal import Journal, TrialRecord
 from buttress.search.importance import holds
 from buttress.search.optuna_study import distribution, sampler_result
-from buttress.spec.parameters import Parameter
+from buttress.spec.parameters import Parameter, choice_key
 
 ACCEPTED = "sqlite:///study.db, another database URL, or a .log file (Optuna's journal)"
 
@@ -70,7 +71,7 @@ def _storage(given: str) -> Any:
     return JournalStorage(JournalFileBackend(given))
 
 
-def _frozen(journal: Journal, record: TrialRecord, space: Mapping[str, BaseDistribution]) -> FrozenTrial:
+def _frozen(journal: Journal, record: TrialRecord, space: Mapping[str, tuple[BaseDistribution, bool]]) -> FrozenTrial:
     done, first = record.outcome, journal.objectives[0]
     values = None
     if done is not None and done.outcome == "completed" and done.best is not None:
@@ -91,8 +92,8 @@ def _frozen(journal: Journal, record: TrialRecord, space: Mapping[str, BaseDistr
     frozen = optuna.trial.create_trial(
         state=state,
         values=values if state is TrialState.COMPLETE else None,
-        params=dict(record.params),
-        distributions={path: space[path] for path in record.params},
+        params={path: choice_key(value) if space[path][1] else value for path, value in record.params.items()},
+        distributions={path: space[path][0] for path in record.params},
         intermediate_values=reported if len(journal.objectives) == 1 else None,
         constraints=dict(result.constraints) if result is not None else None,
         user_attrs={key: value for key, value in about.items() if value is not None},
@@ -103,29 +104,41 @@ def _frozen(journal: Journal, record: TrialRecord, space: Mapping[str, BaseDistr
     return frozen
 
 
-def _space(journal: Journal) -> dict[str, BaseDistribution]:
-    """The searched space, widened where trials lie outside of it: ranges may have been changed on the way."""
+def _space(journal: Journal) -> dict[str, tuple[BaseDistribution, bool]]:
+    """The searched space, and whether it holds values as texts (`choice_key`).
+
+    It is widened where trials lie outside of it: ranges may have been changed on the way.
+    """
     search: Mapping[str, Any] = journal.header.spec.get("search") or {}
     drawn: dict[str, list[Any]] = {}
     for record in journal.trials.values():
         for path, value in record.params.items():
             drawn.setdefault(path, []).append(value)
-    space: dict[str, BaseDistribution] = {}
+    space: dict[str, tuple[BaseDistribution, bool]] = {}
     for path, values in drawn.items():
-        made = distribution(Parameter.model_validate(dict(search[path]))) if path in search else None
-        if made is None or not all(holds(made, value) for value in values):
+        parameter = Parameter.model_validate(dict(search[path])) if path in search else None
+        choices = parameter.choices if parameter is not None else None
+        made = distribution(parameter) if parameter is not None and choices is None else None
+        if made is not None and not all(holds(made, value) for value in values):
             made = _widened(made, values)
-        space[path] = made
+        space[path] = (made, False) if made is not None else _categories([*(choices or ()), *values])
     return space
 
 
-def _widened(made: BaseDistribution | None, values: Sequence[Any]) -> BaseDistribution:
-    if isinstance(made, FloatDistribution | IntDistribution) and all(
-        isinstance(value, int | float) and (value > 0 or not made.log) for value in values
-    ):
-        low, high = min(made.low, *values), max(made.high, *values)
-        if isinstance(made, IntDistribution) and all(float(value).is_integer() for value in values):
-            return IntDistribution(int(low), int(high), log=made.log)
-        return FloatDistribution(low, high, log=made.log)
-    choices: list[Any] = list(made.choices) if isinstance(made, CategoricalDistribution) else []
-    return CategoricalDistribution([*choices, *(value for value in dict.fromkeys(values) if value not in choices)])
+def _widened(made: BaseDistribution, values: Sequence[Any]) -> BaseDistribution | None:
+    """The range with all values in it; None where it cannot hold them."""
+    assert isinstance(made, FloatDistribution | IntDistribution)
+    if not all(isinstance(value, int | float) and (value > 0 or not made.log) for value in values):
+        return None
+    low, high = min(made.low, *values), max(made.high, *values)
+    if isinstance(made, IntDistribution) and all(float(value).is_integer() for value in values):
+        return IntDistribution(int(low), int(high), log=made.log)
+    return FloatDistribution(low, high, log=made.log)
+
+
+def _categories(values: Sequence[Any]) -> tuple[CategoricalDistribution, bool]:
+    """Choices as they are where Optuna tells them apart (true, 1 and 1.0 are one to it), else texts; which of both."""
+    keys = list(dict.fromkeys(map(choice_key, values)))
+    distinct = [json.loads(key) for key in keys]
+    plain = all(isinstance(each, str | int | float | None) for each in distinct) and len({*distinct}) == len(distinct)
+    return CategoricalDistribution(distinct if plain else keys), not plain

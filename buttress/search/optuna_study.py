@@ -17,6 +17,7 @@ led 17 of 20 sweeps to no healthy trial at all (docs/sampler.md).
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -31,7 +32,7 @@ from pydantic import BaseModel
 from buttress.compat.optuna import add_running_trial, running_trial, sampler_notes, suggest
 from buttress.errors import BadInput
 from buttress.spec import trial_config
-from buttress.spec.parameters import Parameter
+from buttress.spec.parameters import Parameter, choice_key
 from buttress.spec.spec import SweepSpec
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -131,7 +132,7 @@ class Study:
         trial = self.study.ask()
         params: dict[str, Any] = {}
         for path, _ in trial_config.active_parameters(self.spec, params, self._config):
-            params[path] = suggest(trial, path, self._space[path])
+            params[path] = decoded(self.spec.search[path], suggest(trial, path, self._space[path]))
         return ask, params
 
     def enqueue(self, params: Mapping[str, Any]) -> tuple[int, dict[str, Any]]:
@@ -148,8 +149,8 @@ class Study:
         """Puts a draw back that an earlier process made (from the journal), as a running trial."""
         if ask != self.asked:
             raise BadInput(f"the journal's draws are out of order: ask {ask} where {self.asked} was expected")
-        distributions = {path: distribution(self.spec.search[path]) for path in params}
-        add_running_trial(self.study, params, distributions, notes)
+        drawn = {path: encoded(self.spec.search[path], value) for path, value in params.items()}
+        add_running_trial(self.study, drawn, {path: self._space[path] for path in params}, notes)
 
     def refuse(self, ask: int, reason: str) -> None:
         """A draw that violates `require`: told FAIL, which the sampler does not learn from."""
@@ -213,9 +214,9 @@ class Study:
 
 
 def distribution(parameter: Parameter) -> BaseDistribution:
-    """The Optuna distribution of one search parameter."""
-    if parameter.kind == "choice":
-        return CategoricalDistribution(parameter.choices or ())
+    """The Optuna distribution of one search parameter, over its `encoded` values."""
+    if parameter.choices is not None:
+        return CategoricalDistribution([choice_key(choice) for choice in parameter.choices])
     assert parameter.low is not None and parameter.high is not None  # the spec sees to it
     if parameter.kind in ("int", "logint"):
         step = 1 if parameter.kind == "logint" else int(parameter.step or 1)
@@ -223,3 +224,23 @@ def distribution(parameter: Parameter) -> BaseDistribution:
     return FloatDistribution(
         float(parameter.low), float(parameter.high), log=parameter.kind == "loguniform", step=parameter.step
     )
+
+
+def encoded(parameter: Parameter, value: Any) -> Any:
+    """A drawn value as the study holds it.
+
+    Choices are texts (`choice_key`), for Optuna takes true, 1 and 1.0 for one choice and no lists and mappings for any;
+    the values of a range with a step are those that Optuna computes, to the bit, which are not always on the grid.
+    """
+    if parameter.choices is not None:
+        return choice_key(value)
+    if parameter.step is None or parameter.whole:
+        return value
+    assert parameter.low is not None and parameter.high is not None
+    grid = np.round((value - parameter.low) / parameter.step) * parameter.step + parameter.low
+    return float(np.clip(grid, parameter.low, parameter.high))
+
+
+def decoded(parameter: Parameter, value: Any) -> Any:
+    """The value that a trial is given for one of the study's; undoes `encoded`."""
+    return json.loads(value) if parameter.choices is not None else parameter.on_grid(value)

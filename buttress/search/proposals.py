@@ -16,7 +16,7 @@ from pydantic import BaseModel
 from buttress.errors import BadInput
 from buttress.search.optuna_study import Study
 from buttress.spec import trial_config
-from buttress.spec.parameters import Parameter
+from buttress.spec.parameters import Parameter, choice_key
 from buttress.spec.spec import SweepSpec
 
 #: Numbers from a range are the same when they are closer than this share of it.
@@ -55,9 +55,23 @@ class Proposals:
         self._spec, self._trainable, self.study = spec, trainable, study
         self.explored = ExploredSpace(spec, trainable.Config)
         self.exhausted = False  # every configuration of the space has been run
+        self._unexplored: Params | None = None
+
+    def prepare(self) -> None:
+        """Finds what the next draw of a small space will be, where the sampler repeats itself.
+
+        Takes seconds in a space of thousands of configurations and tells the study nothing.
+        """
+        explored = self.explored
+        self._unexplored = None
+        if explored.repeats >= MAX_REPEATS and explored.finite:
+            self._unexplored = explored.unexplored(
+                lambda params: build(self._spec, self._trainable, params, 0)[1] is None, self.study.asked
+            )
+            self.exhausted = self._unexplored is None
 
     def next(self, seed: int) -> Proposal | None:
-        """The next draw; None once every configuration of the space has been run.
+        """The next draw, after `prepare`; None once every configuration of the space has been run.
 
         Args:
             seed: The seed that its trial would have.
@@ -77,11 +91,7 @@ class Proposals:
             return self.study.ask(at_random=explored.refusals >= MAX_SAMPLER_REFUSALS)
         if not explored.finite:
             return self.study.ask(at_random=True)
-        new = explored.unexplored(
-            lambda params: build(self._spec, self._trainable, params, 0)[1] is None, self.study.asked
-        )
-        self.exhausted = new is None
-        return self.study.enqueue(new) if new is not None else None
+        return self.study.enqueue(self._unexplored) if self._unexplored is not None else None
 
 
 # --- building configs -----------------------------------------------------------------------------------------------
@@ -182,7 +192,7 @@ class ExploredSpace:
         for path in sorted(params):
             parameter, value = self._search[path], params[path]
             if parameter.choices is not None:
-                exact.append((path, (type(value).__name__, value)))
+                exact.append((path, choice_key(value)))
             elif parameter.whole:
                 exact.append((path, int(value)))
             elif parameter.step is not None:
@@ -206,7 +216,9 @@ def _values(parameter: Parameter) -> list[Any] | None:
     if parameter.step is None:
         return None
     steps = round((parameter.high - parameter.low) / parameter.step)
-    return [min(parameter.low + parameter.step * index, parameter.high) for index in range(steps + 1)]
+    if steps >= MAX_COUNTED:
+        return None
+    return [parameter.on_grid(parameter.low + parameter.step * index) for index in range(steps + 1)]
 
 
 def _size(spec: SweepSpec) -> int | None:

@@ -117,7 +117,9 @@ def _converted(record: TrialRecord, spec: SweepSpec, trainable: Any) -> tuple[di
         return None, "config refused by the present trainer"
     params: dict[str, Any] = {}
     for path, parameter in trial_config.active_parameters(spec, params, trainable.Config):
-        value = inside(parameter, _at(was, path))
+        paths = spec.searched[path]
+        held = _at(was, path) if paths == (path,) else {each: _at(was, each) for each in paths}
+        value = inside(parameter, held)
         if value is _OUTSIDE:
             return None, f"{path} outside the space"
         params[path] = value
@@ -134,9 +136,9 @@ _OUTSIDE = object()
 def inside(parameter: Parameter, value: Any) -> Any:
     """The value as the parameter would draw it; `_OUTSIDE` where it could not."""
     if parameter.choices is not None:
-        flag = isinstance(value, bool)  # true is no 1
-        same = [each for each in parameter.choices if isinstance(each, bool) == flag and each == value]
-        return same[0] if same else _OUTSIDE
+        same = [each for each in parameter.choices if _agrees(each, value)]
+        exact = [each for each in same if type(each) is type(value) and each == value]
+        return max(exact or same, key=lambda each: len(each) if isinstance(each, Mapping) else 0, default=_OUTSIDE)
     assert parameter.low is not None and parameter.high is not None
     if isinstance(value, bool) or not isinstance(value, int | float) or not parameter.low <= value <= parameter.high:
         return _OUTSIDE
@@ -147,6 +149,15 @@ def inside(parameter: Parameter, value: Any) -> Any:
         if abs(steps - round(steps)) > 1e-9 * max(1.0, steps):
             return _OUTSIDE
     return int(value) if parameter.whole else float(value)
+
+
+def _agrees(choice: Any, held: Any) -> bool:
+    """Whether a config that holds `held` may have been built of `choice`, whose mappings name only part of theirs."""
+    if isinstance(choice, Mapping) and isinstance(held, Mapping):
+        return all(name in held and _agrees(each, held[name]) for name, each in choice.items())
+    if isinstance(choice, list) and isinstance(held, list):
+        return len(choice) == len(held) and all(map(_agrees, choice, held))
+    return isinstance(choice, bool) == isinstance(held, bool) and bool(choice == held)  # true is no 1
 
 
 def _at(tree: Any, path: str) -> Any:

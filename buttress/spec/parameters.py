@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+from decimal import Decimal
 from typing import Any, Literal, Protocol
 
 from pydantic import Field, field_validator, model_serializer, model_validator
@@ -17,9 +19,16 @@ KINDS = {
     "loguniform": "`[low, high]`, both included, low above 0: a float, uniform on the log scale.",
     "int": "`[low, high]`, whole numbers, both included: an integer, uniform.",
     "logint": "`[low, high]`, whole numbers, both included, low above 0: an integer, uniform on the log scale.",
-    "choice": "A list of texts, numbers, booleans or null without repeats: one of them, each equally likely.",
+    "choice": "A list of values without repeats: one of them, each equally likely. A list or a mapping is a value, "
+    "too; mappings of config paths, under a name without a dot, are values of several paths that are drawn together.",
 }
-Scalar = str | int | float | bool | None
+#: Whole numbers lie between minus this and this, and a range has at most so many steps: beyond, Optuna's TPE (4.x)
+#: loses a value's share of the range in its floats, and computes NaN.
+MAX_INTEGER = 2**40
+#: A float range has a width that is a float, too.
+MAX_FLOAT = 1e300
+#: Choices that are shown, and tried on the trainable's config: of more, so many evenly spread ones.
+MAX_PROBES = 200
 
 
 class Random(Protocol):
@@ -45,7 +54,7 @@ class Parameter(Section):
         description="Distance between the values drawn from a `uniform` or `int` range, starting at its lower end; it "
         "divides the range. Default: every value of the range.",
     )
-    choices: tuple[Scalar, ...] | None = Field(None, description="The values of a choice; None for a range.")
+    choices: tuple[Any, ...] | None = Field(None, description="The values of a choice; None for a range.")
     when: str | None = Field(
         None,
         description="Expression over the config, such as `config.loss.kind == 'focal'`. Where it does not hold, the "
@@ -89,6 +98,11 @@ class Parameter(Section):
         """Whether the range holds integers."""
         return self.kind in ("int", "logint")
 
+    @property
+    def of_mappings(self) -> bool:
+        """Whether this is a choice of mappings."""
+        return self.choices is not None and all(isinstance(choice, dict) for choice in self.choices)
+
     def draw(self, rng: Random) -> Any:
         """One value, uniform over the range (over its logarithm for the log kinds)."""
         share = rng.random()
@@ -96,12 +110,26 @@ class Parameter(Section):
             return self.choices[int(share * len(self.choices))]
         assert self.low is not None and self.high is not None
         if self.step is not None:
-            value = self.low + self.step * int(share * (round((self.high - self.low) / self.step) + 1))
-            return round(value) if self.whole else min(value, self.high)
+            return self.on_grid(self.low + self.step * int(share * (round((self.high - self.low) / self.step) + 1)))
         low, high = (self.low - 0.5, self.high + 0.5) if self.whole else (self.low, self.high)
-        value = math.exp(math.log(low) + share * math.log(high / low)) if self.log else low + share * (high - low)
+        if self.log:
+            value = math.exp(math.log(low) + share * (math.log(high) - math.log(low)))
+        else:
+            value = low + share * (high - low)
         value = min(max(value, self.low), self.high)
         return round(value) if self.whole else value
+
+    def on_grid(self, value: float) -> float:
+        """The value of a range with a step next to `value`, in their digits: 0.3, not 0.30000000000000004.
+
+        A range without one gives `value` back.
+        """
+        if self.step is None or self.low is None or self.high is None:
+            return value
+        count = round((value - self.low) / self.step)
+        if self.whole:
+            return int(self.low) + int(self.step) * count
+        return min(float(Decimal(repr(self.low)) + count * Decimal(repr(self.step))), float(self.high))
 
     def position(self, value: float) -> float:
         """Where a value lies in the range: 0 at `low`, 1 at `high`, on the log scale for the log kinds."""
@@ -112,24 +140,30 @@ class Parameter(Section):
         return (value - low) / (high - low)
 
     def probes(self) -> list[Any]:
-        """The values that a config has to accept to accept the range: every choice, or both ends and one between."""
+        """The values that a config has to accept to accept the range: its choices, or both ends and one between."""
         if self.choices is not None:
-            return list(self.choices)
+            apart = max(1, (len(self.choices) - 1) / (MAX_PROBES - 1))
+            return [self.choices[round(apart * n)] for n in range(min(MAX_PROBES, len(self.choices)))]
         assert self.low is not None and self.high is not None
         if self.whole:
             return [int(self.low), int(self.high)]
-        return [float(self.low), float(self.high), self.low + (self.step or 0.6180339887 * (self.high - self.low))]
+        between = self.low + (self.step or 0.6180339887 * (self.high - self.low))
+        return [float(self.low), float(self.high), self.on_grid(between)]
+
+
+def choice_key(value: Any) -> str:
+    """A choice as a text that no other has: types count (true, 1, 1.0, "1" are four), a mapping's order does not."""
+    return json.dumps(value, sort_keys=True, ensure_ascii=False)
 
 
 def _parse_choice(given: Any, step: Any) -> dict[str, Any]:
     if not isinstance(given, list | tuple) or not given:
         raise BadInput("has to be a list of at least one value", key="choice", value=given)
+    seen: set[str] = set()
     for index, choice in enumerate(given):
-        if not isinstance(choice, str | int | float | None):
-            accepted = "text, number, true, false, null"
-            raise BadInput("is not a plain value", key=f"choice.{index}", value=choice, accepted=accepted)
-        if any(type(choice) is type(other) and choice == other for other in given[:index]):
+        if (known := choice_key(choice)) in seen:
             raise BadInput("is given twice", key=f"choice.{index}", value=choice)
+        seen.add(known)
     if step is not None:
         raise BadInput("has no meaning for a choice", key="step", value=step)
     return {"kind": "choice", "choices": tuple(given)}
@@ -140,6 +174,11 @@ def _parse_range(kind: str, given: Any, step: Any) -> dict[str, Any]:
     if not isinstance(given, list | tuple) or len(given) != 2 or not all(_is_number(bound) for bound in given):
         raise BadInput("has to be two numbers", key=kind, value=given, accepted=accepted)
     low, high = given
+    limit = MAX_INTEGER if kind in ("int", "logint") else MAX_FLOAT
+    for bound in given:
+        if abs(bound) > limit:
+            accepted = "-2^40 to 2^40" if limit == MAX_INTEGER else f"-{limit:g} to {limit:g}"
+            raise BadInput("lies beyond what a sampler computes with", key=kind, value=given, accepted=accepted)
     if not low < high:
         raise BadInput("its low end is not below its high end", key=kind, value=given, accepted=accepted)
     if kind.startswith("log") and low <= 0:
@@ -156,9 +195,11 @@ def _parse_range(kind: str, given: Any, step: Any) -> dict[str, Any]:
         return fields
     if kind.startswith("log"):
         raise BadInput("a log scale has no step", key="step", value=step)
-    if not _is_number(step) or step <= 0 or (kind == "int" and not float(step).is_integer()):
+    if not _is_number(step) or not 0 < step <= MAX_FLOAT or (kind == "int" and not float(step).is_integer()):
         raise BadInput(f"has to be a positive {'whole ' if kind == 'int' else ''}number", key="step", value=step)
     steps = (high - low) / step
+    if steps > MAX_INTEGER:
+        raise BadInput("is too small: the range would have more than 2^40 values", key="step", value=step)
     if abs(steps - round(steps)) > 1e-9 * max(1.0, steps) or round(steps) < 1:
         below, above = low + math.floor(steps) * step, low + math.ceil(steps) * step
         reached = " or ".join(f"{kind}: [{low:g}, {end:g}]" for end in (below, above) if end > low)

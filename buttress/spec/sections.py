@@ -8,11 +8,20 @@ from __future__ import annotations
 import math
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from buttress.errors import BadInput
 
-Count = Annotated[int, Field(strict=True, ge=1)]
+
+def _whole(given: Any) -> Any:
+    """`1e3` is a whole number, as YAML writes it: a float."""
+    return int(given) if isinstance(given, float) and given.is_integer() else given
+
+
+Whole = Annotated[int, BeforeValidator(_whole), Field(strict=True)]
+Count = Annotated[Whole, Field(ge=1)]
+#: Random generators take no more than 64 bits, and a sign is one of them.
+Seed = Annotated[Whole, Field(ge=0, lt=2**63)]
 Positive = Annotated[float, Field(strict=True, gt=0)]
 Share = Annotated[float, Field(strict=True, ge=0, le=1)]
 
@@ -44,7 +53,7 @@ class Scheduler(Section):
         "asha", description="`asha`: asynchronous successive halving; `fifo`: every trial runs to its end."
     )
     first: Count = Field(4, description="Age of the first rung, in epochs at full beta; at least 1.")
-    factor: Annotated[int, Field(strict=True, ge=2)] = Field(
+    factor: Annotated[Whole, Field(ge=2)] = Field(
         3,
         description="Rungs lie at ages `first`, `first * factor`, `first * factor^2`, ...; one trial in `factor` goes "
         "on from each. At least 2.",
@@ -64,7 +73,7 @@ class Sampler(Section):
 class Breaker(Section):
     """The circuit breaker: stops a sweep whose first trials collapse; `breaker: off` never stops it."""
 
-    first: Annotated[int, Field(strict=True, ge=5)] = Field(
+    first: Annotated[Whole, Field(ge=5)] = Field(
         20, description="How many trials, from the first on, are counted; at least 5."
     )
     collapsed: Annotated[float, Field(strict=True, gt=0, le=1)] = Field(
@@ -94,7 +103,8 @@ class Budget(Section):
     )
     stall_minutes: Positive = Field(
         10.0,
-        description="A trial that has not reported for so many minutes is restarted from its last checkpoint.",
+        description="A trial whose workers have neither reported nor computed, read or written anything for so many "
+        "minutes is restarted from its last checkpoint; workers that do not leave within them when told to are killed.",
     )
     full_beta_epochs: Count | None = Field(
         None,
@@ -137,6 +147,7 @@ class Resources(Section):
     @field_validator("concurrency", mode="before")
     @classmethod
     def _auto_or_count(cls, given: Any) -> Any:
+        given = _whole(given)
         if given != "auto" and (not isinstance(given, int) or isinstance(given, bool) or given < 1):
             raise BadInput("has to be auto or a whole number of at least 1", value=given)
         return given

@@ -29,6 +29,7 @@ from buttress.spec.sections import (
     Sampler,
     Scheduler,
     Section,
+    Seed,
     Wandb,
 )
 from buttress.spec.yaml_io import plain, read_yaml
@@ -109,10 +110,8 @@ class SweepSpec(Section):
         description="Other tools that the sweep is written for as it runs: `csv` (`trials/NNNN/progress.csv`), "
         "`tensorboard` (`tensorboard/`), `mlflow` (`mlflow.db`, or MLFLOW_TRACKING_URI; needs mlflow-skinny).",
     )
-    seed: Annotated[int, Field(strict=True, ge=0)] = Field(
-        0, description="Seed of the sampler and of the trials' seeds; at least 0."
-    )
-    trial_seed: Annotated[int, Field(strict=True, ge=0)] | None = Field(
+    seed: Seed = Field(0, description="Seed of the sampler and of the trials' seeds.")
+    trial_seed: Seed | None = Field(
         None, description="One seed for every trial. Default: each trial has its own, from `seed` and its number."
     )
     profile: str | None = Field(
@@ -258,32 +257,59 @@ class SweepSpec(Section):
         for index, metric in enumerate(names):
             if metric in names[:index]:
                 raise BadInput("is given as an objective twice", key=f"objectives.{index}.metric", value=metric)
-        for section, paths in (("fixed", self.fixed), ("search", self.search)):
-            for path in paths:
-                if not all(path.split(".")):
-                    raise BadInput("is not a config path", key=f"{section}.{path}", accepted="group.name")
-                if path in _SET_BY_SPEC:
-                    raise BadInput("is set by the spec itself", key=f"{section}.{path}", accepted=_SET_BY_SPEC[path])
+        for section, key, path in self._given_paths():
+            if not all(path.split(".")):
+                raise BadInput("is not a config path", key=key, value=path, accepted="group.name")
+            if section != "data" and path in _SET_BY_SPEC:
+                raise BadInput("is set by the spec itself", key=key, accepted=_SET_BY_SPEC[path])
         self._refuse_duplicates()
         _ = self.ordered
         return self
 
+    def _given_paths(self) -> list[tuple[str, str, str]]:
+        """Section, key of the spec and config path of everything that is searched or fixed."""
+        given = []
+        for name, paths in self.searched.items():
+            given += [("search", f"search.{name}", path) for path in paths]
+        given += [("fixed", f"fixed.{path}", path) for path in _leaf_paths(self.fixed)]
+        return given + [("data", f"data.{path}", f"data.{path}") for path in _leaf_paths(self.data)]
+
     def _refuse_duplicates(self) -> None:
         """No parameter is given in two sections, and nothing is given below a plain value."""
-        data = {f"data.{name}": value for name, value in self.data.items()}
-        given = [("search", path) for path in self.search]
-        given += [("fixed", leaf) for leaf in _leaf_paths(self.fixed)] + [("data", leaf) for leaf in _leaf_paths(data)]
-        for index, (section, path) in enumerate(given):
-            for other, below in given[index + 1 :]:
-                if path == below and section == other:
+        given = self._given_paths()
+        for index, (section, key, path) in enumerate(given):
+            for other, key_below, below in given[index + 1 :]:
+                if section == other and (key == key_below if section == "search" else path == below):
                     continue  # `loss.beta: {end: 1}` and `loss.beta.end: 2`: the deeper key has the last word
                 if f"{below}.".startswith(f"{path}.") or path.startswith(f"{below}."):
                     verb = "is searched" if section == "search" else f"is given under {section}"
+                    verb = verb if key.endswith(path) else f"sets {path}"
                     raise BadInput(
                         f"{verb}, and so is {below}" if section == other else f"{verb}, and {below} under {other}",
-                        key=path if section == "data" else f"{section}.{path}",
+                        key=key,
                         accepted="one of the two (in a profile, null removes a key)",
                     )
+
+    @cached_property
+    def searched(self) -> dict[str, tuple[str, ...]]:
+        """The config paths that each searched parameter sets: its own, or all that its choices name.
+
+        A choice of mappings under a name without a dot is coupled: each mapping gives values of several config paths.
+        """
+        found = {}
+        for name, parameter in self.search.items():
+            coupled = "." not in name and parameter.of_mappings
+            paths = (path for choice in parameter.choices or () for path in choice) if coupled else (name,)
+            found[name] = tuple(dict.fromkeys(paths))
+        return found
+
+    def values_of(self, params: Mapping[str, Any]) -> dict[str, Any]:
+        """Drawn parameters as values by config path: coupled ones taken apart."""
+        values: dict[str, Any] = {}
+        for name, value in params.items():
+            coupled = isinstance(value, Mapping) and self.searched.get(name, (name,)) != (name,)
+            values |= value if coupled else {name: value}
+        return values
 
     @cached_property
     def ordered(self) -> list[str]:
@@ -303,8 +329,8 @@ class SweepSpec(Section):
                 raise BadInput(problem, key=f"search.{path}", value=self.search[path].when)
             pending.append(path)
             for read in self._reads(path):
-                for other in self.search:
-                    if other == read or other.startswith(f"{read}.") or read.startswith(f"{other}."):
+                for other, paths in self.searched.items():
+                    if any(f"{one}.".startswith(f"{read}.") or read.startswith(f"{one}.") for one in paths):
                         place(other)
             pending.pop()
             order.append(path)

@@ -150,9 +150,11 @@ def violated_requirement(spec: SweepSpec, config: Any) -> str | None:
 
 def spec_key(spec: SweepSpec, path: str | None) -> str:
     """The spec's key that decides the config path `path`."""
-    for section, held in (("search", spec.search), ("fixed", spec.fixed)):
-        if path and any(path == name or path.startswith(f"{name}.") for name in held):
-            return f"{section}.{path}"
+    for name, paths in spec.searched.items():
+        if path and any(f"{path}.".startswith(f"{one}.") for one in paths):
+            return f"search.{path}" if paths == (name,) else f"search.{name}"
+    if path and any(f"{path}.".startswith(f"{name}.") for name in spec.fixed):
+        return f"fixed.{path}"
     if path and (path == "data" or path.startswith("data.")):
         return path
     return f"config.{path}" if path else "config"
@@ -160,7 +162,7 @@ def spec_key(spec: SweepSpec, path: str | None) -> str:
 
 def _given(spec: SweepSpec, params: Mapping[str, Any]) -> dict[str, Any]:
     data = {f"data.{name}": value for name, value in spec.data.items()}
-    return data | spec.fixed | dict(params)
+    return data | spec.fixed | spec.values_of(params)
 
 
 def _validated(spec: SweepSpec, given: Mapping[str, Any], Config: type[C]) -> C:

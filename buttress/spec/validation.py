@@ -80,13 +80,9 @@ def _check_paths(spec: SweepSpec, Config: type[BaseModel], epochs_path: str) -> 
             f"{Config.__name__} of this trainable has no group buttress", key="trainable", value=spec.trainable,
             accepted="a Config with a field `buttress: Buttress = Buttress()` (buttress/training/trainable.py)",
         )
-    for path in spec.search:
-        found = find(Config, path)
-        if found is None:
-            raise _unknown_parameter(spec, Config, path, f"search.{path}")
-        if not found.value:
-            inside = [leaf for leaf in leaves(Config) if leaf.startswith(f"{path}.")]
-            raise spec.error("is a group, not a parameter", key=f"search.{path}", accepted=", ".join(inside) or None)
+    for name, paths in spec.searched.items():
+        for path in paths:
+            _check_searched(spec, Config, name, path)
     for path in spec.fixed:
         if find(Config, path) is None:
             raise _unknown_parameter(spec, Config, path, f"fixed.{path}")
@@ -106,13 +102,34 @@ def _check_paths(spec: SweepSpec, Config: type[BaseModel], epochs_path: str) -> 
                 raise spec.error(
                     f"reads config.{path}, which budget.full_beta_epochs sets after the draw", key=key, value=text
                 )
-    for section, given in (("fixed", spec.fixed), ("search", spec.search)):
+    for section, given in (("fixed", [*spec.fixed]), ("search", _searched_paths(spec))):
         if counted and epochs_path in given:
-            raise spec.error(
-                "is set by budget.full_beta_epochs", key=f"{section}.{epochs_path}", accepted="one of the two"
-            )
+            key = trial_config.spec_key(spec, epochs_path) if section == "search" else f"fixed.{epochs_path}"
+            raise spec.error("is set by budget.full_beta_epochs", key=key, accepted="one of the two")
     if counted and find(Config, epochs_path) is None:
         raise spec.error(f"needs {epochs_path}, which this Config does not have", key="budget.full_beta_epochs")
+
+
+def _check_searched(spec: SweepSpec, Config: type[BaseModel], name: str, path: str) -> None:
+    """The config path `path`, which the searched parameter `name` sets, exists and may hold its values."""
+    key, coupled = f"search.{name}", path != name
+    found = find(Config, path)
+    if found is None and coupled:
+        error = unknown_path(Config, path)
+        accepted = error.accepted
+        if find(Config, name) is not None:
+            accepted = f"config paths, such as {{{name}: {{{path}: ...}}}}: {name} has no dot"
+        raise spec.error(f"sets {path}: {error.problem}", key=key, accepted=accepted)
+    if found is None:
+        raise _unknown_parameter(spec, Config, path, key)
+    parameter = spec.search[name]
+    if found.value or (parameter.of_mappings and not coupled):
+        return
+    values = [choice[path] for choice in parameter.choices or () if path in choice] if coupled else [None]
+    if any(not isinstance(value, dict) for value in values):
+        inside = [leaf for leaf in leaves(Config) if leaf.startswith(f"{path}.")]
+        problem = f"sets {path}, which is a group, not a parameter" if coupled else "is a group, not a parameter"
+        raise spec.error(problem, key=key, accepted=", ".join(inside) or None)
 
 
 def _expression_texts(spec: SweepSpec) -> list[tuple[str, str]]:
@@ -127,7 +144,7 @@ def _unknown_parameter(spec: SweepSpec, Config: type[BaseModel], path: str, key:
 
 def _check_objectives(spec: SweepSpec, metrics: Mapping[str, MetricLike], conditional: bool) -> None:
     def weights(name: str) -> list[str]:
-        return [path for path in spec.search for by in metrics[name].weighted_by if _overlap(path, by)]
+        return [path for path in _searched_paths(spec) for by in metrics[name].weighted_by if _overlap(path, by)]
 
     fair = [n for n, m in metrics.items() if not weights(n) and not (conditional and m.sees_target)]
     for index, objective in enumerate(spec.objectives):
@@ -162,8 +179,12 @@ def uncovered_weights(spec: SweepSpec, metrics: Mapping[str, MetricLike]) -> lis
         metrics: Of its trainable.
     """
     covered = [by for metric in metrics.values() for by in metric.weighted_by]
-    named = [path for path in spec.search if _WEIGHT.search(path)]
+    named = [path for path in _searched_paths(spec) if _WEIGHT.search(path)]
     return [path for path in named if not any(_overlap(path, by) for by in covered)]
+
+
+def _searched_paths(spec: SweepSpec) -> list[str]:
+    return [path for paths in spec.searched.values() for path in paths]
 
 
 def _overlap(path: str, other: str) -> bool:

@@ -7,10 +7,11 @@ given twice is an error, and so is whatever JSON cannot represent.
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import re
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,9 @@ import yaml
 from buttress.errors import BadInput
 
 _MAPPING = "a mapping (key: value)"
+#: Characters of a YAML text; values in it, each counted as often as an alias repeats it; and levels of nesting.
+MAX_LENGTH, MAX_VALUES, MAX_DEPTH = 10_000_000, 200_000, 100
+_TOO_MANY = f"holds more than {MAX_VALUES:,} values"
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
@@ -40,6 +44,11 @@ class _UniqueKeyLoader(yaml.SafeLoader):
                         problem=f"`{key.value}` is given twice (first in line {line})", problem_mark=key.start_mark
                     )
         return super().construct_mapping(node, deep)
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        super().flatten_mapping(node)
+        if len(node.value) > MAX_VALUES:  # `<<: [*a, *a]`, again and again
+            raise yaml.MarkedYAMLError(problem=_TOO_MANY, problem_mark=node.start_mark)
 
 
 class _Yaml12Loader(_UniqueKeyLoader):
@@ -77,13 +86,19 @@ _Yaml12Loader.add_constructor("tag:yaml.org,2002:float", _construct_float)
 def read_text(path: str | os.PathLike[str]) -> str:
     """The text of a UTF-8 file; raises `BadInput` where it cannot be read or is not UTF-8."""
     try:
-        return Path(path).read_text(encoding="utf-8-sig")
+        with Path(path).open(encoding="utf-8-sig", newline="") as file:
+            text = file.read(MAX_LENGTH + 1)
     except FileNotFoundError:
         raise BadInput("no such file", where=path) from None
     except UnicodeDecodeError as error:
         raise BadInput(f"is not a text file (byte {error.start} is not UTF-8)", where=path) from None
     except OSError as error:
         raise BadInput(f"cannot be read: {error.strerror}", where=path) from None
+    except ValueError as error:  # a path with a NUL byte
+        raise BadInput(f"cannot be read: {error}", where=path) from None
+    if len(text) > MAX_LENGTH:
+        raise BadInput(f"is longer than {MAX_LENGTH:,} characters", where=path)
+    return text
 
 
 def read_yaml(path: str | os.PathLike[str], *, accepted: str = _MAPPING) -> dict[str, Any]:
@@ -166,25 +181,28 @@ def plain(value: Any, *, where: str | os.PathLike[str] | None = None, key: str =
     Raises:
         BadInput: names the key of what JSON cannot represent (NaN, infinity, bytes, objects).
     """
-    try:
-        return _plain(value, where, key)
-    except RecursionError:  # an alias inside its own anchor
-        raise BadInput("the YAML is nested too deeply", where=where) from None
+    return _plain(value, where, key, 0, itertools.count())
 
 
-def _plain(value: Any, where: str | os.PathLike[str] | None, key: str) -> Any:
+def _plain(value: Any, where: str | os.PathLike[str] | None, key: str, depth: int, counter: Iterator[int]) -> Any:
+    if next(counter) >= MAX_VALUES:
+        raise BadInput(_TOO_MANY, where=where)
+    if depth > MAX_DEPTH:  # or an alias inside its own anchor
+        raise BadInput(f"is nested too deeply (more than {MAX_DEPTH} levels)", where=where)
     if isinstance(value, dict):
         result: dict[str, Any] = {}
         for name, inner in value.items():
             if not isinstance(name, str | int) or isinstance(name, bool):
                 raise BadInput("a key has to be a text", where=where, key=key or None, value=name)
-            result[str(name)] = _plain(inner, where, f"{key}.{name}" if key else str(name))
+            result[str(name)] = _plain(inner, where, f"{key}.{name}" if key else str(name), depth + 1, counter)
         return result
     if isinstance(value, list | tuple):
         above = f"{key}." if key else ""
-        return [_plain(inner, where, f"{above}{index}") for index, inner in enumerate(value)]
+        return [_plain(inner, where, f"{above}{index}", depth + 1, counter) for index, inner in enumerate(value)]
     if isinstance(value, float) and not math.isfinite(value):
         raise BadInput("has to be a finite number", where=where, key=key or None, value=value)
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise BadInput("is a whole number of more than 64 bits", where=where, key=key or None)
     if value is None or isinstance(value, str | int | float):
         return value
     raise BadInput(

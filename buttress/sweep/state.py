@@ -42,7 +42,7 @@ from buttress.rules import RuleSet
 from buttress.search.circuit_breaker import check_circuit
 from buttress.search.halving import Rungs
 from buttress.search.optuna_study import SamplerResult, Study, sampler_result
-from buttress.search.proposals import MAX_REFUSALS, Proposals
+from buttress.search.proposals import MAX_REFUSALS, Proposal, Proposals
 from buttress.spec.spec import SweepSpec
 from buttress.sweep import outcomes
 from buttress.sweep.evaluation import TrialEvaluator
@@ -51,6 +51,8 @@ from buttress.training.trainable import Reported
 
 #: Losses to the infrastructure after which a trial is given up.
 MAX_WORKER_RESTARTS = 3
+#: Seconds between two draws in a row, in which others are given the state's lock.
+YIELD_S = 1e-4
 
 
 class SweepState:
@@ -100,6 +102,7 @@ class SweepState:
         self._write, self._listen = write, listen
         self._due: list[Event] = []
         self._lock = threading.RLock()
+        self._draw_lock = threading.Lock()  # one draw after the other
 
     # --- what happens while the sweep runs -----------------------------------------------------------------------
 
@@ -109,35 +112,44 @@ class SweepState:
         Args:
             leaving: Trials whose workers have not left their slot yet: they cannot begin again.
         """
-        with self._lock:
-            if self.tripped:
-                return None
-            waiting = next((trial for trial in self.queue if trial not in leaving), None)
-            if waiting is not None:
-                self.queue.remove(waiting)
-                return self.active[waiting]
-            return None if self.exhausted else self._draw()
+        with self._draw_lock:
+            with self._lock:
+                if self.tripped:
+                    return None
+                waiting = next((trial for trial in self.queue if trial not in leaving), None)
+                if waiting is not None:
+                    self.queue.remove(waiting)
+                    return self.active[waiting]
+            return self._draw()
 
     def _draw(self) -> ActiveTrial | None:
-        """A new draw that is not refused, as a trial; None once every configuration of the space has been run."""
+        """A new draw that is not refused, as a trial; None where the budget or the space allows no further one.
+
+        Verdicts do not wait for all of it: they need the lock that is held from one draw to the next and no longer.
+        """
+        reason = ""
         for _ in range(MAX_REFUSALS):
-            number = len(self.active) + len(self.outcomes)
-            seed = self.spec.seed_of(number)
-            proposal = self.proposals.next(seed)
-            if proposal is None:
-                return None
-            reason = proposal.refusal
-            if reason is None:
-                break
-            refused = Refused(
-                ask=proposal.ask, params=plain(proposal.params), reason=reason, repeats=proposal.repeats
-            )
-            self._record(refused)
-        else:
-            raise BadInput(
-                f"{MAX_REFUSALS} draws in a row were refused, the last one because of {reason!r}", key="require"
-            )
-        trial = f"{number:04d}"
+            self.proposals.prepare()
+            with self._lock:
+                if self.tripped or self.exhausted:
+                    return None
+                seed = self.spec.seed_of(len(self.active) + len(self.outcomes))
+                proposal = self.proposals.next(seed)
+                if proposal is None:
+                    return None
+                if proposal.refusal is None:
+                    return self._create(proposal, seed)
+                reason = proposal.refusal
+                refused = Refused(
+                    ask=proposal.ask, params=plain(proposal.params), reason=reason, repeats=proposal.repeats
+                )
+                self._record(refused)
+            time.sleep(YIELD_S)  # a lock that is taken again at once is given to nobody who waits for it
+        raise BadInput(f"{MAX_REFUSALS} draws in a row were refused, the last one because of {reason!r}", key="require")
+
+    def _create(self, proposal: Proposal, seed: int) -> ActiveTrial:
+        """The trial of a draw that is not refused."""
+        trial = f"{len(self.active) + len(self.outcomes):04d}"
         self._record(
             TrialCreated(
                 trial=trial,
@@ -159,7 +171,8 @@ class SweepState:
     @property
     def has_paused(self) -> bool:
         """Whether a trial is paused."""
-        return any(trial.state is TrialState.PAUSED for trial in self.active.values())
+        with self._lock:
+            return any(trial.state is TrialState.PAUSED for trial in self.active.values())
 
     @property
     def satisfied(self) -> bool:
@@ -169,14 +182,16 @@ class SweepState:
     @property
     def exhausted(self) -> bool:
         """The budget allows no further draw (unfinished trials may still be running)."""
-        drawn = len(self.active) + len(self.outcomes)
         budget = self.spec.budget.trials
+        with self._lock:
+            drawn = len(self.active) + len(self.outcomes)
         return self.satisfied or self.proposals.exhausted or (budget is not None and drawn >= budget)
 
     @property
     def counts(self) -> Counter[str]:
         """Outcome -> number of trials."""
-        return Counter(outcome.outcome for outcome in self.outcomes.values())
+        with self._lock:
+            return Counter(outcome.outcome for outcome in self.outcomes.values())
 
     def started(self, trial: str, slot: str, host: str | None = None, pid: int | None = None) -> ActiveTrial | None:
         """The workers of a slot have begun the next attempt; None where the trial has its outcome already."""

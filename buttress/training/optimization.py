@@ -70,6 +70,8 @@ class Pass:
         plateau: A further factor, lowered when a metric stops improving.
         clip: Largest global gradient norm; None: no clipping.
         starts_at_step: The pass does not run before this step (a discriminator's start).
+        summed: The loss is a sum over the batch, not a mean: in the mean of an epoch each step counts once, whatever its
+            samples, so that this mean goes with the one over samples.
     """
 
     name: str
@@ -79,6 +81,7 @@ class Pass:
     plateau: Plateau | None = None
     clip: float | None = None
     starts_at_step: int = 0
+    summed: bool = False
 
 
 class ModuleReference:
@@ -225,7 +228,7 @@ class PassRunner:
         main: bool,
     ) -> None:
         self.name, self.module, self.optimizer, self.clip = one.name, one.module, one.optimizer, one.clip
-        self.lr, self.starts_at_step = one.lr, one.starts_at_step
+        self.lr, self.starts_at_step, self.summed = one.lr, one.starts_at_step, one.summed
         self.plateau = PlateauState(one.plateau) if one.plateau else None
         self.prefix = "" if main else f"{one.name}/"
         every = (parameter for group in one.optimizer.param_groups for parameter in group["params"])
@@ -251,7 +254,8 @@ class PassRunner:
                 clip_grads_with_norm_(self.parameters, self.clip, norm)
         self.optimizer.step()
         loss = losses[0] if len(losses) == 1 else torch.stack(losses).mean()
-        self.meters.add_step(self.prefix, loss, norm, sum(map(self.samples, batches)))
+        samples = len(batches) if self.summed else sum(map(self.samples, batches))
+        self.meters.add_step(self.prefix, loss, norm, samples)
 
     def _backward(self, batch: Any, state: StepState, share: float, *, sync: bool) -> torch.Tensor:
         if not sync and isinstance(self.module, DistributedDataParallel):

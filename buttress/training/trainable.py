@@ -70,7 +70,9 @@ class Buttress(Section):
 
     trainable: str = Field("", description="which trainable this config is for; written by `export`")
     objective: str = Field("", description="the metric whose best valid epoch counts; written by `export`")
-    seed: int = Field(42, ge=0, description="seeds every random number; part of the config because it changes bits")
+    seed: int = Field(
+        42, ge=0, lt=2**63, description="seeds every random number; part of the config because it changes bits"
+    )
     threads: int = Field(1, ge=1, description="torch threads per worker; part of the config: it changes bits")
     workers: int = Field(1, ge=1, description="DDP workers of the trial")
     report_every: int = Field(100, ge=0, description="optimizer steps between health reports inside an epoch; 0 = none")

@@ -54,12 +54,12 @@ def fault_of(error: BaseException) -> BadInput | None:
     Returns:
         None where no frame is the user's, and for what only says that another rank has failed.
     """
-    if isinstance(error, SyntaxError) and error.filename and not _is_library(error.filename):
+    if isinstance(error, SyntaxError) and error.filename and not is_library(error.filename):
         return _said(error, error.filename, error.lineno or 1, "")
     found = None
     for frame, line in traceback.walk_tb(error.__traceback__):
         file, top = frame.f_code.co_filename, str(frame.f_globals.get("__name__")).partition(".")[0]
-        if top in OWN_MODULES or not _is_library(file):
+        if top in OWN_MODULES or not is_library(file):
             found = file, line, frame.f_code.co_name
     return _said(error, *found) if found else None
 
@@ -87,7 +87,8 @@ def _said(error: BaseException, file: str, line: int, function: str) -> BadInput
     return BadInput(inside + raised, where=_short(file), key=f"line {line}")
 
 
-def _is_library(file: str) -> bool:
+def is_library(file: str) -> bool:
+    """Whether a source file belongs to Python, an installed package or Buttress."""
     if file.startswith("<"):
         return True
     path = Path(file)

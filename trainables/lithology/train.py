@@ -144,6 +144,7 @@ class LithologyTask(Task):
                 SmallAdam(self.objective.parameters(), config.train.lr),
                 plateau=self._plateau(),
                 clip=config.train.clip,
+                summed=config.loss.reduction == "sum",
             )
         ]
         self.window = LatentMonitor(self.dz, every=4, ranked=1024) if config.buttress.monitors else None

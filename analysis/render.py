@@ -13,6 +13,7 @@ from rich.text import Text
 from buttress.analysis.audits import audit_summary
 from buttress.analysis.collapse_regions import breaker_sentence, collapse_sentence
 from buttress.analysis.explanation import Explanation, stop_reason
+from buttress.analysis.header_rules import rule_coverage
 from buttress.analysis.replay import summary_lines
 from buttress.analysis.selection import best_trial, healthy_trials, objective_value, pareto_front
 from buttress.analysis.table import (
@@ -126,7 +127,10 @@ def render_stop_reasons(
 
 
 def render_summary(journal: Journal) -> Text:
-    """The sweep in a few lines: trials by outcome, the best one, epochs saved, audit, ranges of collapse, time."""
+    """The sweep in a few lines: trials by outcome, the best one, epochs saved, audit, ranges of collapse, time.
+
+    Rules that could not judge what was reported are named.
+    """
     text = Text(f"{journal.header.sweep}: {plural(len(journal.trials), 'trial')}")
     for state, count in journal.counts().items():
         text.append(", ").append(f"{count} {state}", style=STYLE[state])
@@ -147,6 +151,8 @@ def render_summary(journal: Journal) -> Text:
         text.append(f"\n{breaker_sentence(journal.breaker)}", style="bold red")
     elif (sentence := collapse_sentence(journal)) is not None:
         text.append(f"\n{sentence}")
+    for sentence in rule_coverage(journal):
+        text.append(f"\nwarning: {sentence}", style="yellow")
     spent = _time(journal)
     return text.append(f"\n{spent}") if spent else text
 

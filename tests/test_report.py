@@ -160,5 +160,5 @@ def test_rules_that_never_spoke_are_told_from_those_that_could_not() -> None:
     }}  # fmt: skip
     book.completed("0000", ari=[0.1])
     assert silent_rules(book.journal()) == (["posterior_collapse"], ["dead_codes"])
-    said = "dead_codes looks at metrics that no trial has reported: nothing was watched by them"
+    said = "dead_codes stops no trial: vq/perplexity was never reported"
     assert said in advice(book.journal())

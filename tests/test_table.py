@@ -345,7 +345,7 @@ def test_a_rung_without_a_valid_value_and_one_without_a_cutoff_are_told() -> Non
     book.outcome("0000", "pruned", epochs=6)
     told = str(explain(book.journal(), "0"))
     assert "at rung 2: went on with 0.3: no cut-off yet among 1 trial" in told
-    assert "At rung 6 of phase 1 it had no valid ari; the cut-off of 5 trials was 0.4" in told
+    assert "At rung 6 of phase 1 it had no valid epoch; the cut-off of 5 trials was 0.4" in told
 
 
 def test_a_rule_is_told_with_votes_transforms_and_relative_thresholds() -> None:

@@ -18,6 +18,7 @@ from buttress.errors import BadInput
 from buttress.execution.ray_session import free_resources
 from buttress.execution.setup import load, located_in, resolve_rules
 from buttress.execution.step_timing import Timing, measure
+from buttress.rules.coverage import coverage_warnings
 from buttress.search.halving import Rungs
 from buttress.search.proposals import build, never_settles
 from buttress.search.warm_start import collect, describe, resolve_sweeps
@@ -131,7 +132,7 @@ def make_plan(spec: SweepSpec, *, address: str | None = None, timing: bool = Tru
 
     with located_in(spec):
         slots = resolve_concurrency(spec.resources, [free])
-    timed = measure(spec, configs, slots) if timing else None
+    timed, reports = measure(spec, configs, slots) if timing else (None, [])
     if timed is not None:
         schedules = [with_measured_steps(spec, schedule, timed.steps_per_epoch) for schedule in schedules]
     trials = spec.budget.trials or spec.budget.healthy
@@ -168,7 +169,7 @@ def make_plan(spec: SweepSpec, *, address: str | None = None, timing: bool = Tru
         timing=timed,
         seconds=seconds,
         longest_seconds=longest,
-        warnings=tuple(find_warnings(spec, trainable, timed)),
+        warnings=(*find_warnings(spec, trainable, timed), *coverage_warnings(rules, reports)),
     )
 
 

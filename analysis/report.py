@@ -17,7 +17,7 @@ from buttress.analysis.figures import FIGURES, figure
 from buttress.analysis.figures.style import look, styled
 from buttress.analysis.selection import best_epoch, healthy_trials, objective_value
 from buttress.analysis.table import epoch_budget, epochs_of_sweep, epochs_run, rows, searched_paths, sort_rows
-from buttress.errors import BadInput
+from buttress.errors import BadInput, printable
 from buttress.journal import Journal, TrialRecord
 from buttress.wording import abbreviated, duration, listing, number, percent, plural
 
@@ -47,7 +47,10 @@ def report(journal: Journal, *, running: bool = False) -> str:
     """
     from jinja2 import Environment, StrictUndefined
 
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
+        finalize=lambda value: printable(value) if type(value) is str else value,
+    )  # fmt: skip
     template = environment.from_string((files("buttress.analysis") / "report.html.j2").read_text(encoding="utf-8"))
     return template.render(_content(journal, running))
 
@@ -215,7 +218,7 @@ def _picture(journal: Journal, name: str, trial: str | None = None, of: str = ""
     held = io.BytesIO()
     with styled():
         drawn.savefig(held, format="svg", metadata={"Date": None})
-    coded = base64.b64encode(held.getvalue()).decode()
+    coded = base64.b64encode(printable(held.getvalue().decode()).encode()).decode()
     shows = FIGURES[name].shows
     title = f"{name}: {of}" if of else name
     return Picture(title[:1].upper() + title[1:], shows, f"data:image/svg+xml;base64,{coded}")

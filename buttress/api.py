@@ -490,13 +490,12 @@ def _written(config: Mapping[str, Any], folder: Path) -> Path:
 
 def _execute(driver: Driver, callbacks: Sequence[Callback], report: bool, quiet: bool) -> Sweep:
     """Runs a driver with its progress display, its W&B runs and the given callbacks, which are closed in any case."""
-    from rich.console import Console
-
     from buttress.callbacks.base import messages_log
     from buttress.callbacks.loggers import LOGGERS
     from buttress.callbacks.progress import Progress, ProgressHeader
     from buttress.callbacks.report import ReportPage
     from buttress.callbacks.wandb import WandbRuns
+    from buttress.console import PlainConsole
 
     spec = driver.spec
     first = spec.objectives[0]
@@ -513,7 +512,7 @@ def _execute(driver: Driver, callbacks: Sequence[Callback], report: bool, quiet:
         objective=(first.metric, str(first.direction)),
         earlier=driver.earlier,
     )
-    console = Console(file=sys.stderr, highlight=False, quiet=quiet)
+    console = PlainConsole(file=sys.stderr, quiet=quiet)
     progress = Progress(ProgressHeader(driver.sweep, first.metric, str(first.direction), spec.budget.trials), console)
     for line in driver.earlier:
         progress.on_event(line)

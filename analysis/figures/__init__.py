@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from buttress.errors import BadInput
+from buttress.errors import BadInput, printable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -96,6 +96,8 @@ def save(drawn: Figure, path: Path) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         with styled():
             drawn.savefig(path, dpi=150, metadata=metadata)
+        if path.suffix.lower() == ".svg":
+            path.write_text(printable(path.read_text(encoding="utf-8")), encoding="utf-8")
     except OSError as error:
         raise BadInput(f"cannot be written ({error.strerror})", key="--output", value=str(path)) from None
     return path

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from buttress.cli.options import Sweep
+from buttress.cli.output import say
 from buttress.cli.results import load
 
 NAMES = (
@@ -31,12 +32,12 @@ def plot(
 
     found = load(sweep)
     if output is not None and output.suffix.lower() == ".html" and name in FIGURES:
-        typer.echo(f"wrote {save_interactive(found.journal, name, output)}: {FIGURES[name].shows}")
+        say(f"wrote {save_interactive(found.journal, name, output)}: {FIGURES[name].shows}")
         return
     drawn = found.plot(name, trial=trial)
     one = f"-{found.journal.trial(trial).id}" if trial is not None and FIGURES[name].of_trial else ""
     path = save(drawn, output or Path(f"{found.name}-{name}{one}.png"))
-    typer.echo(f"wrote {path}: {FIGURES[name].shows}")
+    say(f"wrote {path}: {FIGURES[name].shows}")
 
 
 def report(
@@ -48,6 +49,6 @@ def report(
 ) -> None:
     """Write the whole sweep as one HTML page that opens anywhere, for people who were not there."""
     path = load(sweep).report(output)
-    typer.echo(f"wrote {path}")
+    say(f"wrote {path}")
     if open_:
         typer.launch(str(path))

@@ -7,6 +7,7 @@ needs when it is called: `--help` is fast, `table` needs no Ray.
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import tempfile
@@ -17,8 +18,8 @@ from typing import Annotated
 import typer
 
 from buttress.cli import cluster, figures, init, listing, results, rules, sweeps, training
-from buttress.cli.output import leave
-from buttress.errors import BadInput, redacted
+from buttress.cli.output import close_output, leave, prepare_streams, say
+from buttress.errors import BadInput, printable
 
 HELP = """Search hyperparameters of models that collapse: a collapsed trial dies early, and never wins.
 
@@ -82,7 +83,7 @@ def _version(wanted: bool) -> None:
     if wanted:
         from importlib.metadata import version
 
-        typer.echo(f"buttress {version('buttress')}")
+        say(f"buttress {version('buttress')}")
         raise typer.Exit
 
 
@@ -95,17 +96,42 @@ def _options(
     pass
 
 
+#: Click's error of a call that does not fit; Typer carries Click within itself.
+_UsageError: type[Exception] = typer.BadParameter.__bases__[0]
+
+
 def main() -> None:
     """The console script: `app` with our exit codes."""
+    prepare_streams()
     try:
-        app()
+        code = _call()
+    except SystemExit as leaving:
+        code = leaving.code if isinstance(leaving.code, int) else 0
+        if type(sys.stdout).__name__ == "PacifyFlushWrapper":  # Typer's word for a reader who has left
+            code = 141
+    close_output()
+    sys.exit(code)
+
+
+def _call() -> int:
+    try:
+        return app(standalone_mode=False) or 0
     except BadInput as error:
         leave(str(error), 2)
-    except KeyboardInterrupt:
+    except _UsageError as error:
+        if type(error).__name__ == "NoArgsIsHelpError":
+            error.show()  # type: ignore[attr-defined]
+            return 2
+        context = error.ctx  # type: ignore[attr-defined]
+        more = f" (see: {context.command_path} --help)" if context is not None else ""
+        leave(" ".join(error.format_message().split()) + more, 2)  # type: ignore[attr-defined]
+    except (KeyboardInterrupt, typer.Abort):
         leave("interrupted", 130)
     except Exception as error:
         if (stopped := _resumable(error)) is not None:
             leave(stopped, 130)
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            leave(f"the output cannot be written ({error.strerror})", 2)
         if getattr(error, "deleted", False):
             leave(f"{error}: the sweep stops, and what it had found is gone", 1)
         first = (str(error).splitlines() or [""])[0]
@@ -114,13 +140,13 @@ def main() -> None:
 
 def _written_traceback() -> str:
     """Writes the current error's traceback to a new file that its owner alone can read, and says where it is."""
-    text = redacted(traceback.format_exc())
+    text = printable(traceback.format_exc())
     try:
         handle, path = tempfile.mkstemp(prefix=f"buttress-error-{os.getpid()}-", suffix=".txt")
         with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace") as file:
             file.write(text)
     except OSError:  # no folder for it, or a full disk
-        print(text, file=sys.stderr)
+        say(text, error=True)
         return "above"
     return f"in {path}"
 

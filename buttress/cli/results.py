@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from buttress.cli.options import Json, Sweep
-from buttress.cli.output import console, leave, print_json
+from buttress.cli.output import console, leave, print_json, say
 
 if TYPE_CHECKING:
     from buttress.analysis import results
@@ -66,16 +66,16 @@ def export(
     if optuna is not None:
         from buttress.search.optuna_export import export_study
 
-        typer.echo(f"wrote study {export_study(load(sweep).journal, optuna)}; look at it: optuna-dashboard {optuna}")
+        say(f"wrote study {export_study(load(sweep).journal, optuna)}; look at it: optuna-dashboard {optuna}")
         return
     found = load(sweep)
     if found.status == "killed" or found.journal.torn:
         cut = f"; {found.journal.torn} bytes at its end are torn" if found.journal.torn else ""
         note = f"note: the journal of {found.name} does not end with the sweep's end{cut}"
-        typer.echo(f"{note}: this is the best of what it holds", err=True)
+        say(f"{note}: this is the best of what it holds", error=True)
     try:
         for path in found.export(output, trial=trial, weights=weights, force=force):
-            typer.echo(f"wrote {path}")
+            say(f"wrote {path}")
     except NothingHealthy as error:
         leave(str(error), error.exit_code)
 
@@ -86,5 +86,5 @@ def load(name: str) -> results.Sweep:
 
     sweep = api.load(name)
     if sweep.note:
-        typer.echo(sweep.note, err=True)
+        say(sweep.note, error=True)
     return sweep

@@ -46,6 +46,6 @@ def token(
     force: Annotated[bool, typer.Option("--force", help="Replace a token that is there.")] = False,
 ) -> None:
     """Make the token that a cluster asks for, as a file that only you can read. It is not printed."""
-    from buttress.cluster.token import default_path, make
+    from buttress.execution.auth_token import default_path, make
 
     say(f"wrote {make(path or default_path(), force=force)}")

@@ -19,7 +19,7 @@ import typer
 
 from buttress.cli import cluster, figures, init, listing, results, rules, sweeps, training
 from buttress.cli.output import close_output, leave, prepare_streams, say
-from buttress.errors import BadInput
+from buttress.errors import BadInput, printable
 
 HELP = """Search hyperparameters of models that collapse: a collapsed trial dies early, and never wins.
 
@@ -61,6 +61,7 @@ for panel, verb in (
     (READ, results.why),
     (READ, figures.plot),
     (READ, figures.report),
+    (READ, figures.show),
     (READ, listing.diff),
     (READ, results.export),
     (RULES, rules.replay),
@@ -134,10 +135,21 @@ def _call() -> int:
             leave(f"the output cannot be written ({error.strerror})", 2)
         if getattr(error, "deleted", False):
             leave(f"{error}: the sweep stops, and what it had found is gone", 1)
-        path = Path(tempfile.gettempdir()) / f"buttress-error-{os.getpid()}.txt"
-        path.write_text(traceback.format_exc(), errors="backslashreplace")
         first = (str(error).splitlines() or [""])[0]
-        leave(f"internal error: {type(error).__name__}: {first} (traceback in {path})", 3)
+        leave(f"internal error: {type(error).__name__}: {first} (traceback {_written_traceback()})", 3)
+
+
+def _written_traceback() -> str:
+    """Writes the current error's traceback to a new file that its owner alone can read, and says where it is."""
+    text = printable(traceback.format_exc())
+    try:
+        handle, path = tempfile.mkstemp(prefix=f"buttress-error-{os.getpid()}-", suffix=".txt")
+        with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(text)
+    except OSError:  # no folder for it, or a full disk
+        say(text, error=True)
+        return "above"
+    return f"in {path}"
 
 
 def _resumable(error: Exception) -> str | None:

@@ -70,7 +70,7 @@ def explain(journal: Journal, name: str) -> Explanation:
         "audit": _audit(journal, record),
         "saved": _saved(record),
         "best valid epoch": _best(journal, record),
-        "parameters": _parameters(journal, record),
+        "parameters": [*([f"added by {record.added_by}"] if record.added_by else []), *_parameters(journal, record)],
         "rungs": [f"at {_age(rung)}: {_rung(rung, journal)}" for rung in record.rungs if rung.decision != "stop"],
         "warnings": [_rule_text(journal, rule) for rule in record.warnings],
         "attempts": _attempts(record),
@@ -98,6 +98,9 @@ def stop_reason(journal: Journal, record: TrialRecord) -> str:
         if stops and (stops[-1].value is not None or not done.message):
             return f"At {_age(stops[-1])} {_rung(stops[-1], journal)}"
         text = done.message or "Stopped by a rung"
+        return text[:1].upper() + text[1:]
+    if done.kind == "by hand":
+        text = done.message or "Stopped by hand"
         return text[:1].upper() + text[1:]
     if done.outcome == "failed":
         lines = [line.strip() for line in (done.error or "").splitlines() if line.strip()]

@@ -106,7 +106,7 @@ def render_stop_reasons(
         None where no trial was stopped.
     """
     lines = sort_rows(rows(journal), journal=journal) if selected is None else list(selected)
-    stopped = [row for row in lines if row["outcome"] in ("collapsed", "diverged", "pruned", "failed")]
+    stopped = [row for row in lines if row["outcome"] in ("collapsed", "diverged", "pruned", "stopped", "failed")]
     if not stopped:
         return None
     drawn = Table(

@@ -16,6 +16,8 @@ from buttress import journal
 from buttress.analysis import selection
 from buttress.analysis import table as tables
 from buttress.errors import BadInput
+from buttress.journal.requests import Ending, Request, Requests, asker
+from buttress.storage import Storage, first_line
 from buttress.wording import number, plural
 
 if TYPE_CHECKING:
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
     from buttress.analysis.explanation import Explanation
     from buttress.spec.spec import SweepSpec
 
+#: Seconds that an answer of a sweep's driver is waited for.
+ANSWER_TIMEOUT_S = 30.0
 #: Rows of a trial table that a notebook shows.
 MAX_ROWS_SHOWN = 60
 
@@ -219,6 +223,81 @@ class Sweep:
 
         path = Path(output) if output is not None else self.folder / "report.html"
         return write_page(report(self.journal, running=self.status == "running"), path)
+
+    def stop(self, trial: int | str | None = None, *, ending: Ending = "stopped") -> str:
+        """Ends one trial, or the whole sweep as Ctrl-C does, wherever it runs.
+
+        Args:
+            trial: Its number or id; None: the sweep, which `buttress.resume` goes on with.
+            ending: `stopped` (never the best), `completed` (its best epoch counts; it needs a valid one) or `failed`.
+
+        Returns:
+            What was done, in words; or that the request waits for the next driver, where nobody runs the sweep.
+
+        Raises:
+            BadInput: It makes no sense: the trial has ended, say.
+
+        Example:
+            >>> sweep.stop(7)                                                           # doctest: +SKIP
+            'trial 0007 is stopped'
+        """
+        return self._ask(Request(verb="stop", trial=self._id(trial), ending=ending, by=asker()))
+
+    def pause(self, trial: int | str | None = None) -> str:
+        """A trial leaves its slot with its last checkpoint until `go`; None: all do, and none begins.
+
+        Args:
+            trial: Its number or id.
+
+        Returns:
+            As of `stop`; so are the errors.
+        """
+        return self._ask(Request(verb="pause", trial=self._id(trial), by=asker()))
+
+    def go(self, trial: int | str | None = None) -> str:
+        """A paused trial, or the paused sweep, goes on.
+
+        Args:
+            trial: Its number or id.
+
+        Returns:
+            As of `stop`; so are the errors.
+        """
+        return self._ask(Request(verb="go", trial=self._id(trial), by=asker()))
+
+    def add(self, values: Mapping[str, Any] | None = None, *, trial: int | str | None = None) -> str:
+        """Runs a configuration before the sampler's next draw; the sampler hears of it like of any other.
+
+        Args:
+            values: Searched parameters by path; those left out are drawn at random.
+            trial: Begin from the values of this trial.
+
+        Returns:
+            As of `stop`; so are the errors.
+
+        Example:
+            >>> sweep.add({"loss.beta": 0.3}, trial=7)                                  # doctest: +SKIP
+        """
+        base = self.journal.trial(str(trial)).params if trial is not None else {}
+        return self._ask(Request(verb="add", values={**base, **dict(values or {})}, by=asker()))
+
+    def _id(self, trial: int | str | None) -> str | None:
+        return self.journal.trial(str(trial)).id if trial is not None else None
+
+    def _ask(self, request: Request) -> str:
+        requests = Requests(Storage(self.where) if self._remote else self.folder)
+        try:
+            requests.ask(request)
+            driven = journal.owner(self.folder / journal.FILE) is not None
+            answer = requests.wait(request.id, ANSWER_TIMEOUT_S if driven else 0.0)
+        except OSError as error:
+            raise BadInput(f"cannot be asked ({first_line(error)})", where=self.where) from None
+        if answer is None:
+            waits = "its driver has not answered yet" if driven else "nobody runs the sweep now"
+            return f"{waits}: the request waits for {'it' if driven else '`buttress resume`'}"
+        if answer.get("refused"):
+            raise BadInput(str(answer.get("message")))
+        return str(answer.get("message"))
 
     def export(
         self,

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 FIXED_COLUMNS = ("trial", "outcome", "kind", "margin", "warnings", "epoch", "step", "epochs_saved", "seconds", "seed")
 #: Outcomes and states in the order of the table.
-OUTCOME_ORDER = ("completed", "running", "waiting", "paused", "pruned", "collapsed", "diverged", "failed")
+OUTCOME_ORDER = ("completed", "running", "waiting", "paused", "stopped", "pruned", "collapsed", "diverged", "failed")
 
 
 def rows(journal: Journal, *, all: bool = False) -> list[Row]:

@@ -52,6 +52,7 @@ COLOURS = {
     "collapsed": "red",
     "diverged": "magenta",
     "pruned": "yellow",
+    "stopped": "yellow",
     "failed": "bold red",
     "running": "cyan",
 }
@@ -207,7 +208,7 @@ class Progress(Callback):
                     self._seen.best = (trial, value)
             if told != "completed":
                 self._seen.endings.append((trial, told, short))
-            if told not in ("completed", "pruned"):
+            if told not in ("completed", "pruned", "stopped"):
                 self._seen.causes[told, outcome.get("kind") or ""] += 1
             self._seen.ended += self._began is not None
         self._say(f"{trial} {told} {text}")

@@ -71,6 +71,6 @@ def show(
     """Open the page of one trial: why it ended, curves, pictures, config and what its trainer printed."""
     found = load(sweep)
     path = found.trials[found.journal.trial(trial).id].page(output)
-    typer.echo(f"wrote {path}")
+    say(f"wrote {path}")
     if open_:
         typer.launch(str(path))

@@ -17,7 +17,7 @@ from typing import Annotated
 
 import typer
 
-from buttress.cli import cluster, figures, init, listing, results, rules, sweeps, training
+from buttress.cli import cluster, figures, init, listing, requests, results, rules, sweeps, training
 from buttress.cli.output import close_output, leave, prepare_streams, say
 from buttress.errors import BadInput, printable
 
@@ -49,12 +49,16 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
-RUN, READ, RULES, MORE = "Run sweeps", "Read sweeps", "Check rules", "More"
+RUN, STEER, READ, RULES, MORE = "Run sweeps", "Steer a running sweep", "Read sweeps", "Check rules", "More"
 for panel, verb in (
     (RUN, init.init),
     (RUN, sweeps.plan),
     (RUN, sweeps.run),
     (RUN, sweeps.resume),
+    (STEER, requests.add),
+    (STEER, requests.stop),
+    (STEER, requests.pause),
+    (STEER, requests.go),
     (READ, listing.ls),
     (READ, sweeps.status),
     (READ, results.table),

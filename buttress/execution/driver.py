@@ -28,8 +28,10 @@ from buttress.callbacks.checkpoint_retention import CheckpointRetention, LocalTr
 from buttress.errors import BadInput, from_pydantic
 from buttress.execution.elasticity import ClusterMembership, PoolReconciler, free_resources_of_staying_nodes
 from buttress.execution.event_handler import AssignmentFactory, EventHandler
+from buttress.execution.inbox import LOCAL_INTERVAL_S, REMOTE_INTERVAL_S, Inbox
 from buttress.execution.messages import Command, DropTrial
 from buttress.execution.ray_session import NAMESPACE, connected, free_resources, wait_for_released_resources
+from buttress.execution.request_handler import RequestHandler
 from buttress.execution.setup import (
     describe_folder,
     header,
@@ -43,6 +45,7 @@ from buttress.execution.setup import (
 from buttress.journal import JournalWriter
 from buttress.journal.events import CircuitBroken, Ended, Event, Header, Resumed, WarmStarted
 from buttress.journal.mirror import origin
+from buttress.journal.requests import Request, Requests
 from buttress.rules import RuleSet
 from buttress.search.warm_start import collect, describe, resolve_sweeps
 from buttress.spec.sections import Budget
@@ -97,11 +100,12 @@ class Driver:
         self.notes: list[str] = []  # sentences for whoever runs it, said at the beginning
         self._upload: Any = None
         self._failure: BaseException | None = None
+        self._stopped = False  # somebody has asked for it
         self._tune_done = threading.Event()
         self._pool_closed = threading.Event()  # nothing more will happen
         self._with_tune: set[str] = set()  # trials that Tune holds
         self._commands: list[Command] = []  # for the mailbox, at the drain thread's next exchange
-        self._requests: queue.SimpleQueue[Callable[[], list[Command]]] = queue.SimpleQueue()  # for the drain thread
+        self._calls: queue.SimpleQueue[Callable[[], list[Command]]] = queue.SimpleQueue()  # for the drain thread
 
     # --- the whole of it -----------------------------------------------------------------------------------------
 
@@ -143,6 +147,8 @@ class Driver:
                     with connected(self.address) as ray:
                         self._began = time.monotonic()
                         reason = self._execute(ray)
+                        if self._stopped:
+                            reason, interrupted = "interrupted", True
             except KeyboardInterrupt:
                 reason, interrupted = "interrupted", True
             finally:
@@ -200,6 +206,7 @@ class Driver:
             self._write(header(self.spec, self.trainable, self.rules, self.sweep))
             describe_folder(self.folder, self.spec, self.sweep)
             self._warm_start()
+            self.state.add_first()
             return None
         if (finished := self._read_again()) is not None:
             counts = finished.counts
@@ -246,7 +253,8 @@ class Driver:
             raise BadInput(problem, where=path, accepted="a journal that nobody has edited") from error
         last = self.earlier[-1] if self.earlier else None
         over = trial_run.exhausted or (isinstance(last, Ended) and last.reason == SPACE_EXHAUSTED)
-        return last if isinstance(last, Ended) and over and not trial_run.active else None
+        left = trial_run.active or trial_run.wanted or Requests(self.store or self.folder).pending()
+        return last if isinstance(last, Ended) and over and not left else None
 
     def _warm_start(self) -> None:
         if self.spec.warm_start:
@@ -266,14 +274,17 @@ class Driver:
         self._attach(worker_pool.WorkerPool(self.mailbox, count, resources, self.folder / ".ray", self._fail))
         self.reconciler = PoolReconciler(membership, self.pool, resources, self.callbacks.on_message)
         drain = threading.Thread(target=self._drain, name="drain", daemon=True)
+        inbox = self._inbox()
         try:
             self.pool.start()
             drain.start()
+            inbox.start()
             self._tune()
         except Exception as error:  # may be what another thread's failure led to: the first reason counts
             self._fail(error)
         finally:
             self._tune_done.set()
+            inbox.close()
             late = self.pool.close()
             self._pool_closed.set()
             if drain.is_alive():
@@ -285,6 +296,17 @@ class Driver:
         if self._failure is not None:
             raise self._failure
         return self._reason()
+
+    def _inbox(self) -> Inbox:
+        """What people ask of the sweep while it runs."""
+        interval_s = LOCAL_INTERVAL_S if self.store is None else REMOTE_INTERVAL_S
+
+        obey = RequestHandler(self.state, self.events, self._stop, self.callbacks.on_message)
+
+        def take(request: Request, answer: Callable[[str, bool], None]) -> None:
+            self._calls.put(lambda: obey.handle(request, answer))
+
+        return Inbox(Requests(self.store or self.folder), take, interval_s)
 
     def _attach(self, pool: WorkerPool) -> None:
         """The sweep's slots, now that its state is what an earlier driver left: their events can be handled."""
@@ -324,17 +346,17 @@ class Driver:
         )
 
     def _is_over(self) -> bool:
-        return self._failure is not None or self.state.tripped is not None
+        return self._failure is not None or self.state.tripped is not None or self._stopped
 
     # --- called from any thread -----------------------------------------------------------------------------------
 
     def pause_trial(self, trial: str, reason: str = "") -> None:
         """A running trial leaves its slot and waits, with its last checkpoint; nothing for one that does not run."""
-        self._requests.put(lambda: self.events.pause(trial, reason))
+        self._calls.put(lambda: self.events.pause(trial, reason))
 
     def continue_trial(self, trial: str) -> None:
         """A paused trial waits for a slot, to go on from its checkpoint; nothing for one that is not paused."""
-        self._requests.put(lambda: self.events.continue_trial(trial))
+        self._calls.put(lambda: self.events.continue_trial(trial))
 
     # --- called by Tune -----------------------------------------------------------------------------------------------
 
@@ -345,9 +367,9 @@ class Driver:
             hours = self.spec.budget.hours
             if self._upload is not None:  # what has been decided is safe before anything else is begun
                 self._upload.barrier(lambda: self._failure is not None)
-            if self._failure is not None or (hours and time.monotonic() - self._began > hours * 3600):
+            if self._failure is not None or self._stopped or (hours and time.monotonic() - self._began > hours * 3600):
                 return Searcher.FINISHED
-            if len(self._with_tune) >= self.pool.count_usable():
+            if self.state.held or len(self._with_tune) >= self.pool.count_usable():
                 return None
             trial = self.state.next_trial(leaving=self._with_tune | self.events.leaving)
         except BaseException as error:
@@ -372,7 +394,7 @@ class Driver:
         """
         self._with_tune.discard(trial)
         if error and self._failure is None:
-            self._requests.put(lambda: self.events.tune_actor_died(trial))
+            self._calls.put(lambda: self.events.tune_actor_died(trial))
             return
         active = self.state.active.get(trial)  # a paused trial comes back with another attempt
         self.mailbox.send.remote(DropTrial(trial, active.attempt if active is not None else None))
@@ -391,10 +413,10 @@ class Driver:
                     self._commands += self.events.handle(event)
                 with contextlib.suppress(queue.Empty):
                     while True:
-                        self._commands += self._requests.get_nowait()()
+                        self._commands += self._calls.get_nowait()()
                 if self._pool_closed.is_set() and not events:
                     return
-                if self._tune_done.is_set() or self.state.tripped:  # the mailbox is closed and does not wait
+                if self._tune_done.is_set() or self._is_over():  # the mailbox is closed and does not wait
                     time.sleep(0.02)
                 else:
                     self._commands += [*self.reconciler.reconcile(), *self.events.check_limits()]
@@ -412,6 +434,11 @@ class Driver:
         if isinstance(event, CircuitBroken):
             self._halt()
         self.callbacks.on_event(event, self.state.active.get(getattr(event, "trial", "")))
+
+    def _stop(self) -> None:
+        """Somebody ends the sweep, as Ctrl-C does."""
+        self._stopped = True
+        self._halt()
 
     def _halt(self) -> None:
         """The circuit breaker: nothing is drawn any more, and running trials leave their slots to be resumed later."""

@@ -310,6 +310,16 @@ class EventHandler:
         self._limits.stopping(trial)
         return [StopTrial(trial, "paused"), ReleaseResult(trial, {"outcome": "paused", "done": True})]
 
+    def stop(self, trial: str, ending: str, by: str) -> list[Command]:
+        """Somebody ends a trial; its workers stop at their next report."""
+        before = self._state.outcomes.get(trial)
+        outcome = self._state.stop(trial, ending, by)
+        if outcome is None or before is not None:
+            return []
+        if trial not in self._limits.running:
+            self._checkpoints.ended(trial, outcome)
+        return self._conclude(trial, outcome, running=True)
+
     def tune_actor_died(self, trial: str) -> list[Command]:
         """Tune has given up a trial whose actor died again and again; nothing for one that has its outcome."""
         if (live := self._state.active.get(trial)) is None:

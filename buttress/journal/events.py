@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 #: Version of the schema that is written; every version up to it is read.
 SCHEMA = 1
 #: Outcomes of a trial.
-OUTCOMES = ("completed", "collapsed", "diverged", "pruned", "failed")
+OUTCOMES = ("completed", "collapsed", "diverged", "pruned", "stopped", "failed")
 
 
 class ReportLike(Protocol):
@@ -145,6 +145,23 @@ class Resumed(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Commanded(Event):
+    """Somebody asked something of the running sweep, and it was done. What follows from it stands in further lines.
+
+    `of`: the trial, None for the whole sweep; `values`: of a trial that was added, every searched value.
+    """
+
+    line: ClassVar[str] = "command"
+    durable: ClassVar[bool] = True
+
+    id: Text
+    verb: Text
+    of: TrialId | None = None
+    values: Mapped = field(default_factory=dict)
+    by: Text = ""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Refused(Event):
     """A draw that became no trial. `repeats`: the trial that it would have run again."""
 
@@ -189,7 +206,8 @@ class CircuitBroken(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class TrialCreated(TrialEvent):
-    """A draw has become a trial. `sampler`: what the sampler noted about the running draw."""
+    """A draw has become a trial. `sampler`: what the sampler noted about the running draw; `command`: the id of the
+    `command` line that asked for it."""
 
     line: ClassVar[str] = "trial"
     durable: ClassVar[bool] = True
@@ -200,6 +218,7 @@ class TrialCreated(TrialEvent):
     seed: Int | None = None
     budget_epochs: Int | None = None
     sampler: Mapped = field(default_factory=dict)
+    command: Text | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -419,8 +438,8 @@ class Ended(Event):
 KINDS: dict[str, type[Event]] = {
     kind.line: kind
     for kind in (
-        Header, Resumed, Refused, WarmStarted, CircuitBroken, TrialCreated, AttemptStarted, Report, WorkersLost,
-        RungDecision, Audited, SetAside, Paused, Continued, Outcome, Ended,
+        Header, Resumed, Commanded, Refused, WarmStarted, CircuitBroken, TrialCreated, AttemptStarted, Report,
+        WorkersLost, RungDecision, Audited, SetAside, Paused, Continued, Outcome, Ended,
     )
 }  # fmt: skip
 

@@ -14,6 +14,7 @@ from buttress.journal.events import (
     AttemptStarted,
     Audited,
     CircuitBroken,
+    Commanded,
     Condemned,
     Continued,
     Ended,
@@ -62,6 +63,7 @@ class TrialRecord:
     rungs: tuple[RungDecision, ...] = ()
     outcome: Outcome | None = None
     audit: Condemned | None = None  # it was condemned, and ran on to its real end
+    added_by: str | None = None  # who asked for this configuration; None: the sampler drew it
 
     @property
     def finished(self) -> bool:
@@ -204,6 +206,7 @@ class _Trial:
         self.rungs: dict[tuple[int, int], RungDecision] = {}  # an age passed again after a loss replaces the first one
         self.outcome: Outcome | None = None
         self.audit: Audited | None = None
+        self.added_by: str | None = None
         self.paused = self.on_slot = False
 
     def take(self, event: Event) -> str | None:
@@ -259,7 +262,7 @@ class _Trial:
             seed=created.seed, budget_epochs=created.budget_epochs,
             state=self.outcome.outcome if self.outcome else state,
             attempts=tuple(self.attempts), losses=tuple(self.losses), reports=tuple(self.reports),
-            rungs=tuple(self.rungs.values()), outcome=self.outcome, audit=self.audit,
+            rungs=tuple(self.rungs.values()), outcome=self.outcome, audit=self.audit, added_by=self.added_by,
         )  # fmt: skip
 
 
@@ -276,6 +279,7 @@ class _Fold:
         self.problems: list[str] = []
         self.breaker: CircuitBroken | None = None
         self.warm: WarmStarted | None = None
+        self.commands: dict[str, Commanded] = {}
 
     def take(self, event: Event | None) -> None:
         if self.header is None and not isinstance(event, Header):
@@ -283,8 +287,12 @@ class _Fold:
         match event:
             case Header():
                 self.header = self.header or event
+            case Commanded():
+                self.commands[event.id] = event
             case TrialCreated():
-                self.trials.setdefault(event.trial, _Trial(event))
+                trial = self.trials.setdefault(event.trial, _Trial(event))
+                if asked := self.commands.get(event.command or ""):
+                    trial.added_by = asked.by or "hand"
             case Refused():
                 self.refused.append(event)
             case CircuitBroken():

@@ -66,7 +66,7 @@ def sampler_result(
     """What the study is told of an outcome (the table in this module's docstring).
 
     Args:
-        outcome: `completed`, `collapsed`, `diverged`, `pruned` or `failed`.
+        outcome: `completed`, `collapsed`, `diverged`, `pruned`, `stopped` or `failed`.
         kind: The outcome's kind; `infrastructure` marks a trial that failed through no fault of its own.
         margin: Decades beyond the nearest rule; negative for a healthy trial, None where it is not known.
         values: The objectives' values at the best valid epoch, of a completed trial.
@@ -80,7 +80,7 @@ def sampler_result(
         case "collapsed" | "diverged":
             dead = {"collapse": max(margin or 0.0, MIN_CONSTRAINT)}
             return SamplerResult(TrialState.PRUNED, constraints=dead, note=note)
-        case "pruned":
+        case "pruned" | "stopped":
             ages = dict(by_age or {})
             return SamplerResult(TrialState.PRUNED, constraints=healthy, intermediate=ages, note=note)
         case "failed" if kind == "infrastructure":

@@ -70,6 +70,43 @@ class Proposals:
             )
             self.exhausted = self._unexplored is None
 
+    def complete(self, given: Params, seed: int) -> dict[str, Any]:
+        """A configuration that somebody asked for, the values that he left out drawn at random.
+
+        Args:
+            given: Values of searched parameters, by path.
+            seed: Of what is drawn.
+
+        Returns:
+            Every active parameter's value.
+
+        Raises:
+            BadInput: A parameter that is not searched, a value outside its range, or no draw with these values is
+                accepted.
+        """
+        for path, value in given.items():
+            parameter = self._spec.search.get(path)
+            if parameter is None:
+                accepted = ", ".join(self._spec.search)
+                raise BadInput("is not searched by this sweep", key=path, value=value, accepted=accepted)
+            if not parameter.contains(value):
+                raise BadInput("is outside of its range", key=path, value=value, accepted=parameter.described())
+        rng, refusal = random.Random(seed), None
+        for _ in range(MAX_REFUSALS):
+            params = trial_config.sample(self._spec, rng, self._trainable.Config, given)
+            if missing := [path for path in given if path not in params]:
+                why = f"does nothing here: {self._spec.search[missing[0]].when} does not hold"
+                raise BadInput(why, key=missing[0], value=given[missing[0]])
+            if (refusal := build(self._spec, self._trainable, params, 0)[1]) is None:
+                return params
+        raise BadInput(f"no configuration with these values is accepted: {refusal}")
+
+    def chosen(self, params: Params, seed: int) -> Proposal:
+        """A configuration that `complete` found, as a draw."""
+        ask, taken = self.study.enqueue(params)
+        config, refusal = build(self._spec, self._trainable, taken, seed)
+        return Proposal(ask, taken, config, refusal)
+
     def next(self, seed: int) -> Proposal | None:
         """The next draw, after `prepare`; None once every configuration of the space has been run.
 

@@ -131,6 +131,23 @@ class Parameter(Section):
             return int(self.low) + int(self.step) * count
         return min(float(Decimal(repr(self.low)) + count * Decimal(repr(self.step))), float(self.high))
 
+    def contains(self, value: Any) -> bool:
+        """Whether a trial may have this value."""
+        if self.choices is not None:
+            return choice_key(value) in {choice_key(choice) for choice in self.choices}
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            return False
+        assert self.low is not None and self.high is not None
+        whole = not self.whole or float(value).is_integer()
+        return whole and self.low <= value <= self.high and abs(self.on_grid(value) - value) <= 1e-9 * abs(value)
+
+    def described(self) -> str:
+        """The range in words."""
+        if self.choices is not None:
+            return ", ".join(choice_key(choice) for choice in self.choices)
+        step = f" in steps of {self.step:g}" if self.step is not None else ""
+        return f"{'whole numbers' if self.whole else 'numbers'} from {self.low:g} to {self.high:g}{step}"
+
     def position(self, value: float) -> float:
         """Where a value lies in the range: 0 at `low`, 1 at `high`, on the log scale for the log kinds."""
         assert self.low is not None and self.high is not None

@@ -96,6 +96,11 @@ class SweepSpec(Section):
     breaker: Breaker | None = Field(
         Breaker(), description="Stops the sweep when nearly all of its first trials collapse; `off`: never."
     )
+    first: tuple[Literal["default"] | dict[str, Any], ...] = Field(
+        (),
+        description="Configurations to run before any is drawn: `default` (the trainable's own values), or mappings of "
+        "searched paths to values, what they leave out drawn at random: `[default, {loss.beta: 0.3}]`.",
+    )
     warm_start: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
         (), description="Earlier sweeps (folder, URL or name) whose trials the sampler learns from."
     )

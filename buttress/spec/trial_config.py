@@ -72,11 +72,14 @@ def active_parameters(
             yield path, spec.search[path]
 
 
-def sample(spec: SweepSpec, rng: Random, Config: type[BaseModel] | None = None) -> dict[str, Any]:
-    """A random draw that honours `when` (not `require`); the same for the same state of `rng`."""
+def sample(
+    spec: SweepSpec, rng: Random, Config: type[BaseModel] | None = None, given: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """A random draw that honours `when` (not `require`), but for the values `given`; the same for the same `rng`."""
     params: dict[str, Any] = {}
     for path, parameter in active_parameters(spec, params, Config):
-        params[path] = parameter.draw(rng)
+        drawn = parameter.draw(rng)
+        params[path] = given[path] if given is not None and path in given else drawn
     return params
 
 
@@ -84,6 +87,19 @@ def draft(spec: SweepSpec, params: Mapping[str, Any], Config: type[BaseModel] | 
     """The nested config that `params` lead to, not validated, over the defaults of `Config` if given."""
     given = nested(_given(spec, params))
     return layered(Config, given, fill=True) if Config is not None else given
+
+
+def default_params(spec: SweepSpec, Config: type[BaseModel]) -> dict[str, Any]:
+    """The values that the searched parameters have in the trainable's own config, inactive ones left out."""
+    defaults = draft(spec, {}, Config)
+
+    def value(path: str) -> Any:
+        found: Any = defaults
+        for key in path.split("."):
+            found = found[key] if isinstance(found, dict) else getattr(found, key)
+        return found
+
+    return {path: value(path) for path in spec.search if is_active(spec, path, defaults)}
 
 
 def is_active(spec: SweepSpec, path: str, draft_config: Any) -> bool:

@@ -50,6 +50,11 @@ class Limits:
         """No worker is in the trial any more."""
         self._attempts.pop(trial, None)
 
+    @property
+    def running(self) -> frozenset[str]:
+        """Trials that have workers."""
+        return frozenset(self._attempts)
+
     def silent(self, share: float = 1.0) -> list[str]:
         """Trials whose workers have done nothing for this share of `stall_minutes`, those that are to stop left out."""
         return [name for name, attempt in self._attempts.items() if not attempt.stopping and self._over(attempt, share)]

@@ -22,6 +22,7 @@ from buttress.journal.events import (
     AttemptStarted,
     Audited,
     CircuitBroken,
+    Commanded,
     Condemned,
     Continued,
     Event,
@@ -38,11 +39,13 @@ from buttress.journal.events import (
     WorkersLost,
 )
 from buttress.journal.fields import plain
+from buttress.journal.requests import Request
 from buttress.rules import RuleSet
 from buttress.search.circuit_breaker import check_circuit
 from buttress.search.halving import Rungs
 from buttress.search.optuna_study import SamplerResult, Study, sampler_result
 from buttress.search.proposals import MAX_REFUSALS, Proposal, Proposals
+from buttress.spec import trial_config
 from buttress.spec.spec import SweepSpec
 from buttress.sweep import outcomes
 from buttress.sweep.evaluation import TrialEvaluator
@@ -65,6 +68,8 @@ class SweepState:
         queue: Unfinished trials that wait for a slot, oldest first: of an earlier driver, or continued after a pause.
         warm: Ask indices that earlier sweeps' trials take.
         tripped: The circuit breaker's event, until the sweep is resumed.
+        wanted: Configurations that somebody added and that are no trials yet, oldest first.
+        held: Whether the whole sweep is paused.
     """
 
     def __init__(
@@ -98,6 +103,8 @@ class SweepState:
         self.queue: list[str] = []
         self.warm: set[int] = set()
         self.tripped: CircuitBroken | None = None
+        self.wanted: list[Commanded] = []  # configurations that were added and have not been drawn
+        self.held = False
         self._tripped_once = False
         self._write, self._listen = write, listen
         self._due: list[Event] = []
@@ -114,7 +121,7 @@ class SweepState:
         """
         with self._draw_lock:
             with self._lock:
-                if self.tripped:
+                if self.tripped or self.held:
                     return None
                 waiting = next((trial for trial in self.queue if trial not in leaving), None)
                 if waiting is not None:
@@ -131,9 +138,14 @@ class SweepState:
         for _ in range(MAX_REFUSALS):
             self.proposals.prepare()
             with self._lock:
-                if self.tripped or self.exhausted:
+                if self.tripped or self.held:
                     return None
                 seed = self.spec.seed_of(len(self.active) + len(self.outcomes))
+                if self.wanted:
+                    wanted = self.wanted[0]
+                    return self._create(self.proposals.chosen(wanted.values, seed), seed, wanted.id)
+                if self.exhausted:
+                    return None
                 proposal = self.proposals.next(seed)
                 if proposal is None:
                     return None
@@ -147,7 +159,7 @@ class SweepState:
             time.sleep(YIELD_S)  # a lock that is taken again at once is given to nobody who waits for it
         raise BadInput(f"{MAX_REFUSALS} draws in a row were refused, the last one because of {reason!r}", key="require")
 
-    def _create(self, proposal: Proposal, seed: int) -> ActiveTrial:
+    def _create(self, proposal: Proposal, seed: int, command: str | None = None) -> ActiveTrial:
         """The trial of a draw that is not refused."""
         trial = f"{len(self.active) + len(self.outcomes):04d}"
         self._record(
@@ -159,6 +171,7 @@ class SweepState:
                 seed=seed,
                 budget_epochs=self.trainable.schedule(proposal.config).epochs,
                 sampler=plain(self.study.notes(proposal.ask)),
+                command=command,
             )
         )
         return self.active[trial]
@@ -213,6 +226,60 @@ class SweepState:
                 )
             )
             return active
+
+    # --- what people ask for ---------------------------------------------------------------------------------------
+
+    def add(self, request: Request) -> None:
+        """A configuration to be run before the sampler's next draw.
+
+        Raises:
+            BadInput: The sweep cannot run it.
+        """
+        with self._lock:
+            number = len(self.active) + len(self.outcomes) + len(self.wanted)
+            values = self.proposals.complete(request.values, self.spec.seed_of(number))
+            self._record(Commanded(id=request.id, verb="add", values=plain(values), by=request.by))
+
+    def add_first(self) -> None:
+        """The configurations that the spec begins with.
+
+        Raises:
+            BadInput: The space does not hold one of them.
+        """
+        for place, values in enumerate(self.spec.first):
+            if isinstance(values, str):
+                values = trial_config.default_params(self.spec, self.trainable.Config)
+            try:
+                self.add(Request(verb="add", values=values, by="the spec", id=f"first-{place}"))
+            except BadInput as error:
+                error.key = f"first.{place}.{error.key}" if error.key else f"first.{place}"
+                raise
+
+    def hold(self, request: Request) -> list[str]:
+        """No trial begins until `release`; returns those that run."""
+        with self._lock:
+            self._record(Commanded(id=request.id, verb="pause", by=request.by))
+            return [trial.id for trial in self.active.values() if trial.state is TrialState.RUNNING]
+
+    def release(self, request: Request) -> list[str]:
+        """Trials begin again; returns those that are paused."""
+        with self._lock:
+            self._record(Commanded(id=request.id, verb="go", by=request.by))
+            return [trial.id for trial in self.active.values() if trial.state is TrialState.PAUSED]
+
+    def command(self, request: Request) -> None:
+        """Notes that something was asked of a trial, before it is done."""
+        with self._lock:
+            self._record(Commanded(id=request.id, verb=request.verb, of=request.trial, by=request.by))
+
+    def stop(self, trial: str, ending: str, by: str) -> Outcome | None:
+        """Ends a trial that has no outcome yet: `stopped`, `completed` (it has a valid epoch) or `failed`."""
+        with self._lock:
+            active = self.active.get(trial)
+            if active is not None:
+                message = f"stopped by {by}" if by else "stopped by hand"
+                self._record(outcomes.outcome(active, ending, kind="by hand", message=message))
+            return self.outcomes.get(trial)
 
     def forget_checkpoint(self, trial: str, checkpoint: str) -> None:
         """A checkpoint that turned out missing or unreadable is not resumed from again."""
@@ -303,7 +370,7 @@ class SweepState:
             for event in events:
                 self._apply(event)
                 self._due = [due for due in self._due if not _same(due, event)]
-            self.tripped = None  # who resumes the sweep has read why it stopped
+            self.tripped, self.held = None, False  # who resumes the sweep has read why it stopped
             self._settle()
             for trial in list(self.active.values()):
                 if isinstance(trial.condemned, SetAside) and trial.state is TrialState.PAUSED:
@@ -343,6 +410,10 @@ class SweepState:
                 self.tripped, self._tripped_once = event, True
             case TrialCreated():
                 self._apply_created(event)
+            case Commanded(verb="add"):
+                self.wanted.append(event)
+            case Commanded(verb="pause" | "go", of=None):
+                self.held = event.verb == "pause"
             case TrialEvent() if event.trial in self.active:
                 return self._apply_to(self.active[event.trial], event)
             case Resumed():
@@ -394,6 +465,7 @@ class SweepState:
         if event.ask == self.study.asked:
             self.study.add(event.ask, event.params, event.sampler)
         self.asks[event.ask] = event.trial
+        self.wanted = [wanted for wanted in self.wanted if wanted.id != event.command]
         self.proposals.explored.add(event.trial, event.params)
         # an older driver went on without one
         self._due = [due for due in self._due if not isinstance(due, CircuitBroken)]
@@ -431,6 +503,7 @@ class SweepState:
 
     def _apply_outcome(self, trial: ActiveTrial, event: Outcome) -> None:
         trial.move_to(TrialState.ENDED)
+        self.queue = [waiting for waiting in self.queue if waiting != trial.id]
         del self.active[trial.id]
         self.outcomes[trial.id] = event
         self._check_breaker(trial.id)

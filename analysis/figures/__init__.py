@@ -44,6 +44,8 @@ FIGURES = {
     "rungs": Kind("who was compared with whom at which age", "course", "rungs", "rungs"),
     "timeline": Kind("what each slot did when, and what stopping early saved", "course", "timeline", "timeline"),
     "trial": Kind("all curves of one trial", "trial", "trial", "trial", of_trial=True),
+    "gan": Kind("the losses of one VAE-GAN trial: alone, on one scale, normalised, on their own axes", "adversarial",
+                "adversarial", "adversarial", of_trial=True),
     "kl": Kind("the KL of each latent dimension of one trial over time", "trial", "kl", "kl", of_trial=True),
 }  # fmt: skip
 

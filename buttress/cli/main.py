@@ -61,6 +61,7 @@ for panel, verb in (
     (READ, results.why),
     (READ, figures.plot),
     (READ, figures.report),
+    (READ, figures.show),
     (READ, listing.diff),
     (READ, results.export),
     (RULES, rules.replay),

@@ -7,18 +7,22 @@ import json
 import math
 import re
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import journal_lines
+import pandas as pd
 import pytest
 from journals import SyntheticSweep, mixed_sweep
 from rich.console import Console
+from typer.testing import CliRunner
 
 from buttress import journal as journals
 from buttress.analysis.explanation import explain, stop_reason
 from buttress.analysis.render import render_explanation, render_status, render_sweep
 from buttress.analysis.selection import best_epoch, best_json, best_report, best_trial, healthy_trials, pareto_front
-from buttress.analysis.table import FIXED_COLUMNS, data_frame, filter_rows, rows, sort_rows
+from buttress.analysis.table import FIXED_COLUMNS, data_frame, filter_rows, rows, sort_rows, write_table
+from buttress.cli.main import app
 from buttress.errors import BadInput
 from buttress.journal import Best, Journal, fold
 from buttress.wording import duration, number, sparkline, times
@@ -424,3 +428,29 @@ def test_records_do_not_change() -> None:
         record.state = "completed"  # type: ignore[misc]
     assert replace(record, state="failed") != record
     assert fold(mixed_sweep().lines).trials["0000"] == record
+
+
+# --- for other programs -----------------------------------------------------------------------------------------------
+
+
+def test_a_table_is_written_for_other_programs(mixed: Journal, tmp_path: Path) -> None:
+    table = data_frame(rows(mixed), list(rows(mixed)[0]))
+    table.loc[0, "kind"] = "a|b"
+    assert write_table(table, None, tmp_path / "t.csv") == (tmp_path / "t.csv").read_text()
+    again = pd.read_csv(tmp_path / "t.csv", dtype={"trial": str})
+    assert list(again["trial"]) == list(table["trial"]) and list(again.columns) == list(table.columns)
+    assert write_table(table, None, tmp_path / "sub" / "t.parquet") == ""
+    pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "sub" / "t.parquet"), table, check_dtype=False)
+    head, line, first, *_ = write_table(table, "markdown", None).splitlines()
+    assert head.startswith("| trial | outcome | kind |") and set(line) == set("| -") and "a\\|b" in first
+    for format_, output in (("parquet", None), (None, tmp_path / "t.xlsx"), ("csv", Path("/proc/nowhere/t.csv"))):
+        with pytest.raises(BadInput):
+            write_table(table, format_, output)
+
+
+def test_the_verb_writes_it(mixed: Journal, tmp_path: Path) -> None:
+    folder = mixed_sweep().write(tmp_path).parent
+    told = CliRunner().invoke(app, ["table", str(folder), "--format", "csv", "-w", "outcome=collapsed"])
+    assert told.exit_code == 0 and len(told.stdout.splitlines()) == 2
+    told = CliRunner().invoke(app, ["table", str(folder), "-o", str(tmp_path / "it.md")])
+    assert told.exit_code == 0 and (tmp_path / "it.md").read_text().count("\n") == 2 + len(rows(mixed))

@@ -72,6 +72,6 @@ def diff(
 
 
 def _parts(name: str) -> tuple[str, str]:
-    """`lithology:7` as sweep and trial; a URL's own colon stays with the sweep."""
+    """`lithology:7` as sweep and trial; colons inside a URL stay with the sweep."""
     sweep, colon, trial = name.rpartition(":")
-    return (sweep, trial) if colon and not trial.startswith("//") else (name, "")
+    return (sweep, trial) if colon and not {*"/@"} & {*trial} else (name, "")

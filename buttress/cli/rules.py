@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from buttress.cli.options import Json, StepsPerEpoch
-from buttress.cli.output import console, print_json
+from buttress.cli.output import console, print_json, say
 
 
 def replay(
@@ -53,9 +53,9 @@ def calibrate(
     from buttress.analysis.calibration import write_rules
 
     limits = {"false_kill": false_kill, "delay": delay}
-    made = api.calibrate(curves, rules or family, **limits, steps_per_epoch=steps_per_epoch, on_round=typer.echo)
+    made = api.calibrate(curves, rules or family, **limits, steps_per_epoch=steps_per_epoch, on_round=say)
     given = {"family": family, "rules": rules, "steps-per-epoch": steps_per_epoch, **limits}
     options = [f"--{name.replace('_', '-')}={value}" for name, value in given.items() if value is not None]
-    typer.echo(write_rules(made, output, command=shlex.join(["buttress", "calibrate", curves, *options])))
+    say(write_rules(made, output, command=shlex.join(["buttress", "calibrate", curves, *options])))
     if json_:
         print_json({"rules": str(output), **made.to_dict()})

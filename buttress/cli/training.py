@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from buttress.cli.options import Json, SetConfig
-from buttress.cli.output import console, leave, print_json
+from buttress.cli.output import console, leave, print_json, say
 
 
 def train(
@@ -31,7 +31,7 @@ def train(
     except buttress.Collapsed as error:
         leave(str(error), error.exit_code)
     if result["epoch"] is not None:
-        typer.echo(f"{written(result)}; best valid epoch {result['epoch']}")
+        say(f"{written(result)}; best valid epoch {result['epoch']}")
     if json_:
         print_json(result)  # the last line, as everywhere
     if result["epoch"] is None:
@@ -45,6 +45,7 @@ def data_check(
 ) -> None:
     """Read data as the trainer would, and say what is in it."""
     from rich.table import Table
+    from rich.text import Text
 
     from buttress import api
 
@@ -52,5 +53,5 @@ def data_check(
     table.add_column(style="bold")
     table.add_column(overflow="fold")
     for name, text in api.check_data(family, path, set=set_):
-        table.add_row(name, text)
+        table.add_row(Text(name), Text(text))
     console().print(table)

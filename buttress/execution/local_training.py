@@ -19,7 +19,7 @@ from pydantic import ValidationError
 
 from buttress import journal
 from buttress.callbacks.checkpoint_retention import CheckpointRetention, LocalTrialFiles
-from buttress.errors import BadInput, from_pydantic
+from buttress.errors import BadInput, from_pydantic, printable
 from buttress.execution.setup import family_rules
 from buttress.journal.events import Report
 from buttress.rules import RuleSet
@@ -281,7 +281,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             result = _train(given.config, trainable, config, folder, given.resume, given.device)
     except (BadInput, Collapsed) as error:
         if _is_rank_0():
-            print(f"error: {error}", file=sys.stderr)
+            print(printable(f"error: {error}"), file=sys.stderr)
         return 2 if isinstance(error, BadInput) else error.exit_code
     except KeyboardInterrupt:
         return 130

@@ -130,6 +130,6 @@ def test_a_trainer_that_reads_its_checkpoint_itself_is_given_no_damaged_one(tmp_
     trainer.read, data = False, path.read_bytes()
     at = data.index(torch.arange(64.0).numpy().tobytes())
     path.write_bytes(data[: at + 33] + bytes([data[at + 33] ^ 8]) + data[at + 34 :])
-    with pytest.raises(BadInput, match="the checksum of .* does not match"):
+    with pytest.raises(BadInput, match=r"the checksum of .* does not match"):
         train(Section(), trainer, tmp_path / "damaged", resume=path)
     assert not trainer.read

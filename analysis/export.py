@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import shutil
 import tempfile
 import textwrap
+import zlib
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from functools import partial
@@ -23,7 +25,7 @@ from buttress.journal.mirror import origin
 from buttress.storage import unreachable
 from buttress.wording import listing, number
 
-#: Beginning of every exported file; a file that begins so may be written over.
+#: Beginning of every exported file.
 MARK = "# Exported by Buttress"
 
 
@@ -56,8 +58,8 @@ def export(journal: Journal, trial: str | None = None, *, force: bool = False) -
     text = yaml.dump(
         config_of(journal, record), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120
     )
-    comments = [MARK, *(f"# {line}" for line in provenance(journal, record))]
-    return "\n".join(comments) + "\n\n" + text
+    comments = "".join(f"# {line}\n" for line in provenance(journal, record))
+    return signed(f"{MARK}\n", f"{comments}\n{text}")
 
 
 def export_files(
@@ -178,10 +180,10 @@ def write_export(text: str, target: str | os.PathLike[str], *, force: bool = Fal
         force: Replace any other file, too.
 
     Raises:
-        BadInput: The file exists and is not an earlier export, or cannot be written.
+        BadInput: The file exists and is not an earlier export as it was written, or cannot be written.
     """
     path = Path(target)
-    _replaceable(path, force, lambda: path.read_bytes().startswith(MARK.encode()))
+    check_replaceable(path, force)
     return _write_draft(path, lambda draft: draft.write_text(text, encoding="utf-8"))
 
 
@@ -255,19 +257,38 @@ def export_weights(
         BadInput: `target` exists, or cannot be written.
     """
     path = Path(target)
-    _replaceable(path, force, lambda: False)
+    check_replaceable(path, force, edited="this file exists")
     if load is None or save is None:
         return _write_draft(path, lambda draft: shutil.copyfile(source, draft))
     content = load(source)
     return _write_draft(path, lambda draft: save(content, draft))
 
 
-def _replaceable(path: Path, force: bool, ours: Callable[[], bool]) -> None:
+def signed(head: str, rest: str) -> str:
+    """The text of a file that Buttress may write over later: after `head`, a comment line, the checksum of both."""
+    crc = zlib.crc32((head + rest).encode())
+    return f"{head}# checksum {crc:08x}: once edited, this file is not written over without --force\n{rest}"
+
+
+def is_unedited(content: bytes) -> bool:
+    """Whether a file holds what `signed` gave, and nothing else."""
+    found = re.match(rb"(#[^\n]*\n)# checksum ([0-9a-f]{8}):[^\n]*\n", content)
+    return found is not None and zlib.crc32(found[1] + content[found.end() :]) == int(found[2], 16)
+
+
+def check_replaceable(path: Path, force: bool, *, edited: str | None = None) -> None:
+    """Raises `BadInput` where `path` is a folder, or, without `force`, a file that is not as `signed` wrote it.
+
+    Args:
+        path: The file that is to be written.
+        force: Any file may be replaced.
+        edited: What is wrong with any file there; None: a signed one may be replaced.
+    """
     if path.is_dir():
         raise BadInput("this is a folder", where=path, key="-o", accepted="the name of a file")
     try:
-        if path.exists() and not force and not ours():
-            problem = "this file exists and is not an earlier export"
+        if path.exists() and not force and (edited or not is_unedited(path.read_bytes())):
+            problem = edited or "this file exists, and is not, or no longer, as Buttress wrote it"
             raise BadInput(problem, where=path, key="-o", accepted="another name, or --force to write over it")
     except OSError as error:
         raise _unwritable(path, error) from error

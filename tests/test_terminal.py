@@ -50,7 +50,8 @@ def hostile_sweep() -> SyntheticSweep:
         ("table", "toy", f"--{HOSTILE}"),
         ("run", "spec.yaml", "--set", f"{HOSTILE}=1"), ("resume", HOSTILE), ("train", HOSTILE), ("init", HOSTILE),
         ("plot", "toy", HOSTILE), ("replay", HOSTILE, "-f", "lithology"), ("cluster", "check", HOSTILE),
-        pytest.param(("report", "toy"), marks=pytest.mark.long), ("plot", "toy", "slices", "-o", "x.svg"), ("data", "check", HOSTILE, HOSTILE),
+        pytest.param(("report", "toy"), marks=pytest.mark.long), ("plot", "toy", "slices", "-o", "x.svg"),
+        ("data", "check", HOSTILE, HOSTILE),
     ],
     ids=lambda given: "-".join(map(printable, given)),
 )  # fmt: skip
@@ -99,7 +100,7 @@ def test_a_sentence_is_one_line_without_control_characters() -> None:
 
 @pytest.mark.parametrize(
     ("name", "given"),
-    [*(("COLUMNS", given) for given in ("", "0", "text", "-5", "²", "9" * 30)), ("LINES", "0"), ("TERMINAL_WIDTH", "x")],
+    [*[("COLUMNS", each) for each in ("", "0", "text", "-5", "²", "9" * 30)], ("LINES", "0"), ("TERMINAL_WIDTH", "x")],
 )
 def test_a_width_that_is_none_is_left_out(
     here: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, name: str, given: str  # noqa: F811

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from buttress.cli.options import Sweep
+from buttress.cli.options import Sweep, named
 from buttress.cli.output import say
 from buttress.cli.results import load
 
@@ -25,6 +25,7 @@ def plot(
         typer.Option(
             "--output",
             "-o",
+            callback=named,
             help="A .svg, .png or .pdf file; slices and parallel also as .html, to brush. Default: SWEEP-NAME.png.",
         ),
     ] = None,
@@ -46,7 +47,9 @@ def plot(
 def report(
     sweep: Sweep,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="The .html file. Default: report.html in the sweep's folder.")
+        Path | None,
+        typer.Option("--output", "-o", callback=named,
+                     help="The .html file. Default: report.html in the sweep's folder."),
     ] = None,
     open_: Annotated[bool, typer.Option("--open", help="Show it in a browser.")] = False,
 ) -> None:

@@ -10,6 +10,7 @@ import typer
 
 from buttress.cli.options import Json, Sweep
 from buttress.cli.output import console, leave, print_json, say
+from buttress.errors import BadInput
 
 if TYPE_CHECKING:
     from buttress.analysis import results
@@ -69,7 +70,9 @@ def why(
 
 def export(
     sweep: Sweep,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Where to write the config.")] = Path("best.yaml"),
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Where to write the config; `-`: standard output.")
+    ] = Path("best.yaml"),
     trial: Annotated[str | None, typer.Option("--trial", help="This trial instead of the best one.")] = None,
     weights: Annotated[
         bool, typer.Option("--weights", help="Also copy the best epoch's weights, beside the config.")
@@ -88,6 +91,7 @@ def export(
 ) -> None:
     """Write the best trial's config, ready for `buttress train` or for the original trainer."""
     from buttress.analysis.export import NothingHealthy
+    from buttress.analysis.export import export as export_text
 
     if optuna is not None:
         from buttress.search.optuna_export import export_study
@@ -100,6 +104,11 @@ def export(
         note = f"note: the journal of {found.name} does not end with the sweep's end{cut}"
         say(f"{note}: this is the best of what it holds", error=True)
     try:
+        if str(output) == "-":
+            if weights:
+                raise BadInput("weights are not written to standard output", key="-o", accepted="the name of a file")
+            say(export_text(found.journal, trial, force=force).rstrip("\n"))
+            return
         for path in found.export(output, trial=trial, weights=weights, force=force):
             say(f"wrote {path}")
     except NothingHealthy as error:

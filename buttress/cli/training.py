@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from buttress.cli.options import Json, SetConfig
+from buttress.cli.options import Json, SetConfig, named
 from buttress.cli.output import console, leave, print_json, say
 
 
@@ -16,7 +16,8 @@ def train(
         Path, typer.Argument(metavar="CONFIG", help="A config, such as one written by `buttress export`.")
     ],
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="The folder to write to; default: runs/train-TIME.")
+        Path | None,
+        typer.Option("--out", "-o", callback=named, help="The folder to write to; default: runs/train-TIME.")
     ] = None,
     set_: SetConfig = None,
     json_: Json = False,

@@ -296,9 +296,7 @@ def _rules(path: Path, config: Any) -> RuleSet:
 
 def _write_model(folder: Path, trainable: Trainable[Any], evaluation: TrialEvaluator) -> str:
     """Replaces `model.pt` by the model of the best valid epoch; where there is none to write, returns why."""
-    import torch
-
-    from buttress.training.checkpoints import weights_of
+    from buttress.training.checkpoints import save_weights, weights_of
 
     path, best = folder / "model.pt", evaluation.best
     path.unlink(missing_ok=True)
@@ -309,8 +307,8 @@ def _write_model(folder: Path, trainable: Trainable[Any], evaluation: TrialEvalu
         which = "the trainer reported no checkpoint" if none else f"there is no checkpoint of epoch {best.epoch}"
         return f"no model.pt: {which} (report(..., checkpoint=...))"
     try:
-        torch.save(weights_of(trainable, folder / best.checkpoint), path)
-    except BadInput as error:  # a trainer of the user's own may keep something else in its checkpoints
+        save_weights(weights_of(trainable, folder / best.checkpoint), path)
+    except (BadInput, OSError) as error:  # a trainer of the user's own may keep something else in its checkpoints
         return f"no model.pt: {error}"
     return ""
 

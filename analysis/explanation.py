@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -95,7 +96,10 @@ def stop_reason(journal: Journal, record: TrialRecord) -> str:
         return text[:1].upper() + text[1:]
     if done.outcome == "pruned":
         stops = [rung for rung in record.rungs if rung.decision == "stop"]
-        return f"At {_age(stops[-1])} {_rung(stops[-1], journal)}" if stops else (done.message or "Stopped by a rung")
+        if stops and (stops[-1].value is not None or not done.message):
+            return f"At {_age(stops[-1])} {_rung(stops[-1], journal)}"
+        text = done.message or "Stopped by a rung"
+        return text[:1].upper() + text[1:]
     if done.outcome == "failed":
         lines = [line.strip() for line in (done.error or "").splitlines() if line.strip()]
         return lines[-1] if lines else done.message or done.kind or "It ended without a valid epoch"
@@ -234,6 +238,10 @@ def _best(journal: Journal, record: TrialRecord) -> list[str]:
     for objective in journal.objectives:
         value = found.metrics.get(objective.metric)
         lines.append(f"{objective.metric} = {number(value, 5)} ({objective.direction})")
+    first = journal.objectives[0].metric
+    ends = [report for report in record.reports if first in report.metrics]
+    if missing := sum((value := report.metrics[first]) is None or not math.isfinite(value) for report in ends):
+        lines.append(f"{missing} of {plural(len(ends), 'epoch')} had no finite {first} and cannot be the best")
     if record.finished and record.state != "completed":
         lines.append("it cannot be chosen: only a completed trial can be best")
     return lines
@@ -294,7 +302,7 @@ def _rung(rung: RungDecision, journal: Journal) -> str:
     if rung.cutoff is None:
         return f"went on with {number(rung.value, 4)}: no cut-off yet among {others}"
     if rung.value is None:
-        return f"it had no valid {first.metric}; the cut-off of {others} was {number(rung.cutoff, 4)}"
+        return f"it had no valid epoch; the cut-off of {others} was {number(rung.cutoff, 4)}"
     verb = "worse than" if rung.decision == "stop" else "no worse than"
     return f"{first.metric} {number(rung.value, 4)} was {verb} the cut-off {number(rung.cutoff, 4)} of {others}"
 

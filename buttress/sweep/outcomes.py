@@ -38,10 +38,13 @@ def out_of_time(trial: ActiveTrial, minutes: float) -> Outcome:
 
 def pruned(trial: ActiveTrial, rung: RungDecision) -> Outcome:
     """The rung's decision was to stop the trial."""
-    value = "no valid value" if rung.value is None else f"{rung.value:.4g}"
     cutoff = "none" if rung.cutoff is None else f"{rung.cutoff:.4g}"
     peers = plural(rung.peers, "trial")
-    why = f"at full-beta age {rung.age}, {value} was worse than the cut-off {cutoff} of {peers}"
+    if rung.value is None:
+        invalid = trial.evaluation.why_none_is_valid()
+        why = f"at full-beta age {rung.age}, no epoch was valid ({invalid}); the cut-off of {peers} was {cutoff}"
+    else:
+        why = f"at full-beta age {rung.age}, {rung.value:.4g} was worse than the cut-off {cutoff} of {peers}"
     return outcome(trial, "pruned", kind=f"rung {rung.age}", message=why)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -243,6 +244,10 @@ def _best(journal: Journal, record: TrialRecord) -> list[str]:
     for objective in journal.objectives:
         value = found.metrics.get(objective.metric)
         lines.append(f"{objective.metric} = {number(value, 5)} ({objective.direction})")
+    first = journal.objectives[0].metric
+    ends = [report for report in record.reports if first in report.metrics]
+    if missing := sum((value := report.metrics[first]) is None or not math.isfinite(value) for report in ends):
+        lines.append(f"{missing} of {plural(len(ends), 'epoch')} had no finite {first} and cannot be the best")
     if record.finished and record.state != "completed":
         lines.append("it cannot be chosen: only a completed trial can be best")
     return lines

@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 
 from buttress.analysis.explanation import stop_reason
-from buttress.analysis.selection import best_epoch, best_trial, healthy_trials, pareto_front
+from buttress.analysis.selection import best_epoch, best_trial, healthy_trials, pareto_front, tied_trials
 from buttress.errors import BadInput
 from buttress.journal import Journal, TrialRecord
 from buttress.journal.mirror import origin
@@ -154,6 +154,8 @@ def provenance(journal: Journal, record: TrialRecord) -> list[str]:
     if found is not None:
         values = [f"{name} = {_exact(found.metrics.get(name))} ({way})" for name, way in _objectives(journal)]
         lines.append(f"best valid epoch {found.epoch} (step {number(found.step)}): {', '.join(values)}")
+    if tied := [f"trial {each.id}" for each in tied_trials(journal, record) if record.state == "completed"]:
+        lines.append(f"{listing(tied)} {'has' if len(tied) == 1 else 'have'} the same value")
     if done is not None and done.margin is not None:
         lines.append(f"margin to collapse {done.margin:+.3f} decades (negative: healthy)")
     if record.warnings:
@@ -354,7 +356,7 @@ def _alternatives(journal: Journal) -> str:
 
 
 def _exact(value: Any) -> str:
-    return "none" if value is None else repr(value) if isinstance(value, float) else str(value)
+    return "none" if value is None else repr(value) if isinstance(value, float) else str(value) or "''"
 
 
 def _source(journal: Journal) -> str:

@@ -15,7 +15,7 @@ from buttress.analysis.collapse_regions import breaker_sentence, collapse_senten
 from buttress.analysis.explanation import Explanation, stop_reason
 from buttress.analysis.header_rules import rule_coverage
 from buttress.analysis.replay import summary_lines
-from buttress.analysis.selection import best_trial, healthy_trials, objective_value, pareto_front
+from buttress.analysis.selection import best_trial, healthy_trials, objective_value, pareto_front, tied_trials
 from buttress.analysis.table import (
     Row,
     epoch_budget,
@@ -27,7 +27,7 @@ from buttress.analysis.table import (
     sort_rows,
 )
 from buttress.journal import Journal, owner
-from buttress.wording import clock, duration, number, percent, plural
+from buttress.wording import abbreviated, clock, duration, number, percent, plural
 
 STYLE = {
     "completed": "green", "running": "cyan", "waiting": "dim cyan", "paused": "dim cyan",
@@ -139,6 +139,8 @@ def render_summary(journal: Journal) -> Text:
     if winner is not None:
         value = number(objective_value(winner, journal.objectives), 4)
         text.append(f"\nbest: trial {winner.id} with {first.metric} {value}", style="bold")
+        if tied := [each.id for each in tied_trials(journal, winner)]:
+            text.append(f"; {abbreviated(tied, 5)} {'has' if len(tied) == 1 else 'have'} the same value")
     else:
         text.append("\nno healthy trial", style="bold red")
     run, budget = epochs_of_sweep(journal)

@@ -156,6 +156,11 @@ def filter_rows(table: Sequence[Row], conditions: Iterable[str]) -> list[Row]:
         if key == "outcome" and (unknown := {each.strip() for each in wanted.split(",")} - {*OUTCOME_ORDER, "null"}):
             accepted = ", ".join(OUTCOME_ORDER)
             raise BadInput("no such outcome", where="--where", value=min(unknown), accepted=accepted)
+        if key == "trial":  # 0 and 0000 are one trial, and 9 is below 10
+            wanted = ",".join(_trial_number(each.strip()) for each in wanted.split(","))
+            numbers = {row[key]: int(row[key]) if row[key].isdecimal() else row[key] for row in chosen}
+            chosen = [row for row in chosen if _meets(numbers[row[key]], sign, wanted, condition)]
+            continue
         chosen = [row for row in chosen if _meets(row[key], sign, wanted, condition)]
     return chosen
 
@@ -214,6 +219,12 @@ def _natural(row: Row, ranks: Mapping[str, int]) -> tuple[int, float, str]:
     return place, -(row["margin"] or 0.0), row["trial"]
 
 
+def _trial_number(name: str) -> str:
+    """`7` of `7`, `0007` or `<sweep id>-0007`; anything else as it is."""
+    found = re.fullmatch(r"(?:.*-)?([0-9]{1,9})", name)
+    return str(int(found[1])) if found else name
+
+
 def _meets(value: Any, sign: str, wanted: str, condition: str) -> bool:
     compare = _COMPARE[sign]
     if wanted == "null" or value is None:
@@ -235,7 +246,7 @@ def _equal(value: Any, wanted: str) -> bool:
     number = _number(wanted)
     if isinstance(value, (int, float)) and not isinstance(value, bool) and number is not None:
         return value == number
-    return _text(value) == wanted or (isinstance(value, str) and value.isdigit() and value.lstrip("0") == wanted)
+    return _text(value) == wanted
 
 
 def _number(text: str) -> float | None:

@@ -265,7 +265,7 @@ def calibrate(
 @user_faults()
 def train(
     config: str | os.PathLike[str] | Mapping[str, Any], out: str | os.PathLike[str] | None = None,
-    *, set: Overrides = None,
+    *, set: Overrides = None, wandb: bool | Mapping[str, Any] = False,
 ) -> dict[str, Any]:
     """Trains one config to its end under its family's rules, as a sweep would.
 
@@ -273,6 +273,8 @@ def train(
         config: A config file, such as `export` writes, or the config itself (`sweep.best.config`).
         out: The folder for `model.pt`, `history.json` and checkpoints; by default `runs/train-<time>`.
         set: Changes to the config by key path, such as `{"train.epochs": 5}`.
+        wandb: Write a W&B run, too: online where there is a key and $WANDB_MODE says nothing else. A mapping may hold
+            `project` (default: the trainable's name), `entity`, `run_id`, `name`, `tags` and `mode`.
 
     Returns:
         `metrics`, `epoch`, `seconds` and `folder` of the best valid epoch.
@@ -289,7 +291,8 @@ def train(
     folder = Path(out) if out is not None else Path("runs") / time.strftime("train-%Y%m%d-%H%M%S")
     if isinstance(config, Mapping):
         config = _written(config, folder)
-    return train_config(Path(config), folder, _overrides(set))
+    options = dict(wandb) if isinstance(wandb, Mapping) else {} if wandb else None
+    return train_config(Path(config), folder, _overrides(set), wandb=options)
 
 
 @user_faults()

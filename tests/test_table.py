@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 
 from buttress import journal as journals
 from buttress.analysis.explanation import explain, stop_reason
+from buttress.analysis.export import export
 from buttress.analysis.render import render_explanation, render_status, render_sweep
 from buttress.analysis.selection import best_epoch, best_json, best_report, best_trial, healthy_trials, pareto_front
 from buttress.analysis.table import FIXED_COLUMNS, data_frame, filter_rows, rows, sort_rows, write_table
@@ -216,6 +217,11 @@ def test_the_frame_holds_the_rows_with_numbers_as_numbers(mixed: Journal) -> Non
         (["warnings=weak_code"], "1"),
         (["trial=0002"], "2"),
         (["trial=2"], "2"),
+        (["trial=0"], "0"),
+        (["trial=0,00,3"], "03"),
+        (["trial!=0", "trial<3"], "12"),
+        (["trial>=0004"], "456"),
+        (["trial=toy-ab12cd-0001"], "1"),
         (["margin>1000"], ""),
     ],
 )
@@ -351,6 +357,29 @@ def test_why_tells_the_other_outcomes_too(mixed: Journal) -> None:
     assert 'File "train.py", line 3, in train' in str(explain(mixed, "5"))
     assert stop_reason(mixed, mixed.trials["0005"]) == "RuntimeError: out of memory"
     assert explain(mixed, "6").headline == "Trial 0006 of toy-ab12cd is waiting: 1 of 10 epochs (step 50)."
+
+
+def ties_and_gaps() -> SyntheticSweep:
+    book = SyntheticSweep(search=("loss.kind",))
+    book.completed("0000", {"loss.kind": ""}, ari=[0.1, 0.4])
+    book.completed("0001", {"loss.kind": "x"}, ari=[0.4, 0.3])
+    book.trial("0002", {"loss.kind": "x"})
+    for epoch, value in enumerate([float("nan"), 0.2, float("inf")], 1):
+        book.epoch("0002", epoch, {"ari": value, "latent/kl_total": 8.0}, valid=epoch == 2)
+    book.outcome("0002", "completed", epochs=3, best=Best(2, 100, {"ari": 0.2}, 2, 1, None), last={"ari": None})
+    return book
+
+
+def test_ties_epochs_without_a_value_and_empty_choices_are_said() -> None:
+    book = ties_and_gaps().journal()
+    shown = text_of(render_sweep(book))
+    assert "best: trial 0000 with ari 0.4; 0001 has the same value" in shown
+    assert re.search(r"^0000 .*  ''  ", shown, re.M)
+    exported = export(book).replace("\n#    ", "")
+    assert "searched: loss.kind=''" in exported and "trial 0001 has the same value" in exported
+    why = str(explain(book, "2"))
+    assert "2 of 3 epochs had no finite ari and cannot be the best" in why
+    assert "loss.kind  ''" in str(explain(book, "0")) and "no finite" not in str(explain(book, "0"))
 
 
 def test_why_tells_losses_and_attempts() -> None:

@@ -24,9 +24,11 @@ from journals import mixed_sweep
 from matplotlib.image import imsave
 from rich.console import Console
 
+import buttress
 from buttress.callbacks.base import CallbackList
 from buttress.callbacks.progress import Progress, ProgressHeader
 from buttress.callbacks.wandb import MAX_FAILURES, WandbRuns, has_key, summary
+from buttress.errors import BadInput
 from buttress.training.trainable import Metric
 
 COMPLETED = {
@@ -435,3 +437,46 @@ def test_the_sweep_has_a_run_of_its_own_with_counts_table_report_and_pictures(tm
     (trial,) = folder.glob("wandb/offline-run-*-toy-ab12cd-0001")
     names = [path.name for path in trial.glob("files/media/images/*.png")]
     assert names and all(name.startswith("samples_") for name in names)
+
+
+def test_one_training_writes_a_run_and_trains_as_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from test_cli import call
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    (tmp_path / "mine.yaml").write_text(
+        'train: {epochs: 2}\nbuttress: {trainable: "toy:Toy", objective: val/recon, seed: 9}\n'
+    )
+    options = ["--wandb-project", "mine", "--wandb-run-id", "abc", "--wandb-run-name", "first", "--wandb-tags", "a, b"]
+    metrics = []
+    for out, more in (("plain", []), ("logged", options)):
+        code, said, err = call(capfd, "train", "mine.yaml", "--json", "--out", out, *more)
+        assert code == 0, said + err
+        metrics += [json.loads(said.splitlines()[-1])["metrics"]]
+    assert metrics[0] == metrics[1] and not (tmp_path / "plain" / "wandb").exists()
+    assert "1 W&B run offline: wandb sync logged/wandb/offline-run-*" in said
+    (file,) = (tmp_path / "logged").glob("wandb/offline-run-*-abc/*.wandb")
+    told: dict[str, Any] = {}
+    rows = []
+    for record in records(file):
+        match record.WhichOneof("record_type"):
+            case "run":
+                run = record.run
+            case "history":
+                rows += [{"/".join(item.nested_key) or item.key for item in record.history.item}]
+            case "summary":
+                told |= {"/".join(e.nested_key) or e.key: json.loads(e.value_json) for e in record.summary.update}
+    assert (run.project, run.display_name, run.run_group) == ("mine", "first", "")
+    assert {*run.tags} == {"a", "b", "completed"} and {e.key for e in run.config.update} >= {"train", "buttress"}
+    assert any("val/recon" in row for row in rows)
+    assert told["best/val/recon"] == metrics[0]["val/recon"] and told["outcome"] == "completed"
+
+
+def test_a_misspelt_option_of_a_trainings_run_is_refused(tmp_path: Path) -> None:
+    config = {"train": {"epochs": 1}, "buttress": {"trainable": "toy:Toy", "objective": "val/recon"}}
+    with pytest.raises(BadInput, match=r"wandb.projekt: unknown option; accepted: project, entity"):
+        buttress.train(config, tmp_path / "out", wandb={"projekt": "x"})
+    with pytest.raises(BadInput, match=r"wandb.mode: no such mode \(got 'on'\); accepted: online, offline, disabled"):
+        buttress.train(config, tmp_path / "out", wandb={"mode": "on"})

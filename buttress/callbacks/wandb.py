@@ -12,6 +12,7 @@ import math
 import netrc
 import os
 import queue
+import secrets
 import shlex
 import threading
 from collections import Counter
@@ -83,7 +84,8 @@ class WandbRuns(Callback):
         for the module wandb, in tests.
         """
         self.sweep, self.folder, self.mode = sweep, folder, mode
-        self._project, self._entity, self._group = project or "buttress", entity, group or sweep
+        self._project, self._entity = project or "buttress", entity
+        self._group: str | None = group or sweep
         self._tags = tuple(tags)
         self._aliases = {name: m.original_name for name, m in (metrics or {}).items() if m.original_name}
         self._client = client
@@ -201,9 +203,16 @@ class WandbRuns(Callback):
         if self._objective is not None and self._sweep_run is None:
             run = self._open(self.sweep, self.sweep, {"objective": self._objective[0]}, "sweep")
             self._sweep_run = SweepRun(self._wandb(), run, self.folder, self._objective, self._earlier)
-        run = self._open(f"{self.sweep}-{trial}", trial, {**config, "params": params}, "trial")
+        run = self._open(*self._name(trial), {**config, "params": params} if params else config, "trial")
         self._last_step[trial] = max(self._last_step.get(trial, 0), int(getattr(run, "step", 0) or 0))
         self._runs[trial] = run
+
+    def _name(self, trial: str) -> tuple[str, str]:
+        """Id and name of a trial's run."""
+        return f"{self.sweep}-{trial}", trial
+
+    def _trial_folder(self, trial: str) -> Path:
+        return self.folder / "trials" / trial
 
     def _open(self, run_id: str, name: str, config: dict[str, Any], job_type: str) -> Any:
         """A run of this mode, or an offline one where there is no key or no server."""
@@ -270,8 +279,7 @@ class WandbRuns(Callback):
             finite = [value for value in values if value is not None and math.isfinite(value)]
             if finite:
                 row[name] = self._wandb().Histogram(finite, num_bins=min(64, max(8, len(finite))))
-        trial_folder = self.folder / "trials" / trial
-        for key, path in pictures(trial_folder, reported.get("media") or {}, self._pictures[trial]):
+        for key, path in pictures(self._trial_folder(trial), reported.get("media") or {}, self._pictures[trial]):
             row[key] = self._wandb().Image(str(path))
             self._pictures[trial] += 1
         run.log(row, step=reported["step"])
@@ -295,6 +303,28 @@ class WandbRuns(Callback):
 
             self._client = wandb
         return self._client
+
+
+class WandbTraining(WandbRuns):
+    """The W&B run of one config that is trained outside a sweep; its one trial has the name "".
+
+    Args:
+        folder: The training's folder.
+        run_id: Of the run; a run of this id is gone on with. Default: the folder's name and six random characters.
+        name: Of the run. Default: the folder's name.
+        options: As those of `WandbRuns`.
+    """
+
+    def __init__(self, folder: Path, *, run_id: str | None = None, name: str | None = None, **options: Any) -> None:
+        super().__init__(name or folder.name, folder, **options)
+        self._group = None
+        self._id = run_id or f"{folder.name}-{secrets.token_hex(3)}"
+
+    def _name(self, trial: str) -> tuple[str, str]:
+        return self._id, self.sweep
+
+    def _trial_folder(self, trial: str) -> Path:
+        return self.folder
 
 
 def summary(outcome: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,9 +7,10 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal, NamedTuple
 
-from buttress.analysis.header_rules import kill_rules, signs_of
+from buttress.analysis.header_rules import kill_rules, rule_coverage, rule_set
 from buttress.analysis.selection import best_trial, healthy_trials, objective_value
 from buttress.journal import Journal
+from buttress.rules.coverage import unwatched_rules
 from buttress.spec.parameters import choice_key
 from buttress.wording import listing, number, plural
 
@@ -117,13 +118,14 @@ def thin_corners(journal: Journal) -> list[str]:
 
 def silent_rules(journal: Journal) -> tuple[list[str], list[str]]:
     """Kill rules that held in no trial, and of them those whose metrics no trial has reported."""
-    kills = kill_rules(journal)
     spoken = {record.outcome.rule for record in journal.trials.values() if record.outcome}
     spoken |= {record.audit.rule for record in journal.trials.values() if record.audit}
-    silent = [name for name in kills if name not in spoken]
-    seen = {name for record in journal.trials.values() for report in record.reports for name in report.metrics}
-    deaf = [name for name in silent if seen and not any(sign["metric"] in seen for sign in signs_of(kills[name]))]
-    return [name for name in silent if name not in deaf], deaf
+    silent = [name for name in kill_rules(journal) if name not in spoken]
+    seen = {name for record in journal.trials.values() for report in record.reports
+            for name in (*report.metrics, *report.nonfinite)}  # fmt: skip
+    rules = rule_set(journal)
+    unwatched = unwatched_rules(rules, seen) if rules is not None and seen else {}
+    return [name for name in silent if name not in unwatched], [name for name in silent if name in unwatched]
 
 
 def advice(journal: Journal) -> list[str]:
@@ -135,10 +137,8 @@ def advice(journal: Journal) -> list[str]:
     if corners := thin_corners(journal):
         more = f" and {len(corners) - 4} more" if len(corners) > 4 else ""
         said.append(f"hardly tried: {', '.join(corners[:4])}{more}")
-    silent, deaf = silent_rules(journal)
-    if deaf:
-        verb = "looks" if len(deaf) == 1 else "look"
-        said.append(f"{listing(deaf)} {verb} at metrics that no trial has reported: nothing was watched by them")
+    silent, _ = silent_rules(journal)
+    said += rule_coverage(journal)
     if silent:
         said.append(f"{listing(silent)} held in no trial")
     return said

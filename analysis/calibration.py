@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from buttress.analysis.curves import Curve
+from buttress.analysis.export import check_replaceable, signed
 from buttress.analysis.replay import Score, replay, score
 from buttress.errors import BadInput
 from buttress.rules.schema import DIVERGED, Observation, PerDim, Relative, Rule, RuleSet
@@ -292,20 +293,22 @@ def _all_numbers(rule: Rule) -> dict[str, Any]:
     return numbers
 
 
-def write_rules(found: Calibration, path: Path, *, command: str) -> str:
+def write_rules(found: Calibration, path: Path, *, command: str, force: bool = False) -> str:
     """Writes the proposed rules as a rules file.
 
     Args:
         found: The calibration.
         path: The file.
         command: The command line that makes it again, for its head.
+        force: Write over a file that is not, or no longer, as an earlier calibration wrote it.
 
     Returns:
         The comments at its head: the command, the scores and the changed numbers.
 
     Raises:
-        BadInput: The file cannot be written.
+        BadInput: The file cannot be written, or written over.
     """
+    check_replaceable(path, force)
     head = [
         f"Proposed by `{command}`.",
         "On the curves they were tuned on (expect less on new ones), and of the rules they came from:",
@@ -316,8 +319,9 @@ def write_rules(found: Calibration, path: Path, *, command: str) -> str:
     for name, numbers in found.changed.items():
         head += [f"  {name}: {key} {old} -> {new}" for key, (old, new) in numbers.items()]
     tree = yaml.safe_dump(found.rules.to_dict(), sort_keys=False, allow_unicode=True, width=110)
+    rest = "".join(f"# {line}\n" for line in head[1:]) + "\n" + tree
     try:
-        path.write_text("".join(f"# {line}\n" for line in head) + "\n" + tree, encoding="utf-8")
+        path.write_text(signed(f"# {head[0]}\n", rest), encoding="utf-8")
     except OSError as error:
         raise BadInput(f"cannot be written ({error.strerror})", where=path, key="--output") from None
     return "\n".join(head)

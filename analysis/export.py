@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import shutil
 import tempfile
 import textwrap
+import zlib
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from functools import partial
@@ -16,14 +18,14 @@ from typing import Any
 import yaml
 
 from buttress.analysis.explanation import stop_reason
-from buttress.analysis.selection import best_epoch, best_trial, healthy_trials, pareto_front
+from buttress.analysis.selection import best_epoch, best_trial, healthy_trials, pareto_front, tied_trials
 from buttress.errors import BadInput
 from buttress.journal import Journal, TrialRecord
 from buttress.journal.mirror import origin
 from buttress.storage import unreachable
 from buttress.wording import listing, number
 
-#: Beginning of every exported file; a file that begins so may be written over.
+#: Beginning of every exported file.
 MARK = "# Exported by Buttress"
 
 
@@ -56,8 +58,8 @@ def export(journal: Journal, trial: str | None = None, *, force: bool = False) -
     text = yaml.dump(
         config_of(journal, record), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120
     )
-    comments = [MARK, *(f"# {line}" for line in provenance(journal, record))]
-    return "\n".join(comments) + "\n\n" + text
+    comments = "".join(f"# {line}\n" for line in provenance(journal, record))
+    return signed(f"{MARK}\n", f"{comments}\n{text}")
 
 
 def export_files(
@@ -152,6 +154,8 @@ def provenance(journal: Journal, record: TrialRecord) -> list[str]:
     if found is not None:
         values = [f"{name} = {_exact(found.metrics.get(name))} ({way})" for name, way in _objectives(journal)]
         lines.append(f"best valid epoch {found.epoch} (step {number(found.step)}): {', '.join(values)}")
+    if tied := [f"trial {each.id}" for each in tied_trials(journal, record) if record.state == "completed"]:
+        lines.append(f"{listing(tied)} {'has' if len(tied) == 1 else 'have'} the same value")
     if done is not None and done.margin is not None:
         lines.append(f"margin to collapse {done.margin:+.3f} decades (negative: healthy)")
     if record.warnings:
@@ -178,10 +182,10 @@ def write_export(text: str, target: str | os.PathLike[str], *, force: bool = Fal
         force: Replace any other file, too.
 
     Raises:
-        BadInput: The file exists and is not an earlier export, or cannot be written.
+        BadInput: The file exists and is not an earlier export as it was written, or cannot be written.
     """
     path = Path(target)
-    _replaceable(path, force, lambda: path.read_bytes().startswith(MARK.encode()))
+    check_replaceable(path, force)
     return _write_draft(path, lambda draft: draft.write_text(text, encoding="utf-8"))
 
 
@@ -255,19 +259,38 @@ def export_weights(
         BadInput: `target` exists, or cannot be written.
     """
     path = Path(target)
-    _replaceable(path, force, lambda: False)
+    check_replaceable(path, force, edited="this file exists")
     if load is None or save is None:
         return _write_draft(path, lambda draft: shutil.copyfile(source, draft))
     content = load(source)
     return _write_draft(path, lambda draft: save(content, draft))
 
 
-def _replaceable(path: Path, force: bool, ours: Callable[[], bool]) -> None:
+def signed(head: str, rest: str) -> str:
+    """The text of a file that Buttress may write over later: after `head`, a comment line, the checksum of both."""
+    crc = zlib.crc32((head + rest).encode())
+    return f"{head}# checksum {crc:08x}: once edited, this file is not written over without --force\n{rest}"
+
+
+def is_unedited(content: bytes) -> bool:
+    """Whether a file holds what `signed` gave, and nothing else."""
+    found = re.match(rb"(#[^\n]*\n)# checksum ([0-9a-f]{8}):[^\n]*\n", content)
+    return found is not None and zlib.crc32(found[1] + content[found.end() :]) == int(found[2], 16)
+
+
+def check_replaceable(path: Path, force: bool, *, edited: str | None = None) -> None:
+    """Raises `BadInput` where `path` is a folder, or, without `force`, a file that is not as `signed` wrote it.
+
+    Args:
+        path: The file that is to be written.
+        force: Any file may be replaced.
+        edited: What is wrong with any file there; None: a signed one may be replaced.
+    """
     if path.is_dir():
         raise BadInput("this is a folder", where=path, key="-o", accepted="the name of a file")
     try:
-        if path.exists() and not force and not ours():
-            problem = "this file exists and is not an earlier export"
+        if path.exists() and not force and (edited or not is_unedited(path.read_bytes())):
+            problem = edited or "this file exists, and is not, or no longer, as Buttress wrote it"
             raise BadInput(problem, where=path, key="-o", accepted="another name, or --force to write over it")
     except OSError as error:
         raise _unwritable(path, error) from error
@@ -333,7 +356,7 @@ def _alternatives(journal: Journal) -> str:
 
 
 def _exact(value: Any) -> str:
-    return "none" if value is None else repr(value) if isinstance(value, float) else str(value)
+    return "none" if value is None else repr(value) if isinstance(value, float) else str(value) or "''"
 
 
 def _source(journal: Journal) -> str:

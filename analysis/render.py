@@ -13,8 +13,9 @@ from rich.text import Text
 from buttress.analysis.audits import audit_summary
 from buttress.analysis.collapse_regions import breaker_sentence, collapse_sentence
 from buttress.analysis.explanation import Explanation, stop_reason
+from buttress.analysis.header_rules import rule_coverage
 from buttress.analysis.replay import summary_lines
-from buttress.analysis.selection import best_trial, healthy_trials, objective_value, pareto_front
+from buttress.analysis.selection import best_trial, healthy_trials, objective_value, pareto_front, tied_trials
 from buttress.analysis.table import (
     Row,
     epoch_budget,
@@ -26,7 +27,7 @@ from buttress.analysis.table import (
     sort_rows,
 )
 from buttress.journal import Journal, owner
-from buttress.wording import clock, duration, number, percent, plural
+from buttress.wording import abbreviated, clock, duration, number, percent, plural
 
 STYLE = {
     "completed": "green", "running": "cyan", "waiting": "dim cyan", "paused": "dim cyan",
@@ -126,7 +127,10 @@ def render_stop_reasons(
 
 
 def render_summary(journal: Journal) -> Text:
-    """The sweep in a few lines: trials by outcome, the best one, epochs saved, audit, ranges of collapse, time."""
+    """The sweep in a few lines: trials by outcome, the best one, epochs saved, audit, ranges of collapse, time.
+
+    Rules that could not judge what was reported are named.
+    """
     text = Text(f"{journal.header.sweep}: {plural(len(journal.trials), 'trial')}")
     for state, count in journal.counts().items():
         text.append(", ").append(f"{count} {state}", style=STYLE[state])
@@ -135,6 +139,8 @@ def render_summary(journal: Journal) -> Text:
     if winner is not None:
         value = number(objective_value(winner, journal.objectives), 4)
         text.append(f"\nbest: trial {winner.id} with {first.metric} {value}", style="bold")
+        if tied := [each.id for each in tied_trials(journal, winner)]:
+            text.append(f"; {abbreviated(tied, 5)} {'has' if len(tied) == 1 else 'have'} the same value")
     else:
         text.append("\nno healthy trial", style="bold red")
     run, budget = epochs_of_sweep(journal)
@@ -147,6 +153,8 @@ def render_summary(journal: Journal) -> Text:
         text.append(f"\n{breaker_sentence(journal.breaker)}", style="bold red")
     elif (sentence := collapse_sentence(journal)) is not None:
         text.append(f"\n{sentence}")
+    for sentence in rule_coverage(journal):
+        text.append(f"\nwarning: {sentence}", style="yellow")
     spent = _time(journal)
     return text.append(f"\n{spent}") if spent else text
 

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from buttress.analysis.curves import Curve, CurveSet
 from buttress.analysis.intervals import Share
 from buttress.errors import BadInput
-from buttress.rules.schema import Rule, RuleSet
+from buttress.rules.coverage import unwatched_rules
+from buttress.rules.schema import RuleSet
 from buttress.sweep.evaluation import TrialEvaluator
 
 #: Share of the healthy trials that are winners, the best ones by the objective.
@@ -257,7 +258,7 @@ def coverage_notes(curves: Sequence[Curve], rules: RuleSet) -> list[str]:
     """
     held = {name for curve in curves for report in curve.reports for name in (*report.metrics, *report.nonfinite)}
     active = {name: rule for name, rule in rules.rules.items() if rule.action != "off"}
-    blind = [name for name, rule in active.items() if not _sees(rule, rules.aliases, held)]
+    blind = list(unwatched_rules(rules, held))
     if blind and len(blind) == len(active):
         signs = [sign.metric for rule in active.values() for sign in rule.signs]
         needed = dict.fromkeys(name for metric in signs for name in (metric, *rules.aliases.get(metric, ())))
@@ -269,15 +270,6 @@ def coverage_notes(curves: Sequence[Curve], rules: RuleSet) -> list[str]:
         names = ", ".join(waiting)
         notes.append(f"the curves have no epochs, so these rules wait for their grace: {names}; see --steps-per-epoch")
     return notes
-
-
-def _sees(rule: Rule, aliases: Mapping[str, Sequence[str]], held: Collection[str]) -> bool:
-    """Whether enough of a rule's signs have their metric in some curve (`absent` needs none) for it to hold at all."""
-    seen = [
-        sign for sign in rule.signs
-        if sign.transform == "absent" or any(name in held for name in (sign.metric, *aliases.get(sign.metric, ())))
-    ]  # fmt: skip
-    return len(seen) >= (rule.votes or 1)
 
 
 def summary_lines(summary: Mapping[str, Any]) -> list[tuple[str, str]]:

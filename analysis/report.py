@@ -1,4 +1,4 @@
-"""Writes a sweep as one self-contained HTML page, for people who were not there."""
+"""Writes a sweep, or one trial, as a self-contained HTML page, for people who were not there."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from typing import Any, NamedTuple
 from buttress.analysis.advice import advice
 from buttress.analysis.audits import audit_summary
 from buttress.analysis.collapse_regions import breaker_sentence, collapse_sentence
-from buttress.analysis.explanation import explain, stop_reason
+from buttress.analysis.explanation import Explanation, explain, stop_reason
 from buttress.analysis.figures import FIGURES, figure
 from buttress.analysis.figures.style import look, styled
 from buttress.analysis.selection import best_epoch, healthy_trials, objective_value
 from buttress.analysis.table import epoch_budget, epochs_of_sweep, epochs_run, rows, searched_paths, sort_rows
-from buttress.errors import BadInput
+from buttress.errors import BadInput, printable
 from buttress.journal import Journal, TrialRecord
 from buttress.wording import abbreviated, duration, listing, number, percent, plural
 
@@ -25,6 +25,11 @@ from buttress.wording import abbreviated, duration, listing, number, percent, pl
 MAX_EXPLAINED = 200
 #: Seconds after which the page of a running sweep loads itself again.
 RELOAD_S = 60
+#: Pictures of one trial that a page takes in, how large each may be, and of which kinds.
+MAX_MEDIA, MAX_MEDIA_BYTES = 12, 500_000
+IMAGE_TYPES = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".svg": "image/svg+xml"}
+#: Lines of a trainer's output on its trial's page.
+MAX_OUTPUT_LINES = 200
 
 
 class Picture(NamedTuple):
@@ -45,20 +50,59 @@ def report(journal: Journal, *, running: bool = False) -> str:
     Returns:
         HTML that needs nothing beside it: styles and pictures are inside. Texts of trainers and files are escaped.
     """
-    from jinja2 import Environment, StrictUndefined
-
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string((files("buttress.analysis") / "report.html.j2").read_text(encoding="utf-8"))
-    return template.render(_content(journal, running))
+    return _render("report.html.j2", _content(journal, running))
 
 
-def write_report(journal: Journal, output: Path, *, running: bool = False) -> Path:
-    """Writes the page to a file.
+def trial_page(journal: Journal, trial: str) -> str:
+    """The page of one trial: why it ended, its curves and pictures, its config, what its trainer printed.
 
     Args:
         journal: The sweep.
+        trial: Number or id.
+
+    Returns:
+        HTML, as of `report`.
+
+    Raises:
+        BadInput: There is no such trial.
+    """
+    record = journal.trial(trial)
+    told = explain(journal, record.id)
+    names = ["trial", *(["kl"] if _has_kl(record) else []), *(["gan"] if _has_discriminator(record) else [])]
+    return _render(
+        "trial.html.j2",
+        {
+            "trial": record.id,
+            "sweep": journal.header.sweep,
+            "colour": look(record.state).colour,
+            "headline": told.headline,
+            "sections": _without_curves(told),
+            "pictures": [_picture(journal, name, record.id) for name in names],
+            "media": reported_pictures(journal, record),
+            "config": _yaml(dict(record.config)),
+            "output": _output(journal, record),
+        },
+    )
+
+
+def _render(name: str, content: dict[str, Any]) -> str:
+    from jinja2 import Environment, FunctionLoader, StrictUndefined
+
+    folder = files("buttress.analysis")
+    environment = Environment(
+        loader=FunctionLoader(lambda each: (folder / each).read_text(encoding="utf-8")),
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
+        finalize=lambda value: printable(value) if type(value) is str else value,
+    )  # fmt: skip
+    return environment.get_template(name).render(content)
+
+
+def write_page(text: str, output: Path) -> Path:
+    """Writes a page to a file.
+
+    Args:
+        text: The page.
         output: The .html file; it is replaced at once, so that a reader never sees half of it.
-        running: As in `report`.
 
     Returns:
         `output`.
@@ -66,7 +110,6 @@ def write_report(journal: Journal, output: Path, *, running: bool = False) -> Pa
     Raises:
         BadInput: The file cannot be written.
     """
-    text = report(journal, running=running)
     beside = output.with_name(f".{output.name}.part")
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -107,6 +150,7 @@ def _content(journal: Journal, running: bool) -> dict[str, Any]:
         "audit": found.sentence() if (found := audit_summary(journal)) is not None else None,
         "advice": [text[:1].upper() + text[1:] + ("" if text.endswith("?") else ".") for text in advice(journal)],
         "pictures": _pictures(journal, winner, second),
+        "media": _media(journal, winner, second),
         "rows": [_row(journal, record) for record in _ordered(journal)],
         "explained": _explained(journal),
         "spec": _yaml(header.spec),
@@ -188,11 +232,9 @@ def _deaths(journal: Journal) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def _pictures(
-    journal: Journal, winner: TrialRecord | None, second: TrialRecord | None
-) -> dict[str, list[Picture]]:
+def _pictures(journal: Journal, winner: TrialRecord | None, second: TrialRecord | None) -> dict[str, list[Picture]]:
     """Pictures by part of the page."""
-    dead = next((each for each in journal.trials.values() if each.state in ("collapsed", "diverged")), None)
+    dead = _first_dead(journal)
     parts: dict[str, list[Picture]] = {
         "best": [_picture(journal, "history")],
         "deaths": [_picture(journal, name) for name in ("collapse", "health")] if dead is not None else [],
@@ -205,9 +247,68 @@ def _pictures(
     for record, what in ((winner, "the best trial"), (second, "the runner-up"), (dead, "one that died")):
         if record is not None:
             parts["trials"].append(_picture(journal, "trial", record.id, f"{what}, {record.id}"))
-            if any("latent/kl" in report.vectors for report in record.reports):
+            if _has_kl(record):
                 parts["trials"].append(_picture(journal, "kl", record.id, f"{what}, {record.id}"))
     return parts
+
+
+def _first_dead(journal: Journal) -> TrialRecord | None:
+    return next((each for each in journal.trials.values() if each.state in ("collapsed", "diverged")), None)
+
+
+def _has_kl(record: TrialRecord) -> bool:
+    return any("latent/kl" in report.vectors for report in record.reports)
+
+
+def _has_discriminator(record: TrialRecord) -> bool:
+    return any("train/disc_loss" in report.metrics for report in record.reports)
+
+
+def _media(journal: Journal, winner: TrialRecord | None, second: TrialRecord | None) -> list[tuple[str, list[Picture]]]:
+    """What the trainer drew of the winner, the runner-up and a trial that died."""
+    of = ((winner, "the best trial"), (second, "the runner-up"), (_first_dead(journal), "a trial that died"))
+    found = [(f"{what}, {each.id},", reported_pictures(journal, each)) for each, what in of if each is not None]
+    return [(what, pictures) for what, pictures in found if pictures]
+
+
+def reported_pictures(journal: Journal, record: TrialRecord) -> list[Picture]:
+    """The pictures of a trial's best epoch, else of its last report that has some, as far as they are files here.
+
+    Args:
+        journal: The sweep.
+        record: The trial.
+
+    Returns:
+        At most `MAX_MEDIA`, none larger than `MAX_MEDIA_BYTES`.
+    """
+    best = best_epoch(record, journal.objectives)
+    having = [each for each in record.reports if each.media]
+    reports = [each for each in having if best is not None and each.epoch == best.epoch] or having
+    if not reports or journal.path is None:
+        return []
+    chosen = reports[-1]
+    found = []
+    for key, name in chosen.media.items():
+        path = journal.path.parent / "trials" / record.id / name
+        kind = IMAGE_TYPES.get(path.suffix.lower())
+        if ".." in path.parts or Path(name).is_absolute():
+            continue
+        if kind is not None and path.is_file() and path.stat().st_size <= MAX_MEDIA_BYTES:
+            source = f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
+            found.append(Picture(key, f"trial {record.id}, epoch {number(chosen.epoch)}", source))
+    return found[:MAX_MEDIA]
+
+
+def _output(journal: Journal, record: TrialRecord) -> str:
+    """The end of what a trial's first rank printed; empty where it is not here."""
+    if journal.path is None:
+        return ""
+    path = journal.path.parent / "trials" / record.id / "output.txt"
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return ""
+    return "\n".join(lines[-MAX_OUTPUT_LINES:])
 
 
 def _picture(journal: Journal, name: str, trial: str | None = None, of: str = "") -> Picture:
@@ -215,7 +316,7 @@ def _picture(journal: Journal, name: str, trial: str | None = None, of: str = ""
     held = io.BytesIO()
     with styled():
         drawn.savefig(held, format="svg", metadata={"Date": None})
-    coded = base64.b64encode(held.getvalue()).decode()
+    coded = base64.b64encode(printable(held.getvalue().decode()).encode()).decode()
     shows = FIGURES[name].shows
     title = f"{name}: {of}" if of else name
     return Picture(title[:1].upper() + title[1:], shows, f"data:image/svg+xml;base64,{coded}")
@@ -247,9 +348,13 @@ def _explained(journal: Journal) -> dict[str, list[tuple[str, list[str]]]]:
     found = {}
     for record in order[:MAX_EXPLAINED]:
         told = explain(journal, record.id)
-        parts = [(each.title, list(each.lines)) for each in told.sections if not each.title.startswith("curves")]
-        found[record.id] = [("", [told.headline]), *parts]
+        found[record.id] = [("", [told.headline]), *_without_curves(told)]
     return found
+
+
+def _without_curves(told: Explanation) -> list[tuple[str, list[str]]]:
+    """Its sections, but for the curves drawn in characters."""
+    return [(each.title, list(each.lines)) for each in told.sections if not each.title.startswith("curves")]
 
 
 def _yaml(spec: dict[str, Any]) -> str:

@@ -215,10 +215,10 @@ class Sweep:
             >>> sweep.report()                                                          # doctest: +SKIP
             PosixPath('runs/lithology-k3x9qa/report.html')
         """
-        from buttress.analysis.report import write_report
+        from buttress.analysis.report import report, write_page
 
         path = Path(output) if output is not None else self.folder / "report.html"
-        return write_report(self.journal, path, running=self.status == "running")
+        return write_page(report(self.journal, running=self.status == "running"), path)
 
     def export(
         self,
@@ -306,8 +306,10 @@ class Trials:
         drawn = frame[[column for column in shown if column in frame]]
         short = {column: str(column).removeprefix("metric.").removeprefix("config.") for column in drawn}
         left_out = f"<p>{len(frame) - MAX_ROWS_SHOWN} more</p>" if len(frame) > MAX_ROWS_SHOWN else ""
-        html: str = drawn.rename(columns=short).head(MAX_ROWS_SHOWN).to_html(
-            index=False, na_rep="", float_format=lambda value: number(value, 4), border=0
+        html: str = (
+            drawn.rename(columns=short)
+            .head(MAX_ROWS_SHOWN)
+            .to_html(index=False, na_rep="", float_format=lambda value: number(value, 4), border=0)
         )
         return html + left_out
 
@@ -331,6 +333,27 @@ class Trial:
     def record(self) -> journal.TrialRecord:
         """Everything that the journal holds of it."""
         return self._sweep.journal.trials[self.id]
+
+    def page(self, output: str | os.PathLike[str] | None = None) -> Path:
+        """Writes a page of this trial: why it ended, curves, pictures, config and output.
+
+        Args:
+            output: The file; `trial.html` in the trial's folder by default.
+
+        Returns:
+            The file.
+
+        Raises:
+            BadInput: For a file that cannot be written.
+
+        Example:
+            >>> sweep.trials[7].page()                                                  # doctest: +SKIP
+            PosixPath('runs/lithology-k3x9qa/trials/0007/trial.html')
+        """
+        from buttress.analysis.report import trial_page, write_page
+
+        path = Path(output) if output is not None else self._sweep.folder / "trials" / self.id / "trial.html"
+        return write_page(trial_page(self._sweep.journal, self.id), path)
 
     @property
     def number(self) -> int:

@@ -68,6 +68,15 @@ def best_trial(journal: Journal) -> TrialRecord | None:
     return ranked[0] if ranked else None
 
 
+def tied_trials(journal: Journal, record: TrialRecord) -> list[TrialRecord]:
+    """The other healthy trials whose values of all objectives are those of `record`, by id."""
+
+    def values(each: TrialRecord) -> list[float | None]:
+        return [objective_value(each, journal.objectives, which) for which in range(len(journal.objectives))]
+
+    return [each for each in healthy_trials(journal) if each.id != record.id and values(each) == values(record)]
+
+
 def pareto_front(journal: Journal) -> list[TrialRecord]:
     """The healthy trials that no other healthy trial beats in every objective, best by the first one first.
 

@@ -7,11 +7,13 @@ import math
 import operator
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from buttress.analysis.selection import best_epoch, healthy_trials
 from buttress.errors import BadInput
 from buttress.journal import Journal, TrialRecord
+from buttress.wording import number
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -87,11 +89,11 @@ def epoch_budget(record: TrialRecord) -> int | None:
 
 
 def epochs_saved(record: TrialRecord) -> int | None:
-    """Budgeted epochs that were not run; None while the trial is unfinished."""
+    """Budgeted epochs that were not run, of which a failed trial has saved none; None while it is unfinished."""
     budget = epoch_budget(record)
     if record.outcome is None or budget is None:
         return None
-    return max(0, budget - record.outcome.epochs)
+    return 0 if record.state == "failed" else max(0, budget - record.outcome.epochs)
 
 
 def epochs_of_sweep(journal: Journal) -> tuple[int, int]:
@@ -121,8 +123,13 @@ def flatten(config: Mapping[str, Any], under: str = "") -> dict[str, Any]:
 
 
 _COMPARE = {
-    "=": operator.eq, "==": operator.eq, "!=": operator.ne,
-    "<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge,
+    "=": operator.eq,
+    "==": operator.eq,
+    "!=": operator.ne,
+    "<": operator.lt,
+    "<=": operator.le,
+    ">": operator.gt,
+    ">=": operator.ge,
 }
 
 
@@ -149,6 +156,11 @@ def filter_rows(table: Sequence[Row], conditions: Iterable[str]) -> list[Row]:
         if key == "outcome" and (unknown := {each.strip() for each in wanted.split(",")} - {*OUTCOME_ORDER, "null"}):
             accepted = ", ".join(OUTCOME_ORDER)
             raise BadInput("no such outcome", where="--where", value=min(unknown), accepted=accepted)
+        if key == "trial":  # 0 and 0000 are one trial, and 9 is below 10
+            wanted = ",".join(_trial_number(each.strip()) for each in wanted.split(","))
+            numbers = {row[key]: int(row[key]) if row[key].isdecimal() else row[key] for row in chosen}
+            chosen = [row for row in chosen if _meets(numbers[row[key]], sign, wanted, condition)]
+            continue
         chosen = [row for row in chosen if _meets(row[key], sign, wanted, condition)]
     return chosen
 
@@ -207,6 +219,12 @@ def _natural(row: Row, ranks: Mapping[str, int]) -> tuple[int, float, str]:
     return place, -(row["margin"] or 0.0), row["trial"]
 
 
+def _trial_number(name: str) -> str:
+    """`7` of `7`, `0007` or `<sweep id>-0007`; anything else as it is."""
+    found = re.fullmatch(r"(?:.*-)?([0-9]{1,9})", name)
+    return str(int(found[1])) if found else name
+
+
 def _meets(value: Any, sign: str, wanted: str, condition: str) -> bool:
     compare = _COMPARE[sign]
     if wanted == "null" or value is None:
@@ -228,7 +246,7 @@ def _equal(value: Any, wanted: str) -> bool:
     number = _number(wanted)
     if isinstance(value, (int, float)) and not isinstance(value, bool) and number is not None:
         return value == number
-    return _text(value) == wanted or (isinstance(value, str) and value.isdigit() and value.lstrip("0") == wanted)
+    return _text(value) == wanted
 
 
 def _number(text: str) -> float | None:
@@ -249,8 +267,16 @@ def _fixed(record: TrialRecord) -> Row:
     done = record.outcome
     seconds = done.seconds if done else record.reports[-1].seconds if record.reports else None
     values = (
-        record.id, record.state, done.kind if done else None, done.margin if done else None, list(record.warnings),
-        epoch, step, epochs_saved(record), seconds, record.seed,
+        record.id,
+        record.state,
+        done.kind if done else None,
+        done.margin if done else None,
+        list(record.warnings),
+        epoch,
+        step,
+        epochs_saved(record),
+        seconds,
+        record.seed,
     )
     return {key: _json(value) for key, value in zip(FIXED_COLUMNS, values, strict=True)}
 
@@ -265,3 +291,50 @@ def _union(groups: Iterable[Iterable[str]]) -> list[str]:
             yield from group
 
     return list(dict.fromkeys(each()))
+
+
+SUFFIXES = {".csv": "csv", ".parquet": "parquet", ".md": "markdown"}
+
+
+def write_table(table: pd.DataFrame, format: str | None, output: Path | None) -> str:
+    """A trial table for other programs.
+
+    Args:
+        table: As of `Sweep.table`.
+        format: `csv`, `parquet` or `markdown`; None: as the file's suffix says.
+        output: The file; None: only returned.
+
+    Returns:
+        The text that was written; empty for a Parquet file.
+
+    Raises:
+        BadInput: A format that is not known, a Parquet table without a file, or a file that cannot be written.
+    """
+    accepted = f"a file that ends in {', '.join(SUFFIXES)}, or --format"
+    format = format or SUFFIXES.get(output.suffix.lower() if output is not None else "")
+    if format is None:
+        raise BadInput("no format", key="--output", value=str(output), accepted=accepted)
+    if format == "parquet" and output is None:
+        raise BadInput("a Parquet table is no text", key="--format", value=format, accepted="--output FILE.parquet")
+    try:
+        if output is not None:
+            output.parent.mkdir(parents=True, exist_ok=True)
+        if format == "parquet":
+            table.to_parquet(output, index=False)
+            return ""
+        table = table.map(lambda cell: ", ".join(map(str, cell)) if isinstance(cell, list | tuple) else cell)
+        text: str = table.to_csv(index=False) if format == "csv" else _markdown(table)
+        if output is not None:
+            output.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise BadInput(f"cannot be written ({error.strerror})", key="--output", value=str(output)) from None
+    return text
+
+
+def _markdown(table: pd.DataFrame) -> str:
+    """As a table of GitHub's Markdown."""
+    import pandas as pd
+
+    lines = [[str(name) for name in table.columns], ["---"] * len(table.columns)]
+    lines += [["" if pd.isna(cell) else number(cell, 4) for cell in row] for row in table.itertuples(index=False)]
+    return "".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |\n" for line in lines)

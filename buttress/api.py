@@ -89,8 +89,10 @@ def run(
         0.6212
     """
     from buttress.execution import driver
+    from buttress.execution.ray_session import check_machine
 
     resolved = resolve_spec(spec, profile=profile, set=set, warm_start=warm_start)
+    check_machine(address)
     return _execute(driver.start(resolved, _text(out), address=address), callbacks, report, quiet)
 
 
@@ -128,7 +130,9 @@ def resume(
         >>> sweep = buttress.resume("runs/lithology-k3x9qa", trials=48)                    # doctest: +SKIP
     """
     from buttress.execution import driver
+    from buttress.execution.ray_session import check_machine
 
+    check_machine(address)
     options: dict[str, Any] = {"address": address, "take_over": take_over}
     return _execute(driver.resume(_sweep_text(sweep), trials=trials, hours=hours, **options), callbacks, report, quiet)
 
@@ -261,7 +265,7 @@ def calibrate(
 @user_faults()
 def train(
     config: str | os.PathLike[str] | Mapping[str, Any], out: str | os.PathLike[str] | None = None,
-    *, set: Overrides = None,
+    *, set: Overrides = None, wandb: bool | Mapping[str, Any] = False,
 ) -> dict[str, Any]:
     """Trains one config to its end under its family's rules, as a sweep would.
 
@@ -269,6 +273,8 @@ def train(
         config: A config file, such as `export` writes, or the config itself (`sweep.best.config`).
         out: The folder for `model.pt`, `history.json` and checkpoints; by default `runs/train-<time>`.
         set: Changes to the config by key path, such as `{"train.epochs": 5}`.
+        wandb: Write a W&B run, too: online where there is a key and $WANDB_MODE says nothing else. A mapping may hold
+            `project` (default: the trainable's name), `entity`, `run_id`, `name`, `tags` and `mode`.
 
     Returns:
         `metrics`, `epoch`, `seconds` and `folder` of the best valid epoch.
@@ -285,7 +291,8 @@ def train(
     folder = Path(out) if out is not None else Path("runs") / time.strftime("train-%Y%m%d-%H%M%S")
     if isinstance(config, Mapping):
         config = _written(config, folder)
-    return train_config(Path(config), folder, _overrides(set))
+    options = dict(wandb) if isinstance(wandb, Mapping) else {} if wandb else None
+    return train_config(Path(config), folder, _overrides(set), wandb=options)
 
 
 @user_faults()
@@ -486,13 +493,12 @@ def _written(config: Mapping[str, Any], folder: Path) -> Path:
 
 def _execute(driver: Driver, callbacks: Sequence[Callback], report: bool, quiet: bool) -> Sweep:
     """Runs a driver with its progress display, its W&B runs and the given callbacks, which are closed in any case."""
-    from rich.console import Console
-
     from buttress.callbacks.base import messages_log
     from buttress.callbacks.loggers import LOGGERS
     from buttress.callbacks.progress import Progress, ProgressHeader
     from buttress.callbacks.report import ReportPage
     from buttress.callbacks.wandb import WandbRuns
+    from buttress.console import PlainConsole
 
     spec = driver.spec
     first = spec.objectives[0]
@@ -505,8 +511,12 @@ def _execute(driver: Driver, callbacks: Sequence[Callback], report: bool, quiet:
         mode=spec.wandb.mode,
         tags=spec.wandb.tags,
         metrics=driver.trainable.metrics,
+        original_names=getattr(driver.trainable, "original_names", {}),
+        on_message=driver.callbacks.on_message,
+        objective=(first.metric, str(first.direction)),
+        earlier=driver.earlier,
     )
-    console = Console(file=sys.stderr, highlight=False, quiet=quiet)
+    console = PlainConsole(file=sys.stderr, quiet=quiet)
     progress = Progress(ProgressHeader(driver.sweep, first.metric, str(first.direction), spec.budget.trials), console)
     for line in driver.earlier:
         progress.on_event(line)
@@ -521,13 +531,15 @@ def _execute(driver: Driver, callbacks: Sequence[Callback], report: bool, quiet:
         with progress:
             finish = driver.run()
     finally:
-        messages_log.setLevel(level)
-        wandb.close()
-        for logger in loggers:
-            logger.close()
         if page is not None:
             page.close()
+        wandb.close()
+        messages_log.setLevel(level)
+        for logger in loggers:
+            logger.close()
     sweep = Sweep(finish.folder, where=finish.where)
+    if closing := wandb.closing_line():
+        console.print(closing, soft_wrap=True, markup=False)
     if page is not None:
         console.print(f"report: {sweep.report()}")
     return sweep

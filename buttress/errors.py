@@ -8,9 +8,38 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import types
 import typing
 from typing import Any
+
+#: What may hold a secret in a URL: all before the host (a secret may have slashes), and parameters with such a name.
+_URL_SECRETS = re.compile(
+    r"(?P<scheme>[a-z][\w+.-]*://)(?:[^/\s'\"@]*|[^/:\s'\"@]*:(?!\d+/)[^\s'\"@]*)@"
+    r"|(?P<name>[?&][^=&\s'\"]*(?:key|secret|token|signature|credential|passw)[^=&\s'\"]*=)[^&\s'\"]+",
+    re.IGNORECASE,
+)
+
+
+def redacted(text: str) -> str:
+    """`text` without the credentials that URLs in it hold.
+
+        >>> redacted("no bucket at s3://AKIA123:c2VjcmV0@bucket/sweeps")
+        'no bucket at s3://***@bucket/sweeps'
+    """
+    return _URL_SECRETS.sub(lambda found: f"{found['scheme']}***@" if found["scheme"] else f"{found['name']}***", text)
+
+
+#: Control characters but newline and tab, marks that turn the direction of writing, and halves of characters.
+_CONTROL = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def printable(text: str) -> str:
+    """A text as it may be shown: what a terminal would obey is written as an escape, `\\x1b`, and credentials as `***`.
+
+    Every foreign text (names, paths, choices, messages of others) passes through here before a person sees it.
+    """
+    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), redacted(text))
 
 
 class BadInput(ValueError):
@@ -46,7 +75,7 @@ class BadInput(ValueError):
             sentence += f" (got {_short(self.value)})"
         if self.accepted:
             sentence += f"; accepted: {self.accepted}"
-        return sentence
+        return printable(sentence).replace("\n", "\\n").replace("\t", "\\t")
 
     def at(self, where: str | os.PathLike[str]) -> BadInput:
         """The same error, naming the file `where` unless it already names one."""

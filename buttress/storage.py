@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-from buttress.errors import BadInput
+from buttress.errors import BadInput, redacted
 
 T = TypeVar("T")
 
@@ -141,6 +141,7 @@ def _filesystem(url: str) -> tuple[Any, str]:
     from pyarrow import fs
 
     scheme = urlsplit(url).scheme
+    _refuse_credentials(url, "URL")
     if scheme not in SCHEMES:
         raise BadInput(f"{scheme}:// is not a known kind of storage", key="URL", value=url, accepted=_ACCEPTED)
     try:
@@ -154,6 +155,7 @@ def _filesystem(url: str) -> tuple[Any, str]:
             "background_writes": False,
         }
         if endpoint := os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL"):
+            _refuse_credentials(endpoint, "AWS_ENDPOINT_URL")
             options |= {"endpoint_override": endpoint, "scheme": urlsplit(endpoint).scheme or "https"}
             options["region"] = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"
         elif region := os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION"):
@@ -165,6 +167,14 @@ def _filesystem(url: str) -> tuple[Any, str]:
     except (ValueError, OSError, NotImplementedError) as error:  # ArrowInvalid is a ValueError
         problem = f"no storage can be reached by this URL ({error})"
         raise BadInput(problem, key="URL", value=url, accepted=_ACCEPTED) from None
+
+
+def _refuse_credentials(url: str, key: str) -> None:
+    """Raises BadInput for a URL that holds credentials: it would stand in logs, in a spool and in a journal."""
+    parts = urlsplit(url)
+    if redacted(url) != url and not (parts.scheme == "gs" and parts.netloc.startswith("anonymous@")):
+        problem = "holds credentials: they belong in the environment (AWS_ACCESS_KEY_ID, ...) or the cloud's own files"
+        raise BadInput(problem, key=key, value=url, accepted=_ACCEPTED)
 
 
 def retry_while_away(call: Callable[[], T], *, for_s: float, over: Callable[[], bool] = lambda: False) -> T:
@@ -192,7 +202,7 @@ def retry_while_away(call: Callable[[], T], *, for_s: float, over: Callable[[], 
 
 
 def first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    return redacted((str(error).splitlines() or [type(error).__name__])[0])
 
 
 def unreachable(store: Storage, error: OSError) -> BadInput:

@@ -10,7 +10,8 @@ BARS = "▁▂▃▄▅▆▇█"
 
 
 def number(value: Any, digits: int = 3) -> str:
-    """A value in few characters: `0.00214`, `1,200`, `3.1e+08`, `true`; `-` for None and what is not finite.
+    """A value in few characters: `0.00214`, `1,200`, `3.1e+08`, `true`; `-` for None and what is not finite,
+    `''` for an empty text.
 
     Args:
         value: a number, a boolean, a text, None, or a list or mapping of them.
@@ -25,7 +26,7 @@ def number(value: Any, digits: int = 3) -> str:
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{key}: {number(item, digits)}" for key, item in value.items()) + "}"
     if not isinstance(value, (int, float)):
-        return str(value)
+        return str(value) or "''"
     if isinstance(value, int) or (float(value).is_integer() and abs(value) < 10**digits):
         return f"{int(value):,}"
     if not math.isfinite(value):

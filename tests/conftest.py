@@ -150,20 +150,21 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[Any]:
     """`ray`, connected to one local cluster of two CPUs that all tests of the session share."""
-    from buttress.compat.ray import RAY_ENVIRONMENT  # what a sweep sets before it starts Ray; its processes inherit it
+    from buttress.compat.ray import RAY_ENVIRONMENT, bound_to_loopback
 
-    os.environ.update(RAY_ENVIRONMENT)
+    os.environ.update(RAY_ENVIRONMENT)  # what a sweep sets before it starts Ray; its processes inherit it
     import ray
 
-    ray.init(
-        address="local",
-        num_cpus=2,
-        num_gpus=0,
-        object_store_memory=200_000_000,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level="WARNING",
-        namespace="buttress-tests",
-    )
+    with bound_to_loopback():
+        ray.init(
+            address="local",
+            num_cpus=2,
+            num_gpus=0,
+            object_store_memory=200_000_000,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level="WARNING",
+            namespace="buttress-tests",
+        )
     yield ray
     ray.shutdown()

@@ -185,12 +185,21 @@ def test_an_internal_error_is_short_and_its_traceback_in_a_file(
     here: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(*_: Any, **__: Any) -> None:
-        raise RuntimeError("a bug")
+        raise RuntimeError("a bug at s3://me:hidden@bucket")
 
     monkeypatch.setattr("buttress.journal.find", broken)
+    monkeypatch.setattr("tempfile.tempdir", str(here))
+    (here / f"buttress-error-{os.getpid()}.txt").symlink_to(here / "precious")  # as somebody else could lay it there
     code, _, err = call(capfd, "table", "anything")
-    assert code == 3 and "RuntimeError: a bug" in err and len(err.strip().splitlines()) == 1
-    assert "raise RuntimeError" in Path(err.split("traceback in ")[1].strip(" )\n")).read_text()
+    assert code == 3 and "RuntimeError: a bug at s3://***@bucket" in err and len(err.strip().splitlines()) == 1
+    path = Path(err.split("traceback in ")[1].strip(" )\n"))
+    text = path.read_text()
+    assert "raise RuntimeError" in text and "hidden" not in text and "hidden" not in err
+    assert path.stat().st_mode & 0o777 == 0o600 and not (here / "precious").exists()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tempfile.tempdir", str(here / "nowhere"))
+        code, _, err = call(capfd, "table", "anything")
+    assert code == 3 and "raise RuntimeError" in err and "(traceback above)" in err and "hidden" not in err
 
 
 def test_help_teaches_every_verb_and_is_fast() -> None:

@@ -468,6 +468,15 @@ def test_a_token_is_not_replaced_by_accident(tmp_path: Path) -> None:
     assert [entry.name for entry in path.parent.iterdir()] == ["mine"]
 
 
+def test_a_token_that_others_could_read_is_closed_to_them_and_not_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "token"
+    path.write_text("0123")
+    path.chmod(0o644)
+    refused = buttress("token", "--path", str(path))
+    assert refused.returncode == 2 and "others could read it, which is mended" in refused.stderr
+    assert path.stat().st_mode & 0o777 == 0o600 and path.read_text() == "0123"
+
+
 def test_a_token_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     refused = buttress("token", "--path", str(tmp_path / "file" / "token"))

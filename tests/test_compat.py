@@ -68,6 +68,47 @@ def test_the_controller_of_ray_train_runs_and_has_a_result() -> None:
     assert isinstance(propagated(), dict)
 
 
+def test_what_ray_hands_on_to_workers_holds_no_credentials() -> None:
+    """Runtime environments are written into log files."""
+    from buttress.compat.ray import CREDENTIALS, credentials_kept_in_the_driver
+
+    train = private("ray.train.v2._internal.constants", "ENV_VARS_TO_PROPAGATE", "compat.ray_train")
+    assert not [name for name in train if CREDENTIALS.search(name)], "Ray Train hands on credentials now"
+    cache = importlib.import_module("ray.tune.execution.class_cache")
+    before = private("ray.tune.execution.class_cache", "ENV_VARS_TO_PROPAGATE", "compat.ray")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "hidden")
+        patch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "1")
+        patch.setattr("ray.remote", lambda **options: lambda cls: options["runtime_env"]["env_vars"])
+        stock = cache._ActorClassCache().get(int)
+        with credentials_kept_in_the_driver():
+            ours = cache._ActorClassCache().get(int)
+    assert "AWS_SECRET_ACCESS_KEY" in stock, "Tune no longer hands on AWS keys: credentials_kept_in_the_driver can go"
+    assert set(stock) - set(ours) == {"AWS_SECRET_ACCESS_KEY"}
+    assert cache.ENV_VARS_TO_PROPAGATE is before
+
+
+def test_ray_listens_on_loopback_by_a_constant_of_its_own() -> None:
+    from buttress.compat.ray import bound_to_loopback
+
+    constant = private("ray._private.ray_constants", "ENABLE_RAY_CLUSTER", "compat.ray.bound_to_loopback")
+    source = inspect.getsource(private("ray._private.services", "get_node_ip_address", "compat.ray"))
+    assert "ENABLE_RAY_CLUSTER" in source and "get_localhost_ip" in source, "Ray chooses its address otherwise now"
+    constants = importlib.import_module("ray._private.ray_constants")
+    with bound_to_loopback():
+        assert constants.ENABLE_RAY_CLUSTER is False
+    assert constants.ENABLE_RAY_CLUSTER is constant
+
+
+def test_ray_train_meets_at_the_address_that_rank_0_is_asked_for() -> None:
+    used_by = "compat.ray_train.SlotTorchBackend"
+    private("ray.train.torch.config", "get_address_and_port", used_by)
+    source = inspect.getsource(private("ray.train.torch.config", "_TorchBackend.on_start", used_by))
+    assert "worker_group.execute_single(\n                0, get_address_and_port\n" in source
+    store = inspect.getsource(private("torch.distributed.rendezvous", "_torchelastic_use_agent_store", used_by))
+    assert "TORCHELASTIC_USE_AGENT_STORE" in store
+
+
 def test_the_callbacks_that_a_slot_does_without_are_there() -> None:
     from ray.train import ScalingConfig
     from ray.train.torch import TorchTrainer

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from journals import SyntheticSweep, mixed_sweep
+from typer.testing import CliRunner
 
+from buttress.analysis.explanation import explain
 from buttress.analysis.export import (
     MARK,
     NothingHealthy,
@@ -19,6 +22,8 @@ from buttress.analysis.export import (
     export_weights,
     write_export,
 )
+from buttress.cli.listing import diff
+from buttress.cli.main import app
 from buttress.errors import BadInput
 from buttress.journal import Journal, read
 from buttress.rules import RuleSet
@@ -132,11 +137,66 @@ def test_an_earlier_export_is_written_over_and_any_other_file_is_not(mixed: Jour
     write_export(export(mixed, "0"), target)
     assert yaml.safe_load(target.read_text())["loss"]["beta"] == 0.001
     target.write_text("precious: 1\n")
-    with pytest.raises(BadInput, match=r"exists and is not an earlier export.*--force"):
+    with pytest.raises(BadInput, match=r"exists, and is not, or no longer, as Buttress wrote it.*--force"):
         write_export(export(mixed), target)
     assert target.read_text() == "precious: 1\n"
     write_export(export(mixed), target, force=True)
     assert target.read_text().startswith(MARK)
+
+
+@pytest.mark.parametrize(
+    ("edit", "refused"),
+    [
+        (lambda text: text, False),
+        (lambda text: text.replace("beta: 0.02", "beta: 0.03"), True),
+        (lambda text: f"{text}\n", True),
+        (lambda text: text.replace("which completed", "which I like"), True),
+        (lambda text: text.partition("\n")[0] + "\n" + text.partition("\n")[2].partition("\n")[2], True),
+        (lambda text: f"{MARK}\nloss: {{}}\n", True),
+    ],
+)
+def test_an_export_that_was_edited_by_hand_is_not_written_over(
+    mixed: Journal, tmp_path: Path, edit: Callable[[str], str], refused: bool
+) -> None:
+    target = write_export(export(mixed), tmp_path / "best.yaml")
+    edited = edit(target.read_text())
+    target.write_text(edited)
+    if not refused:
+        write_export(export(mixed, "0"), target)
+        assert target.read_text() != edited
+        return
+    with pytest.raises(BadInput, match="--force"):
+        write_export(export(mixed, "0"), target)
+    assert target.read_text() == edited
+
+
+def test_a_dash_is_standard_output_for_export_and_no_file_for_any_verb(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    mixed_sweep().write(tmp_path / "runs")
+    shown = CliRunner().invoke(app, ["export", "toy", "-o", "-"])
+    assert shown.exit_code == 0 and yaml.safe_load(shown.stdout)["loss"]["beta"] == 0.02
+    for line in (
+        "export toy -o - --weights", "report toy -o -", "plot toy history -o -", "calibrate x -f lithology -o -",
+        "train x -o -", "run lithology -o -",
+    ):  # fmt: skip
+        with pytest.raises(BadInput, match=r"^-o: "):
+            CliRunner().invoke(app, line.split(), catch_exceptions=False)
+    assert not (tmp_path / "-").exists()
+
+
+@pytest.mark.parametrize("trial", ["", "-1", "+1", "1.0", " "])
+def test_a_trial_without_a_name_is_neither_the_first_nor_the_best(
+    mixed: Journal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trial: str
+) -> None:
+    mixed_sweep().write(tmp_path / "runs")
+    monkeypatch.chdir(tmp_path)
+    for ask in (mixed.trial, lambda name: export(mixed, name), lambda name: explain(mixed, name)):
+        with pytest.raises(BadInput, match="no such trial in this sweep"):
+            ask(trial)
+    with pytest.raises(BadInput, match="no such trial in this sweep"):
+        diff("toy-ab12cd:1", f":{trial}")
 
 
 def test_an_unwritable_target_is_bad_input(mixed: Journal, tmp_path: Path) -> None:

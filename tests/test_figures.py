@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 import buttress
 from buttress.analysis import figures
+from buttress.analysis.figures.adversarial import compute_adversarial, normalised
 from buttress.analysis.figures.course import compute_health, compute_rungs, compute_timeline, thinned
 from buttress.analysis.figures.search import (
     compute_collapse_map,
@@ -194,6 +195,21 @@ def test_a_trials_curves_are_its_reports(finished: Journal) -> None:
     assert curves.ended == pytest.approx(record.reports[-1].epoch)
     annealed = record.config["loss"]["anneal"] != "constant"
     assert curves.full_beta is not None and (curves.full_beta > 0) == annealed
+
+
+def test_the_losses_of_a_vae_gan_begin_with_its_discriminator() -> None:
+    book = SyntheticSweep()
+    book.trial("0000")
+    for epoch in range(1, 11):
+        judged = {"train/disc_loss": 1.0 / epoch} if epoch > 4 else {}
+        book.epoch("0000", epoch, {"train/loss": 10.0 - epoch, "train/kl": 7.0, "train/recon": 0.5 / epoch, **judged})
+    found = compute_adversarial(book.journal(), "0000")
+    assert list(found.losses) == ["train/loss", "train/kl", "train/recon", "train/disc_loss"] and found.began == 5.0
+    assert found.losses["train/disc_loss"].values == tuple(1.0 / epoch for epoch in range(5, 11))
+    assert normalised(found.losses["train/loss"])[:2] == (1.0, pytest.approx(8 / 9))
+    assert set(normalised(found.losses["train/kl"])) == {0.0}
+    drawn = texts(figures.figure(book.journal(), "gan", "0"))
+    assert {"total", "KL", "reconstruction", "discriminator", "on one scale", "each on its own axis"} <= set(drawn)
 
 
 def test_the_kl_map_is_ordered_by_the_last_kl(finished: Journal) -> None:

@@ -104,7 +104,7 @@ def test_the_loss_that_the_plateau_watches_is_a_mean_over_rows(
             seen.append(float(logs["recon"]))
 
     task = Recorded(config, Lithology().schedule(config), world)
-    task.objective.register_forward_hook(lambda *args: losses.append(float(args[-1][0])))
+    task.objective.register_forward_hook(lambda *args: losses.append(args[-1][0].item()))
     with Reporter(world, task.schedule, kept) as report:
         run(task, task.schedule, world, report)
     assert kept.last["train/recon"] == pytest.approx((16 * seen[0] + 5 * seen[1]) / 21, rel=1e-12)

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
+from buttress.errors import BadInput
 from buttress.trainables.radio.average import Average
-from buttress.trainables.radio.config import Config
+from buttress.trainables.radio.config import Config, Model
+from buttress.trainables.radio.model import Discriminator, RadioVae
 from buttress.trainables.radio.optimizer import learning_rate, step_on_zero_gradients
+from buttress.trainables.radio.original import LOSSES, Parts, from_original, lpips_names, to_original
 from buttress.training.loop import fused_adam
+from buttress.training.world import World
 
 #: Step: average of the first, average of the second, decay.
 AVERAGES = {
@@ -59,3 +64,50 @@ def test_the_discriminators_first_steps_are_those_of_an_optimiser_that_has_stepp
     weights.grad = torch.tensor(GRADIENT, dtype=torch.float64)
     optimizer.step()
     assert (weights.detach() - at_switch).tolist() == pytest.approx(FIRST_UPDATE, rel=1e-6)
+
+
+def parts(model: Model) -> Parts:
+    with torch.device("meta"):
+        vae, critic = RadioVae(model), Discriminator(model.lossconfig.disc_num_layers, World())
+        lpips = {name: torch.empty(1) for name in lpips_names()}
+        return Parts(vae.state_dict(), critic.state_dict(), lpips, torch.zeros(()))
+
+
+@pytest.mark.parametrize(
+    ("model", "keys"),
+    [
+        ({}, 372),
+        ({"lossconfig": {"disc_num_layers": 1}, "ddconfig": {"ch": 32, "ch_mult": (1, 2), "num_res_blocks": 1}}, 256),
+    ],
+)
+def test_weights_go_to_the_original_and_back(model: dict[str, Any], keys: int) -> None:
+    config = Model(**model)
+    ours = parts(config)
+    theirs = to_original(ours, config)
+    assert len(theirs) == keys and {key.partition(".")[0] for key in theirs} >= set(LOSSES)
+    back = from_original(theirs, config)
+    assert all(back[i].keys() == ours[i].keys() for i in range(3))
+    alone = to_original(ours._replace(critic={}), config)
+    assert alone.keys() == {key for key in theirs if key.partition(".")[0] not in LOSSES}
+    assert from_original(alone, config).vae.keys() == ours.vae.keys() and not from_original(alone, config).critic
+
+
+def test_the_discriminators_norms_have_the_statistics_of_a_new_network() -> None:
+    config = Model(lossconfig={"disc_num_layers": 1}, ddconfig={"ch": 32, "ch_mult": (1,), "num_res_blocks": 1})
+    lpips = {name: torch.zeros(1) for name in lpips_names()}
+    critic = Discriminator(1, World())
+    theirs = to_original(Parts(RadioVae(config).state_dict(), critic.state_dict(), lpips, torch.zeros(())), config)
+    fresh = nn.BatchNorm2d(128).state_dict()
+    for name in ("running_mean", "running_var", "num_batches_tracked"):
+        held = theirs[f"loss.discriminator.main.3.{name}"]
+        assert torch.equal(held, fresh[name]) and held.dtype == fresh[name].dtype
+    assert torch.equal(theirs["loss_pinn.discriminator.main.3.weight"], critic.body[3].weight)
+
+
+def test_weights_of_another_size_are_refused_by_their_keys() -> None:
+    config = Model()
+    theirs = to_original(parts(config), config)
+    with pytest.raises(BadInput, match=r"have no weight encoder\.down\.0\.block\.1\."):
+        from_original(theirs, Model(ddconfig={"num_res_blocks": 1}))
+    with pytest.raises(BadInput, match=r"have no weight loss\.discriminator\.main\.11\.bias"):
+        from_original(theirs, Model(lossconfig={"disc_num_layers": 4}))

@@ -134,7 +134,7 @@ def test_trials_are_timed_together_until_their_objective_is_known() -> None:
         overrides=["config.data.size=tiny", "config.loss.anneal=constant"],
     )  # fmt: skip
     configs, _ = sample_configs(small, registry.load(small.trainable))
-    found = timing.measure(small, configs, slots=2)
+    found, _ = timing.measure(small, configs, slots=2)
     assert found.at_once == min(2, timing.os.cpu_count() or 1)
     assert found.objective_every == configs[0].buttress.ari_every
     assert found.step_s > 0 and found.objective_s >= 0  # of a table this small the mixture costs next to nothing
@@ -201,7 +201,7 @@ class Forgetful:
 """
 
 
-def test_the_plan_warns_of_a_trainer_without_checkpoints_and_of_its_weight(
+def test_the_plan_warns_of_a_trainer_without_checkpoints_of_its_weight_and_of_rules_that_see_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -210,11 +210,13 @@ def test_the_plan_warns_of_a_trainer_without_checkpoints_and_of_its_weight(
         "trainable": "forgetful:Forgetful", "search": {"beta": {"uniform": [0, 1]}}, "objectives": ["val/score"],
         "budget": {"trials": 2}, "resources": {"concurrency": 1},
     }  # fmt: skip
-    weight, checkpoints = buttress.plan(forgetful).warnings
+    weight, checkpoints, *blind = buttress.plan(forgetful).warnings
     assert weight.startswith("beta is searched, and no metric says that its scale depends on it")
     assert checkpoints.startswith("the trainer reports no checkpoints: an interrupted trial begins anew")
+    assert [each.partition(" stops no trial: ")[0] for each in blind] == ["posterior_collapse", "diverged", "zero_loss"]
+    assert blind[0].endswith("latent/kl_total and latent/active_kl were never reported")
     late = buttress.plan(forgetful, set={"fixed": {"buttress.checkpoint_every": 50}})
-    assert late.warnings == (weight,)  # its first is not due within the moment that is timed
+    assert late.warnings == (weight, *blind)  # its first is not due within the moment that is timed
 
 
 def test_a_sweep_warns_once_of_a_trainer_without_checkpoints(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -13,9 +14,10 @@ from typer.testing import CliRunner
 
 import buttress
 from buttress.analysis.advice import advice, edges, silent_rules, thin_corners, trends
-from buttress.analysis.report import report
+from buttress.analysis.report import report, trial_page
 from buttress.cli.main import app
 from buttress.errors import BadInput
+from buttress.journal import Best, read
 
 
 class Page(HTMLParser):
@@ -160,5 +162,55 @@ def test_rules_that_never_spoke_are_told_from_those_that_could_not() -> None:
     }}  # fmt: skip
     book.completed("0000", ari=[0.1])
     assert silent_rules(book.journal()) == (["posterior_collapse"], ["dead_codes"])
-    said = "dead_codes looks at metrics that no trial has reported: nothing was watched by them"
+    said = "dead_codes stops no trial: vq/perplexity was never reported"
     assert said in advice(book.journal())
+
+
+# --- the page of one trial --------------------------------------------------------------------------------------------
+
+PIXEL = base64.b64decode(
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+)
+
+
+@pytest.fixture
+def pictured(tmp_path: Path) -> Path:
+    """A sweep whose best trial has reported pictures at its second epoch, and one that wants out of its folder."""
+    book = SyntheticSweep()
+    book.trial("0000")
+    book.epoch("0000", 1, {"ari": 0.1}, media={"map": "map-1.png"})
+    media = {"map <b>": "map-2.png", "secret": "../../../secret.png", "film": "film.mp4"}
+    book.epoch("0000", 2, {"ari": 0.4}, media=media)
+    best = Best(2, 100, {"ari": 0.4}, 2, 1, "checkpoint-0002.pt")
+    book.outcome("0000", "completed", epochs=2, best=best, margin=-1.0)
+    path = book.write(tmp_path)
+    folder = path.parent / "trials" / "0000"
+    folder.mkdir(parents=True)
+    for file in (folder / "map-1.png", folder / "map-2.png", folder / "film.mp4", tmp_path / "secret.png"):
+        file.write_bytes(PIXEL)
+    (folder / "output.txt").write_text("epoch 1\n<script>alert(1)</script>\n")
+    return path.parent
+
+
+def test_the_page_of_a_trial_shows_what_it_reported_and_printed(pictured: Path) -> None:
+    text = trial_page(read(pictured / "journal.jsonl"), "0")
+    page = Page(text)
+    (reported,) = [each for each in page.all("img") if str(each["src"]).startswith("data:image/png")]
+    assert str(reported["alt"]).startswith("map <b>: trial 0000, epoch 2")  # neither the film nor what lies outside
+    assert reported["src"] == f"data:image/png;base64,{base64.b64encode(PIXEL).decode()}"
+    assert "<script>" not in text and "<script>alert(1)</script>" in page.text
+    assert "warmup" not in page.text and "loss:" in page.text  # its config
+    assert not [each for tag, each in page.tags if tag in ("link", "script", "iframe")]
+
+
+def test_show_writes_the_page_beside_the_trial(pictured: Path) -> None:
+    told = CliRunner().invoke(app, ["show", str(pictured), "0", "--no-open"])
+    assert told.exit_code == 0 and (pictured / "trials" / "0000" / "trial.html").is_file()
+    with pytest.raises(BadInput):
+        buttress.load(str(pictured)).trials[0].page("/proc/nowhere/x.html")
+
+
+def test_the_report_shows_what_the_best_trial_drew(pictured: Path) -> None:
+    page = Page(report(read(pictured / "journal.jsonl")))
+    assert "What the best trial, 0000, reported at its best epoch" in page.text
+    assert len([each for each in page.all("img") if str(each["src"]).startswith("data:image/png")]) == 1

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from rule_streams import Row, one_rule, play, report, states
 
+from buttress.errors import BadInput
 from buttress.rules import RuleEngine
 
 # --- transforms ----------------------------------------------------------------------------------------------------
@@ -19,14 +20,18 @@ SEEN: dict[str, tuple[dict[str, Any], dict[int, float]]] = {  # -> what is compa
     "best_ratio": ({}, {1: 1.0, 2: 1.0, 3: 4.0, 4: 1.0, 6: 6.0}),
     "window_max_over_min": ({"window": 3}, {3: 4.0, 4: 8.0, 5: 8.0, 6: 6.0}),
     "median_ratio": ({"window": 3}, {4: 1 / 4, 5: 3 / 2, 6: 2.0}),
+    "best_difference": ({}, {1: 0.0, 2: 0.0, 3: 6.0, 4: 0.0, 6: 5.0}),
+    "window_max_minus_min": ({"window": 3}, {3: 6.0, 4: 7.0, 5: 7.0, 6: 5.0}),
+    "median_difference": ({"window": 3}, {4: -3.0, 5: 1.0, 6: 3.0}),
     "slope": ({"window": 3}, {3: 2.0, 4: -0.5, 5: -2.5, 6: 2.5}),
 }
+ANYTHING = {name: 0.0 if name in ("best_ratio", "window_max_over_min", "median_ratio") else -1e9 for name in SEEN}
 
 
 @pytest.mark.parametrize("transform", SEEN)
 def test_a_transform_sees_what_hand_arithmetic_sees(transform: str) -> None:
     options, expected = SEEN[transform]
-    sign = {"metric": "kl", "transform": transform, "above": -1e9, **options}
+    sign = {"metric": "kl", "transform": transform, "above": ANYTHING[transform], **options}
     rules = one_rule(sign, action="warn", patience=1)
     for index, value in expected.items():
         engine = RuleEngine(rules.override({"low": {"min_step": 100 * index}}))
@@ -37,9 +42,18 @@ def test_a_transform_sees_what_hand_arithmetic_sees(transform: str) -> None:
         assert warning.evidence[0].values == pytest.approx((value,), rel=1e-12)
 
 
-@pytest.mark.parametrize(("transform", "first"), [("window_max_over_min", 3), ("median_ratio", 4), ("slope", 3)])
+@pytest.mark.parametrize(
+    ("transform", "first"),
+    [
+        ("window_max_over_min", 3),
+        ("window_max_minus_min", 3),
+        ("median_ratio", 4),
+        ("median_difference", 4),
+        ("slope", 3),
+    ],
+)
 def test_a_window_that_is_not_full_holds_nothing(transform: str, first: int) -> None:
-    sign = {"metric": "kl", "transform": transform, "window": 3, "above": -1e9}
+    sign = {"metric": "kl", "transform": transform, "window": 3, "above": ANYTHING[transform]}
     found = play(one_rule(sign, action="warn"), [{"kl": value} for value in SERIES])
     assert [bool(verdict.warnings) for verdict in found] == [index >= first for index in range(1, 7)]
 
@@ -54,6 +68,37 @@ def test_ratios_of_negative_values_are_no_evidence() -> None:
         for side in ("below", "above"):
             sign = {"metric": "kl", "transform": transform, side: 1.5} | ({"window": window} if window else {})
             assert states(one_rule(sign), [-1.0, -2.0, -5.0, -1.0]) == "hhhh"
+
+
+def test_differences_judge_values_below_zero() -> None:
+    fall = one_rule({"metric": "mi", "transform": "best_difference", "below": -3})
+    assert states(fall, [-1.0, 1.0, -1.9, -2.1], metric="mi") == "hhhc"
+    *_, verdict = play(fall, [{"mi": 1.0}, {"mi": -29.0}])
+    assert (verdict.state, verdict.margin) == ("collapsed", pytest.approx(1.0))  # ten times as far as is allowed
+    assert verdict.message.startswith("mi minus its best was -30 at epoch 2")
+    assert play(fall, [{"mi": 1.0}, {"mi": 0.7}])[-1].margin == pytest.approx(-1.0)
+    rise = one_rule({"metric": "nll", "transform": "best_difference", "above": 5})
+    assert states(rise, [-10.0, -12.0, -7.5, -6.5], metric="nll") == "hhhc"
+    stuck = one_rule({"metric": "ll", "transform": "window_max_minus_min", "window": 3, "below": 0.1})
+    assert states(stuck, [-5.0, -4.0, -4.05, -4.01], metric="ll") == "hhhc"
+    jump = one_rule({"metric": "ll", "transform": "median_difference", "window": 2, "below": -2})
+    assert states(jump, [-5.0, -6.0, -7.0, -9.0], metric="ll") == "hhhc"
+
+
+@pytest.mark.parametrize(
+    ("transform", "side", "limit", "said"),
+    [
+        ("best_ratio", "below", -0.5, "is never below 0 .*above 0; where mi may be .*`transform: best_difference`"),
+        ("best_ratio", "above", -0.5, "is never below 0 .*a threshold of 0 or more; where mi may be below 0"),
+        ("window_max_over_min", "below", 1.0, "is never below 1 .*above 1; .*`transform: window_max_minus_min`"),
+        ("median_ratio", "below", 0.0, "is never below 0 .*`transform: median_difference`"),
+        ("window_max_minus_min", "below", -1.0, "is never below 0 .*a threshold above 0$"),
+    ],
+)
+def test_a_threshold_that_cannot_be_passed_is_refused(transform: str, side: str, limit: float, said: str) -> None:
+    window = {} if transform.startswith("best") else {"window": 2}
+    with pytest.raises(BadInput, match=said):
+        one_rule({"metric": "mi", "transform": transform, side: limit, **window}, action="warn")
 
 
 def test_absent_holds_after_its_window_and_is_forgotten_by_one_value() -> None:

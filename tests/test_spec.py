@@ -14,11 +14,13 @@ import pytest
 from pydantic import BaseModel, Field, ValidationError
 from spec_family import EXAMPLE, SMALL, Config, Constant, Linear, Train, check, load, put, sentence  # noqa: F401
 
+from buttress.api import search_spaces
 from buttress.errors import BadInput, from_pydantic, members
 from buttress.spec.config_paths import layered
 from buttress.spec.overrides import override_config
 from buttress.spec.parameters import KINDS, Parameter
 from buttress.spec.spec import SweepSpec
+from buttress.spec.yaml_io import read_yaml
 from buttress.training.trainable import Section
 
 # ---- loading
@@ -281,6 +283,14 @@ def test_a_step_draws_numbers_as_a_person_writes_them(written, low, count):
     assert len(drawn) == count and all(len(repr(value)) <= 4 for value in drawn)
     if low is not None:
         assert sorted(drawn) == [(low + index) / 10 for index in range(count)]
+
+
+def test_no_packaged_search_space_reads_from_outside_the_working_folder():
+    for path in search_spaces().values():
+        raw = read_yaml(path)
+        for tree in (raw, *raw["profiles"].values()):
+            given = [str(value) for value in (tree.get("data") or {}).values()]
+            assert not [text for text in given if text.startswith(("..", "/", "~"))], path
 
 
 def test_an_error_names_the_profile_or_the_option_that_gave_the_value(load):

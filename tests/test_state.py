@@ -11,6 +11,7 @@ from journal_lines import Line, events_of
 from optuna.trial import TrialState
 from sweeps import RULES, Toy, World, drive, spec, state
 
+from buttress.analysis.explanation import explain, stop_reason
 from buttress.analysis.selection import best_trial
 from buttress.errors import BadInput
 from buttress.execution.setup import header
@@ -216,3 +217,58 @@ def report(
         nonfinite=nonfinite,
         closing=closing,
     )
+
+
+def second_objective(values: list[float | None], scores: list[float]) -> list[Line]:
+    """Lines of a sweep of two objectives: a healthy trial, then one with these values of the second (None: without)."""
+    lines: list[Line] = []
+    made = spec(checked=False, objectives=[{"metric": "val/score"}, {"metric": "val/fid", "direction": "min"}])
+    sweep = state(made, lines)
+    for fids, score in (([1.0] * 4, [0.5] * 4), (values, scores)):
+        trial = sweep.next_trial()
+        assert trial is not None
+        sweep.started(trial.id, "slot-0")
+        for epoch, fid in enumerate(fids, 1):
+            metrics = {"latent/kl_total": 5.0, "val/score": score[epoch - 1]}
+            metrics |= {} if fid is None else {"val/fid": fid}
+            bad = ("val/fid",) if fid is not None and math.isnan(fid) else ()
+            reported = Reported(epoch, 10 * epoch, epoch, 10 * epoch, 0, metrics, nonfinite=bad)
+            if sweep.reported(trial.id, trial.attempt, reported) is not None:
+                break
+        else:
+            sweep.finished(trial.id, trial.attempt)
+    return lines
+
+
+def test_a_trial_pruned_for_its_second_objective_names_it() -> None:
+    lines = second_objective([math.nan] * 4, [0.9] * 4)
+    (outcome,) = [line for line in lines if line.get("outcome") == "pruned"]
+    why = "no epoch was valid (val/fid was NaN or infinite in every report); the cut-off of 1 trial was 0.5"
+    assert outcome["message"] == f"at full-beta age 2, {why}"
+    made = spec(checked=False, objectives=[{"metric": "val/score"}, {"metric": "val/fid", "direction": "min"}])
+    journal = fold([header(made, Toy(), RULES, "toy-000000"), *lines])
+    assert stop_reason(journal, journal.trials["0001"]) == f"At full-beta age 2, {why}"
+    assert explain(journal, "1").to_dict()["sections"]["why"][0] == f"At full-beta age 2, {why}"
+
+
+def test_a_second_objective_that_comes_less_often_prunes_nobody_before_it_came() -> None:
+    lines = second_objective([None, None, 2.0, 2.0], [0.9] * 4)
+    rungs = [(line["age"], line["decision"]) for line in lines if line["line"] == "rung" and line["trial"] == "0001"]
+    assert rungs == [(3, "continue"), (4, "continue")]
+    assert [line["outcome"] for line in lines if line["line"] == "outcome"] == ["completed", "completed"]
+
+
+def test_a_trial_that_was_pruned_while_it_was_suspect_has_no_margin_of_a_collapsed_one() -> None:
+    lines: list[Line] = []
+    sweep = state(lines=lines)
+    for score, kl in ((0.5, 5.0), (0.1, 1e-6)):
+        trial = sweep.next_trial()
+        assert trial is not None
+        sweep.started(trial.id, "slot-0")
+        for epoch in range(1, 9):
+            metrics = {"latent/kl_total": kl if epoch == 2 else 5.0, "val/score": score}
+            reported = Reported(epoch, 10 * epoch, epoch, 10 * epoch, 0, metrics)
+            if sweep.reported(trial.id, trial.attempt, reported) is not None:
+                break
+    (outcome,) = [line for line in lines if line.get("outcome") == "pruned"]
+    assert outcome["epochs"] == 2 and outcome["margin"] == -0.001

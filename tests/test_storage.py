@@ -13,7 +13,7 @@ from journal_lines import event_of
 from journals import mixed_sweep
 from object_store import ObjectStore
 
-from buttress.errors import BadInput
+from buttress.errors import BadInput, redacted
 from buttress.journal import JournalWriter, find, lines, owner, read, remote
 from buttress.journal import mirror as journal_mirror
 from buttress.journal.mirror import LEASE, SEGMENT, leased, mirror, segments
@@ -240,3 +240,45 @@ def test_an_outage_is_told_once_and_loses_nothing(
 
 def test_a_segment_of_the_journal_has_a_number_that_sorts() -> None:
     assert SEGMENT.format(12) == "journal/000012.jsonl"
+
+
+def test_credentials_in_a_url_are_refused_and_shown_nowhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from test_cli import call
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("BUTTRESS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    url = "s3://AKIAKEY:c2V/jcm/V0@bucket/sweeps"
+    for arguments in (
+        ["run", "lithology", "--profile", "quick", "--out", url], ["run", "lithology", "--warm-start", url],
+        ["run", "lithology", "--set", f"warm_start=['{url}']"], ["table", url], ["status", url], ["resume", url],
+        ["export", url], ["report", url], ["why", url, "0"], ["replay", url, "lithology"], ["diff", url, url],
+    ):  # fmt: skip
+        code, out, err = call(capfd, *arguments)
+        assert code == 2 and not any(part in out + err for part in ("c2V", "jcm", "V0", "AKIA")), (arguments, out, err)
+    assert [path for path in tmp_path.rglob("*") if path.is_file() and b"c2V" in path.read_bytes()] == []
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["s3://AKIAKEY:c2VjcmV0@bucket/sweeps", "s3://AKIAKEY:c2V/jcm/V0@bucket", "gs://c2VjcmV0@bucket/sweeps",
+     "s3://bucket/sweeps?secret_key=c2VjcmV0", "ftp://me:c2VjcmV0@host/x"],
+)  # fmt: skip
+def test_no_storage_is_made_of_a_url_with_credentials(url: str) -> None:
+    with pytest.raises(BadInput, match="holds credentials") as refused:
+        Storage(url)
+    assert not any(part in str(refused.value) for part in ("c2V", "jcm", "V0", "AKIA"))
+
+
+def test_an_endpoint_with_credentials_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "https://me:c2VjcmV0@minio.example:9000")
+    with pytest.raises(BadInput, match=r"AWS_ENDPOINT_URL: holds credentials.*https://\*\*\*@minio.example:9000"):
+        Storage("s3://bucket/sweeps")
+
+
+def test_a_path_with_an_at_sign_and_a_public_bucket_are_no_credentials(tmp_path: Path) -> None:
+    Storage(f"file://{tmp_path}/me@example.com/sweeps").write("x", b"1")
+    assert redacted("http://127.0.0.1:8080/me@example.com") == "http://127.0.0.1:8080/me@example.com"
+    assert Storage("gs://anonymous@bucket/sweeps").url == "gs://anonymous@bucket/sweeps"

@@ -24,6 +24,10 @@ def readme_blocks(root: Path) -> dict[str, str]:
     return {name: text for text, name in blocks}
 
 
+#: Credentials in the driver's environment, found nowhere else; `test_secrets.py` gives them to a process of its own.
+CANARIES = {name: f"canary-{name.lower()}-5e1f0c0ffee" for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")}
+
+
 @pytest.fixture(scope="module")
 def own(root: Path, ray_cluster: Any, tmp_path_factory: pytest.TempPathFactory) -> Journal:
     """The sweep of the README's own trainer, run in a folder outside the repository."""
@@ -32,6 +36,8 @@ def own(root: Path, ray_cluster: Any, tmp_path_factory: pytest.TempPathFactory) 
         (folder / name).write_text(text)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
+        for name, value in CANARIES.items():
+            patch.setenv(name, value)
         finish = driver.start(SweepSpec.load(folder / "my_vae.yaml"), folder / "runs").run()
     return read(finish.folder)
 
@@ -84,6 +90,13 @@ def test_reports_of_a_trial_arrive_in_order(own: Journal) -> None:
     for trial in own.trials.values():
         steps = [report.step for report in trial.reports]
         assert steps == sorted(set(steps)) and [report.seq for report in trial.reports] == list(range(len(steps)))
+
+
+def test_no_credentials_are_in_what_the_sweep_and_ray_have_written(own: Journal, ray_cluster: Any) -> None:
+    session = Path(ray_cluster._private.worker._global_node.get_session_dir_path())
+    files = [path for top in (own.folder.parents[1], session) for path in top.rglob("*") if path.is_file()]
+    assert [path for path in files if path.name == "gcs_server.out"] and len(files) > 30
+    assert [path for path in files if any(value.encode() in path.read_bytes() for value in CANARIES.values())] == []
 
 
 def test_nothing_is_left_on_the_cluster(own: Journal, ray_cluster: Any) -> None:

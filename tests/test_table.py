@@ -7,18 +7,23 @@ import json
 import math
 import re
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import journal_lines
+import pandas as pd
 import pytest
 from journals import SyntheticSweep, mixed_sweep
 from rich.console import Console
+from typer.testing import CliRunner
 
 from buttress import journal as journals
 from buttress.analysis.explanation import explain, stop_reason
+from buttress.analysis.export import export
 from buttress.analysis.render import render_explanation, render_status, render_sweep
 from buttress.analysis.selection import best_epoch, best_json, best_report, best_trial, healthy_trials, pareto_front
-from buttress.analysis.table import FIXED_COLUMNS, data_frame, filter_rows, rows, sort_rows
+from buttress.analysis.table import FIXED_COLUMNS, data_frame, filter_rows, rows, sort_rows, write_table
+from buttress.cli.main import app
 from buttress.errors import BadInput
 from buttress.journal import Best, Journal, fold
 from buttress.wording import duration, number, sparkline, times
@@ -212,6 +217,11 @@ def test_the_frame_holds_the_rows_with_numbers_as_numbers(mixed: Journal) -> Non
         (["warnings=weak_code"], "1"),
         (["trial=0002"], "2"),
         (["trial=2"], "2"),
+        (["trial=0"], "0"),
+        (["trial=0,00,3"], "03"),
+        (["trial!=0", "trial<3"], "12"),
+        (["trial>=0004"], "456"),
+        (["trial=toy-ab12cd-0001"], "1"),
         (["margin>1000"], ""),
     ],
 )
@@ -299,6 +309,32 @@ def test_status_tells_who_runs_the_sweep_and_what_is_running(mixed: Journal, tmp
 # --- why --------------------------------------------------------------------------------------------------------------
 
 
+def test_why_tells_the_median_that_the_margin_is_from_of_values_that_end_elsewhere() -> None:
+    book = SyntheticSweep()
+    book.collapsed("0000", kl=[0.27, 0.36], margin=0.0458)  # 0.36 is within the hysteresis
+    book.collapsed("0001", kl=[0.29, 0.36], margin=0.001)
+    first, second = (str(explain(book.journal(), trial)) for trial in ("0", "1"))
+    assert "latent/kl_total was 1.1 times smaller than 0.3 in the median of 2 reports" in first
+    assert "margin +0.00: just beyond the threshold\n" in second and "smaller" not in second
+
+
+def test_why_names_no_sign_whose_metric_never_came_as_having_held() -> None:
+    book = SyntheticSweep()
+    book.collapsed("0000")
+    book.lines = json.loads(json.dumps(book.lines).replace('"latent/active_kl": 0.0, ', ""))
+    told = str(explain(book.journal(), "0"))
+    sign = "latent/kl_total below 0.3; 2 reports in a row; latent/active_kl was never reported and is left out"
+    assert f"the rule posterior_collapse ({sign}) held" in told
+
+
+def test_a_trial_that_raised_has_saved_nothing() -> None:
+    book = SyntheticSweep()
+    book.failed("0000")
+    assert "not spent" not in str(explain(book.journal(), "0"))
+    assert rows(book.journal())[0]["epochs_saved"] == 0
+    assert re.search(r"RuntimeError: out of memory +0 %", text_of(render_sweep(book.journal())))
+
+
 def test_why_a_trial_collapsed_names_rule_values_thresholds_margin_and_savings(mixed: Journal) -> None:
     told = str(explain(mixed, "2"))
     assert "Trial 0002 of toy-ab12cd collapsed (posterior_collapse) at epoch 3 of 10, step 150." in told
@@ -323,6 +359,29 @@ def test_why_tells_the_other_outcomes_too(mixed: Journal) -> None:
     assert explain(mixed, "6").headline == "Trial 0006 of toy-ab12cd is waiting: 1 of 10 epochs (step 50)."
 
 
+def ties_and_gaps() -> SyntheticSweep:
+    book = SyntheticSweep(search=("loss.kind",))
+    book.completed("0000", {"loss.kind": ""}, ari=[0.1, 0.4])
+    book.completed("0001", {"loss.kind": "x"}, ari=[0.4, 0.3])
+    book.trial("0002", {"loss.kind": "x"})
+    for epoch, value in enumerate([float("nan"), 0.2, float("inf")], 1):
+        book.epoch("0002", epoch, {"ari": value, "latent/kl_total": 8.0}, valid=epoch == 2)
+    book.outcome("0002", "completed", epochs=3, best=Best(2, 100, {"ari": 0.2}, 2, 1, None), last={"ari": None})
+    return book
+
+
+def test_ties_epochs_without_a_value_and_empty_choices_are_said() -> None:
+    book = ties_and_gaps().journal()
+    shown = text_of(render_sweep(book))
+    assert "best: trial 0000 with ari 0.4; 0001 has the same value" in shown
+    assert re.search(r"^0000 .*  ''  ", shown, re.M)
+    exported = export(book).replace("\n#    ", "")
+    assert "searched: loss.kind=''" in exported and "trial 0001 has the same value" in exported
+    why = str(explain(book, "2"))
+    assert "2 of 3 epochs had no finite ari and cannot be the best" in why
+    assert "loss.kind  ''" in str(explain(book, "0")) and "no finite" not in str(explain(book, "0"))
+
+
 def test_why_tells_losses_and_attempts() -> None:
     book = SyntheticSweep()
     book.trial("0000")
@@ -345,7 +404,7 @@ def test_a_rung_without_a_valid_value_and_one_without_a_cutoff_are_told() -> Non
     book.outcome("0000", "pruned", epochs=6)
     told = str(explain(book.journal(), "0"))
     assert "at rung 2: went on with 0.3: no cut-off yet among 1 trial" in told
-    assert "At rung 6 of phase 1 it had no valid ari; the cut-off of 5 trials was 0.4" in told
+    assert "At rung 6 of phase 1 it had no valid epoch; the cut-off of 5 trials was 0.4" in told
 
 
 def test_a_rule_is_told_with_votes_transforms_and_relative_thresholds() -> None:
@@ -359,6 +418,7 @@ def test_a_rule_is_told_with_votes_transforms_and_relative_thresholds() -> None:
         ],
     }  # fmt: skip
     book.completed("0000", ari=[0.5], warnings=["odd"])
+    book.lines = json.loads(json.dumps(book.lines).replace('"train/loss"', '"a"'))
     assert dict(explain(book.journal(), "0").sections)["warnings"] == (
         "odd (2 of: window max over min of a above 3 times b, latent/kl_total below 0.005 per dimension, "
         "ablation/delta absent; 3 reports in a row)",
@@ -424,3 +484,29 @@ def test_records_do_not_change() -> None:
         record.state = "completed"  # type: ignore[misc]
     assert replace(record, state="failed") != record
     assert fold(mixed_sweep().lines).trials["0000"] == record
+
+
+# --- for other programs -----------------------------------------------------------------------------------------------
+
+
+def test_a_table_is_written_for_other_programs(mixed: Journal, tmp_path: Path) -> None:
+    table = data_frame(rows(mixed), list(rows(mixed)[0]))
+    table.loc[0, "kind"] = "a|b"
+    assert write_table(table, None, tmp_path / "t.csv") == (tmp_path / "t.csv").read_text()
+    again = pd.read_csv(tmp_path / "t.csv", dtype={"trial": str})
+    assert list(again["trial"]) == list(table["trial"]) and list(again.columns) == list(table.columns)
+    assert write_table(table, None, tmp_path / "sub" / "t.parquet") == ""
+    pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "sub" / "t.parquet"), table, check_dtype=False)
+    head, line, first, *_ = write_table(table, "markdown", None).splitlines()
+    assert head.startswith("| trial | outcome | kind |") and set(line) == set("| -") and "a\\|b" in first
+    for format_, output in (("parquet", None), (None, tmp_path / "t.xlsx"), ("csv", Path("/proc/nowhere/t.csv"))):
+        with pytest.raises(BadInput):
+            write_table(table, format_, output)
+
+
+def test_the_verb_writes_it(mixed: Journal, tmp_path: Path) -> None:
+    folder = mixed_sweep().write(tmp_path).parent
+    told = CliRunner().invoke(app, ["table", str(folder), "--format", "csv", "-w", "outcome=collapsed"])
+    assert told.exit_code == 0 and len(told.stdout.splitlines()) == 2
+    told = CliRunner().invoke(app, ["table", str(folder), "-o", str(tmp_path / "it.md")])
+    assert told.exit_code == 0 and (tmp_path / "it.md").read_text().count("\n") == 2 + len(rows(mixed))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import math
@@ -10,15 +11,25 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from journal_lines import event_of
+from journals import mixed_sweep
+from matplotlib.image import imsave
+from rich.console import Console
 
+import buttress
+from buttress.callbacks.base import CallbackList
+from buttress.callbacks.progress import Progress, ProgressHeader
 from buttress.callbacks.wandb import MAX_FAILURES, WandbRuns, has_key, summary
+from buttress.errors import BadInput
+from buttress.training import registry
 from buttress.training.trainable import Metric
 
 COMPLETED = {
@@ -40,6 +51,21 @@ COLLAPSED = {
     "best": {"epoch": 2, "step": 20, "metrics": {"elbo_1": 0.01}},
     "last": {"elbo_1": 0.001},
 }
+
+#: What an original logs that no value here has as its second name: another quantity or unit, or nothing of the kind.
+WITHOUT_SECOND_NAME: dict[str, list[str]] = {
+    "radio": ["total_loss"],
+    "rainfall": ["epoch", "val_L_grad", "val_L_mass", "val_MAE_all_zspace", "val_MAE_tail_zspace", "val_loss"],
+    "occupancy": [
+        "6dof/embedding_mean_norm", "6dof/embedding_std", "6dof/pose_pos_std", "6dof/pose_variance_penalty",
+        "6dof/pose_vel_std", "6dof/uncertainty_max", "6dof/uncertainty_mean", "6dof/uncertainty_min",
+        "debug/exact_match", "debug/fut_mean", "debug/hist_fut_match", "debug/hist_mean", "debug/match_rate",
+        "debug/occupancy_rate", "debug/params_with_grad", "epoch", "epoch/pred_occ_rate",
+        "epoch/target_occ_rate", "epoch/time_seconds", "epoch/val_iou_t<k>", "epoch/val_loss",
+        "epoch/val_temporal_consistency", "loss/occ", "loss_components/intersection",
+        "loss_components/pred_sum", "loss_components/target_sum",
+    ],
+}  # fmt: skip
 
 #: Keys of metrics as published trainers have them.
 KEYS = ["val/FID", "metrics/mAP50-95(B)", "mAP@0.5", "R^2", "Recon loss (nats)", "*best*", "val/KL+CE"]
@@ -127,12 +153,36 @@ def test_summary_shows_a_best_value_of_completed_trials_only() -> None:
 
 def test_a_metric_is_logged_under_its_original_name_too(tmp_path: Path) -> None:
     wandb = FakeWandb()
-    runs = WandbRuns("toy", tmp_path, metrics={"val/kl": Metric("min", original_name="val_kl_loss")}, client=wandb)
+    metrics = {"val/kl": Metric("min", original_name="val_kl_loss"), "val/l1": Metric("min")}
+    others = {"train/lr": "Learning_Rate", "val/kl": "kl (encoder-decoder)", "train/never": "never"}
+    runs = WandbRuns("toy", tmp_path, metrics=metrics, original_names=others, client=wandb)
     runs.start("0001", {}, {})
-    runs.report("0001", report(1, **{"val/kl": 2.5}))
+    runs.report("0001", report(1, **{"val/kl": 2.5, "val/l1": 1.0, "train/lr": 0.1}))
     runs.close()
     row = wandb.runs[0].rows[0][1]
-    assert row["val/kl"] == row["val_kl_loss"] == 2.5
+    assert row["val/kl"] == row["val_kl_loss"] == row["kl (encoder-decoder)"] == 2.5
+    assert row["train/lr"] == row["Learning_Rate"] == 0.1 and not {"", "never"} & {*row}
+
+
+@pytest.mark.parametrize(
+    ("family", "lists"),
+    [
+        ("radio", ("tensorboard",)), ("rainfall", ("csv_columns",)),
+        ("occupancy", ("wandb_epoch", "wandb_debug", "wandb_debug_simple", "wandb_debug_6dof")),
+    ],
+)  # fmt: skip
+def test_second_names_of_a_familys_values_are_those_of_its_original(
+    family: str, lists: tuple[str, ...], shared: Path
+) -> None:
+    """`results_names.json` is what the originals logged when they were run."""
+    trainable: Any = registry.load(family)
+    recorded = json.loads((shared / "golden" / "results_names.json").read_text())[family]
+    recorded["csv_columns"] = recorded.get("csv_columns", {}).get("d1af71b", [])
+    theirs = {name for each in lists for name in recorded[each]}
+    names = {metric.original_name for metric in trainable.metrics.values() if metric.original_name}
+    assert {*trainable.original_names.values()} <= theirs
+    assert len({*trainable.original_names.values()}) == len(trainable.original_names)
+    assert sorted(theirs - names - {*trainable.original_names.values()}) == sorted(WITHOUT_SECOND_NAME[family])
 
 
 def test_a_vector_is_a_histogram_of_its_finite_values(tmp_path: Path) -> None:
@@ -200,13 +250,14 @@ def test_a_wandb_that_raises_is_told_once_and_disturbs_nothing(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:
     wandb = FakeWandb(log_fault=RuntimeError("broken pipe"))
-    runs = WandbRuns("toy", tmp_path, client=wandb)
+    told: list[str] = []
+    runs = WandbRuns("toy", tmp_path, client=wandb, on_message=told.append)
     with caplog.at_level(logging.WARNING, "buttress.wandb"):
         for trial in range(MAX_FAILURES + 2):
             one_trial(runs, f"{trial:04}")
         runs.close()
     messages = [record.getMessage() for record in caplog.records]
-    assert len(messages) == 2
+    assert len(messages) == 2 and told == messages and runs.closing_line() == messages[1]
     assert "trial 0000" in messages[0] and "goes on without it" in messages[1]
     assert "broken pipe" in caplog.text
     assert len(wandb.runs) == MAX_FAILURES  # given up: the other trials never reach wandb
@@ -250,7 +301,7 @@ def test_reports_are_dropped_and_counted_when_too_many_wait(
         runs.close()
     assert 4 <= len(wandb.runs[0].rows) <= 6
     assert wandb.runs[0].summary["outcome"] == "collapsed"
-    assert "reports were not logged" in caplog.text
+    assert "reports not logged to W&B" in caplog.text and "reports not logged to W&B" in runs.closing_line()
 
 
 def test_online_without_a_key_is_offline(
@@ -260,11 +311,15 @@ def test_online_without_a_key_is_offline(
     assert not has_key()
     wandb = FakeWandb()
     with caplog.at_level(logging.WARNING, "buttress.wandb"):
-        runs = WandbRuns("toy", tmp_path, mode="online", client=wandb)
+        told: list[str] = []
+        runs = WandbRuns("toy", tmp_path, mode="online", client=wandb, on_message=told.append)
         one_trial(runs)
+        one_trial(runs, "0002")
         runs.close()
     assert wandb.runs[0].given["mode"] == "offline"
     assert "no W&B key" in caplog.text
+    assert len(told) == 1 and "no W&B key was found, so runs are kept offline" in told[0]
+    assert runs.closing_line().startswith(told[0])
     (tmp_path / "netrc").write_text("machine api.wandb.ai login user password 0123\n")
     assert has_key()
 
@@ -272,12 +327,18 @@ def test_online_without_a_key_is_offline(
 def test_online_without_a_server_is_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_API_KEY", "0123")
     wandb = FakeWandb(init_fault=lambda mode: ConnectionError("no route") if mode == "online" else None)
-    runs = WandbRuns("toy", tmp_path, mode="online", client=wandb)
-    one_trial(runs)
-    one_trial(runs, "0002")
-    runs.close()
+    shown = io.StringIO()
+    progress = Progress(ProgressHeader("toy", "ari", "max"), Console(file=shown, width=200))
+    callbacks = CallbackList([progress])
+    runs = WandbRuns("toy", tmp_path, mode="online", client=wandb, on_message=callbacks.on_message)
+    with progress:
+        one_trial(runs)
+        one_trial(runs, "0002")
+        runs.close()
     assert [run.given["mode"] for run in wandb.runs] == ["offline", "offline"]
     assert [run.exit_code for run in wandb.runs] == [0, 0]
+    sentence = "W&B cannot be reached (no route), so runs are kept offline"
+    assert shown.getvalue().count(sentence) == 1 and runs.closing_line().startswith(sentence)
 
 
 def test_disabled_does_not_import_wandb(tmp_path: Path) -> None:
@@ -331,6 +392,7 @@ def test_real_offline_runs_hold_the_outcome_and_keep_quiet(tmp_path: Path) -> No
         "                            'vectors': {'latent/kl': [0.1, 2.0]}})\n"
         f"runs.outcome('0001', {completed_outcome!r}); runs.outcome('0002', {COLLAPSED!r})\n"
         "runs.close()\n"
+        "assert runs.closing_line().startswith('2 W&B runs offline: wandb sync ')\n"
         "assert before == (sys.exit, sys.excepthook, signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
@@ -363,3 +425,98 @@ def test_real_offline_runs_hold_the_outcome_and_keep_quiet(tmp_path: Path) -> No
     assert collapsed["summary"]["kind"] == "posterior_collapse"
     # The last value logged is nobody's summary: sorting by `elbo_1` cannot put the collapsed trial first.
     assert not [name for name in collapsed["summary"] if name.startswith(("elbo_1", "best/"))]
+
+
+def test_the_sweep_has_a_run_of_its_own_with_counts_table_report_and_pictures(tmp_path: Path) -> None:
+    """A recorded sweep, told to the real wandb as its driver would, the first outcome by an earlier process."""
+    book = mixed_sweep()
+    folder = book.write(tmp_path).parent
+    assert book.journal().trials["0001"].state == "completed"
+    (folder / "report.html").write_text("<p>report</p>")
+    (folder / "trials" / "0001" / "media").mkdir(parents=True)
+    for name in ("trials/0001/media/a.png", "outside.png"):
+        imsave(folder / name, np.zeros((4, 4)))
+    code = (
+        "import sys, dataclasses, pathlib\n"
+        "from types import SimpleNamespace\n"
+        "from buttress import journal\n"
+        "from buttress.callbacks.wandb import WandbRuns\n"
+        "folder = pathlib.Path(sys.argv[1])\n"
+        "events = list(journal.events(folder / journal.FILE))\n"
+        "ends = [event for event in events if event.line == 'outcome']\n"
+        "runs = WandbRuns('toy-ab12cd', folder, objective=('ari', 'max'), earlier=ends[:1])\n"
+        "for event in events:\n"
+        "    if event.line == 'report' and event.trial == '0001':\n"
+        "        media = {'samples': 'media/a.png', 'out': '../../outside.png', 'gone': 'media/b.png'}\n"
+        "        event = dataclasses.replace(event, media=media)\n"
+        "    if event not in ends[:1]:\n"
+        "        runs.on_event(event, SimpleNamespace(config={}, params={}))\n"
+        "runs.close(); print(runs.closing_line())\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True, check=False)
+    trials = [*book.journal().trials.values()]
+    outcomes = [trial.outcome for trial in trials if trial.outcome]
+    assert f"W&B runs offline: wandb sync {folder}/wandb/offline-run-*" in done.stdout, done.stderr
+    (file,) = folder.glob("wandb/offline-run-*-toy-ab12cd/*.wandb")
+    rows = [
+        {"/".join(item.nested_key) or item.key: json.loads(item.value_json) for item in record.history.item}
+        for record in records(file)
+        if record.WhichOneof("record_type") == "history"
+    ]
+    counts = Counter(outcome.outcome for outcome in outcomes)
+    last = {key: value for row in rows for key, value in row.items()}
+    assert [row["_step"] for row in rows][:2] == [2, 3] and last["_step"] == len(outcomes)
+    assert {name: last[f"trials/{name}"] for name in counts} == counts
+    best = [outcome.best.metrics["ari"] for outcome in outcomes if outcome.outcome == "completed" and outcome.best]
+    assert last["best/ari"] == max(value for value in best if value is not None)
+    (table,) = file.parent.glob("files/media/table/trials/*.json")
+    content = json.loads(table.read_text())
+    assert len(content["data"]) == len(trials) and content["columns"][:2] == ["trial", "outcome"]
+    (page,) = file.parent.glob("files/media/html/*.html")
+    assert "<p>report</p>" in page.read_text()
+    (trial,) = folder.glob("wandb/offline-run-*-toy-ab12cd-0001")
+    names = [path.name for path in trial.glob("files/media/images/*.png")]
+    assert names and all(name.startswith("samples_") for name in names)
+
+
+def test_one_training_writes_a_run_and_trains_as_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from test_cli import call
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    (tmp_path / "mine.yaml").write_text(
+        'train: {epochs: 2}\nbuttress: {trainable: "toy:Toy", objective: val/recon, seed: 9}\n'
+    )
+    options = ["--wandb-project", "mine", "--wandb-run-id", "abc", "--wandb-run-name", "first", "--wandb-tags", "a, b"]
+    metrics = []
+    for out, more in (("plain", []), ("logged", options)):
+        code, said, err = call(capfd, "train", "mine.yaml", "--json", "--out", out, *more)
+        assert code == 0, said + err
+        metrics += [json.loads(said.splitlines()[-1])["metrics"]]
+    assert metrics[0] == metrics[1] and not (tmp_path / "plain" / "wandb").exists()
+    assert "1 W&B run offline: wandb sync logged/wandb/offline-run-*" in said
+    (file,) = (tmp_path / "logged").glob("wandb/offline-run-*-abc/*.wandb")
+    told: dict[str, Any] = {}
+    rows = []
+    for record in records(file):
+        match record.WhichOneof("record_type"):
+            case "run":
+                run = record.run
+            case "history":
+                rows += [{"/".join(item.nested_key) or item.key for item in record.history.item}]
+            case "summary":
+                told |= {"/".join(e.nested_key) or e.key: json.loads(e.value_json) for e in record.summary.update}
+    assert (run.project, run.display_name, run.run_group) == ("mine", "first", "")
+    assert {*run.tags} == {"a", "b", "completed"} and {e.key for e in run.config.update} >= {"train", "buttress"}
+    assert any("val/recon" in row for row in rows)
+    assert told["best/val/recon"] == metrics[0]["val/recon"] and told["outcome"] == "completed"
+
+
+def test_a_misspelt_option_of_a_trainings_run_is_refused(tmp_path: Path) -> None:
+    config = {"train": {"epochs": 1}, "buttress": {"trainable": "toy:Toy", "objective": "val/recon"}}
+    with pytest.raises(BadInput, match=r"wandb.projekt: unknown option; accepted: project, entity"):
+        buttress.train(config, tmp_path / "out", wandb={"projekt": "x"})
+    with pytest.raises(BadInput, match=r"wandb.mode: no such mode \(got 'on'\); accepted: online, offline, disabled"):
+        buttress.train(config, tmp_path / "out", wandb={"mode": "on"})

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from buttress.errors import BadInput
+from buttress.execution.elasticity import describe_wait
 from buttress.execution.messages import WorkerInfo
 from buttress.execution.worker_pool import START_TIMEOUT_S, WorkerPool, resolve_concurrency
 from buttress.spec.sections import Resources
@@ -97,3 +98,12 @@ def test_a_slot_counts_as_usable_while_its_workers_are_up_or_may_be_soon(
     assert made.pop_long_waiting() == []  # each wait is named once
     made.mark_ready("slot-1", {0: WorkerInfo(2, "there", "m")})
     assert (made.count_usable(), made.slots_on({"m", "n"})) == (2, ["slot-0", "slot-1"])
+
+
+def test_a_slow_start_is_not_told_as_a_lack_of_room() -> None:
+    needs, node = Resources(workers=2, cpus_per_worker=2, gpus_per_worker=1), {"CPU": 4.0, "GPU": 2.0}
+    said = describe_wait("slot-0", needs, [node])
+    assert said == "slot-0 is not up yet, though the cluster has room for it: its workers start slowly"
+    said = describe_wait("slot-0", needs, [{"CPU": 1.5, "GPU": 2.0}])
+    wanted, free = "2 times 2 CPU and 1 GPU", "1.5 CPU and 2 GPU"
+    assert said == f"slot-0 waits for {wanted}, or for its workers to start: {free} are free now"

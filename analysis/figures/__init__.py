@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from buttress.errors import BadInput
+from buttress.errors import BadInput, printable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -44,6 +44,8 @@ FIGURES = {
     "rungs": Kind("who was compared with whom at which age", "course", "rungs", "rungs"),
     "timeline": Kind("what each slot did when, and what stopping early saved", "course", "timeline", "timeline"),
     "trial": Kind("all curves of one trial", "trial", "trial", "trial", of_trial=True),
+    "gan": Kind("the losses of one VAE-GAN trial: alone, on one scale, normalised, on their own axes", "adversarial",
+                "adversarial", "adversarial", of_trial=True),
     "kl": Kind("the KL of each latent dimension of one trial over time", "trial", "kl", "kl", of_trial=True),
 }  # fmt: skip
 
@@ -96,6 +98,8 @@ def save(drawn: Figure, path: Path) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         with styled():
             drawn.savefig(path, dpi=150, metadata=metadata)
+        if path.suffix.lower() == ".svg":
+            path.write_text(printable(path.read_text(encoding="utf-8")), encoding="utf-8")
     except OSError as error:
         raise BadInput(f"cannot be written ({error.strerror})", key="--output", value=str(path)) from None
     return path

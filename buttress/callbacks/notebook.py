@@ -10,7 +10,9 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from rich.console import Console, RenderableType
+from rich.console import RenderableType
+
+from buttress.console import PlainConsole
 
 WIDTH = 110  # columns
 _FORMAT = "<pre style='line-height:normal;overflow-x:auto'>{code}</pre>"
@@ -54,8 +56,6 @@ class NotebookView:
 
 def html_of(renderable: RenderableType) -> str:
     """A renderable as HTML, in the colours of a light terminal."""
-    console = Console(
-        record=True, file=io.StringIO(), width=WIDTH, force_jupyter=False, force_terminal=True, highlight=False
-    )
+    console = PlainConsole(record=True, file=io.StringIO(), width=WIDTH, force_jupyter=False, force_terminal=True)
     console.print(renderable)
     return console.export_html(inline_styles=True, code_format=_FORMAT)

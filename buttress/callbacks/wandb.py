@@ -1,8 +1,8 @@
-"""Writes the Weights & Biases runs of a sweep: one run per trial, grouped under the sweep.
+"""Writes the Weights & Biases runs of a sweep: one run per trial, and one of the sweep, grouped under the sweep.
 
-A trial's run is `<sweep id>-<trial>`, inside the sweep's folder (`wandb sync` uploads it later) or on the server. The
-journal is the truth and W&B a view of it: calls return at once, one background thread talks to wandb, and nothing that
-happens there reaches the sweep.
+A trial's run is `<sweep id>-<trial>`, the sweep's own `<sweep id>`. They are kept in the sweep's folder, and uploaded
+later by `wandb sync`, or on the server. The journal is the truth and W&B a view of it: calls return at once, one
+background thread talks to wandb, and nothing that happens there reaches the sweep.
 """
 
 from __future__ import annotations
@@ -12,14 +12,21 @@ import math
 import netrc
 import os
 import queue
+import secrets
+import shlex
 import threading
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from buttress.callbacks.base import Callback
+from buttress.callbacks.loggers import pictures
+from buttress.callbacks.wandb_sweep import SweepRun
 from buttress.compat.wandb import EXPERIMENTAL_SETTINGS, disable_error_reporting, preserved_exit_hooks
 from buttress.journal.events import AttemptStarted, Event, Outcome, Report
+from buttress.storage import first_line
+from buttress.wording import plural
 
 if TYPE_CHECKING:
     from buttress.sweep.trial import ActiveTrial
@@ -48,9 +55,9 @@ class WandbRuns(Callback):
     Give it to the driver as a callback, or call `start`, `report` and `outcome`.
 
     No method raises on W&B's account or waits for it; `close` waits up to its timeout. A trial whose logging fails goes
-    on unlogged (told once, to the logger `buttress.wandb`), and after `MAX_FAILURES` of them the whole sweep does. In
-    mode `online` without a key, or when the server does not answer, runs are kept offline. In mode `disabled` wandb is
-    not even imported.
+    on unlogged (said once), and after `MAX_FAILURES` of them the whole sweep does. In mode `online` without a key, or
+    when the server does not answer, runs are kept offline. Either is said to `on_message` and to the logger
+    `buttress.wandb`, and again by `closing_line`. In mode `disabled` wandb is not even imported.
     """
 
     def __init__(
@@ -64,26 +71,40 @@ class WandbRuns(Callback):
         mode: Mode = "offline",
         tags: Sequence[str] = (),
         metrics: Mapping[str, Metric] | None = None,
+        original_names: Mapping[str, str] | None = None,
+        on_message: Callable[[str], None] = lambda _: None,
+        objective: tuple[str, str] | None = None,
+        earlier: Sequence[Event] = (),
         client: Any = None,
     ) -> None:
         """`project` is `buttress` unless given, `group` the sweep's id.
 
-        `metrics` is the trainable's table: a metric with an `original_name` is logged under that name too. `client`
-        stands in for the module wandb, in tests.
+        `metrics` is the trainable's table: a metric with an `original_name` is logged under that name too, and so is
+        each key of `original_names`.
+        `on_message` is called with a sentence when runs are kept offline or not at all. With `objective`, a metric and
+        its direction, the sweep has a run of its own; `earlier` are its events before this process. `client` stands in
+        for the module wandb, in tests.
         """
         self.sweep, self.folder, self.mode = sweep, folder, mode
-        self._project, self._entity, self._group = project or "buttress", entity, group or sweep
+        self._project, self._entity = project or "buttress", entity
+        self._group: str | None = group or sweep
         self._tags = tuple(tags)
-        self._aliases = {name: m.original_name for name, m in (metrics or {}).items() if m.original_name}
+        self._aliases = [(name, metric.original_name) for name, metric in (metrics or {}).items()]
+        self._aliases += (original_names or {}).items()
         self._client = client
         self._jobs: queue.SimpleQueue[tuple[Callable[..., None], str, tuple[Any, ...]] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._given_up = self._closed = False
         self._dropped = 0
+        self._send, self._said = on_message, ""
         # Only the background thread touches what follows.
         self._runs: dict[str, Any] = {}
         self._last_step: dict[str, int] = {}
+        self._pictures: Counter[str] = Counter()
         self._failures = 0
+        self._objective = objective
+        self._earlier = [event.to_line() for event in earlier if isinstance(event, Outcome)]
+        self._sweep_run: SweepRun | None = None
 
     # --- called by the driver --------------------------------------------------------------------------------------
 
@@ -122,9 +143,28 @@ class WandbRuns(Callback):
         self._thread.join(timeout)
         if self._thread.is_alive():
             self._given_up = True
-            log.warning("W&B was not done after %g s; %d events were not logged", timeout, self._jobs.qsize())
+            self._say(f"W&B was not done after {timeout:g} s; {self._jobs.qsize()} events were not logged")
         if self._dropped:
-            log.warning("%d reports were not logged to W&B, which could not keep up", self._dropped)
+            self._say(f"{plural(self._dropped, 'report')} not logged to W&B, which could not keep up")
+
+    def closing_line(self) -> str:
+        """What a person should know of the runs at the end of a sweep: what went wrong, and how they are uploaded.
+
+        Returns:
+            One line; empty where all runs are on the server, or there are none.
+        """
+        parts = [self._said] if self._said else []
+        runs = sorted((self.folder / "wandb").glob("offline-run-*"))
+        if runs and self.mode != "disabled":
+            runs_text = plural(len(runs), "W&B run")
+            parts.append(f"{runs_text} offline: wandb sync {shlex.quote(str(self.folder / 'wandb'))}/offline-run-*")
+        return "; ".join(parts)
+
+    def _say(self, text: str, error: BaseException | None = None) -> None:
+        """Something a person should know; the last such sentence is repeated at the end."""
+        self._said = text
+        log.warning(text, exc_info=error)
+        self._send(text)
 
     # --- the background thread -------------------------------------------------------------------------------------
 
@@ -144,6 +184,9 @@ class WandbRuns(Callback):
         for trial in list(self._runs):
             if not self._given_up:
                 self._attempt(self._outcome, trial, {"outcome": "interrupted"})
+        if self._sweep_run is not None and not self._given_up:
+            sweep_run = self._sweep_run
+            self._attempt(lambda _: sweep_run.close(), "of the sweep itself")
 
     def _attempt(self, call: Callable[..., None], trial: str, *args: Any) -> None:
         try:
@@ -152,34 +195,48 @@ class WandbRuns(Callback):
             self._runs.pop(trial, None)
             self._failures += 1
             if self._failures == 1:
-                log.warning("logging trial %s to W&B failed; the trial goes on unlogged", trial, exc_info=error)
+                self._say(f"logging trial {trial} to W&B failed ({first_line(error)}): it goes on unlogged", error)
             if self._failures == MAX_FAILURES:
                 self._given_up = True
-                log.warning("logging to W&B failed for %d trials; the sweep goes on without it", MAX_FAILURES)
+                self._say(f"logging to W&B failed for {MAX_FAILURES} trials; the sweep goes on without it")
 
     def _start(self, trial: str, config: dict[str, Any], params: dict[str, Any]) -> None:
         if trial in self._runs:
             return
-        wandb = self._wandb()
-        config = {**config, "params": params}
+        if self._objective is not None and self._sweep_run is None:
+            run = self._open(self.sweep, self.sweep, {"objective": self._objective[0]}, "sweep")
+            self._sweep_run = SweepRun(self._wandb(), run, self.folder, self._objective, self._earlier)
+        run = self._open(*self._name(trial), {**config, "params": params} if params else config, "trial")
+        self._last_step[trial] = max(self._last_step.get(trial, 0), int(getattr(run, "step", 0) or 0))
+        self._runs[trial] = run
+
+    def _name(self, trial: str) -> tuple[str, str]:
+        """Id and name of a trial's run."""
+        return f"{self.sweep}-{trial}", trial
+
+    def _trial_folder(self, trial: str) -> Path:
+        return self.folder / "trials" / trial
+
+    def _open(self, run_id: str, name: str, config: dict[str, Any], job_type: str) -> Any:
+        """A run of this mode, or an offline one where there is no key or no server."""
         if self.mode == "online" and not has_key():
             self.mode = "offline"
-            log.warning("no W&B key was found: runs are kept in %s; `wandb login`, then `wandb sync`", self.folder)
+            self._say("no W&B key was found, so runs are kept offline: `wandb login` before they are uploaded")
         try:
-            run = self._init(wandb, trial, config)
+            run = self._init(run_id, name, config, job_type)
         except Exception as error:
             if self.mode != "online":
                 raise
             self.mode = "offline"
-            log.warning("W&B cannot be reached (%s): runs are kept in %s; `wandb sync` them later", error, self.folder)
-            run = self._init(wandb, trial, config)
+            self._say(f"W&B cannot be reached ({first_line(error)}), so runs are kept offline")
+            run = self._init(run_id, name, config, job_type)
         # W&B's own summary is the last value logged, and a collapsed trial's last value is the lowest loss: the summary
         # holds what `outcome` writes, nothing else.
         run.define_metric("*", summary="none")
-        self._last_step[trial] = max(self._last_step.get(trial, 0), int(getattr(run, "step", 0) or 0))
-        self._runs[trial] = run
+        return run
 
-    def _init(self, wandb: Any, trial: str, config: dict[str, Any]) -> Any:
+    def _init(self, run_id: str, name: str, config: dict[str, Any], job_type: str) -> Any:
+        wandb = self._wandb()
         self.folder.mkdir(parents=True, exist_ok=True)
         settings = wandb.Settings(
             silent=True,
@@ -198,8 +255,9 @@ class WandbRuns(Callback):
                 project=self._project,
                 entity=self._entity,
                 group=self._group,
-                id=f"{self.sweep}-{trial}",
-                name=trial,
+                id=run_id,
+                name=name,
+                job_type=job_type,
                 dir=str(self.folder),
                 mode=self.mode,
                 tags=list(self._tags),
@@ -214,7 +272,7 @@ class WandbRuns(Callback):
         if run is None or reported["step"] < self._last_step[trial]:
             return  # a trial that goes on from its checkpoint runs again what was logged before
         row: dict[str, Any] = {name: value for name, value in reported.get("metrics", {}).items() if value is not None}
-        row |= {alias: row[name] for name, alias in self._aliases.items() if name in row and alias not in row}
+        row |= {alias: row[name] for name, alias in self._aliases if alias and name in row and alias not in row}
         for name in ("epoch", "full_beta_epochs", "phase", "mem_mb"):
             if reported.get(name) is not None:
                 row[name] = reported[name]
@@ -224,10 +282,15 @@ class WandbRuns(Callback):
             finite = [value for value in values if value is not None and math.isfinite(value)]
             if finite:
                 row[name] = self._wandb().Histogram(finite, num_bins=min(64, max(8, len(finite))))
+        for key, path in pictures(self._trial_folder(trial), reported.get("media") or {}, self._pictures[trial]):
+            row[key] = self._wandb().Image(str(path))
+            self._pictures[trial] += 1
         run.log(row, step=reported["step"])
         self._last_step[trial] = reported["step"]
 
     def _outcome(self, trial: str, outcome: dict[str, Any]) -> None:
+        if self._sweep_run is not None and outcome["outcome"] != "interrupted":
+            self._sweep_run.outcome(outcome)
         run = self._runs.pop(trial, None)
         if run is None:
             return
@@ -245,6 +308,28 @@ class WandbRuns(Callback):
         return self._client
 
 
+class WandbTraining(WandbRuns):
+    """The W&B run of one config that is trained outside a sweep; its one trial has the name "".
+
+    Args:
+        folder: The training's folder.
+        run_id: Of the run; a run of this id is gone on with. Default: the folder's name and six random characters.
+        name: Of the run. Default: the folder's name.
+        options: As those of `WandbRuns`.
+    """
+
+    def __init__(self, folder: Path, *, run_id: str | None = None, name: str | None = None, **options: Any) -> None:
+        super().__init__(name or folder.name, folder, **options)
+        self._group = None
+        self._id = run_id or f"{folder.name}-{secrets.token_hex(3)}"
+
+    def _name(self, trial: str) -> tuple[str, str]:
+        return self._id, self.sweep
+
+    def _trial_folder(self, trial: str) -> Path:
+        return self.folder
+
+
 def summary(outcome: Mapping[str, Any]) -> dict[str, Any]:
     """What a run's summary says of the trial, from the journal's `outcome` line.
 
@@ -254,7 +339,8 @@ def summary(outcome: Mapping[str, Any]) -> dict[str, Any]:
     names = ("outcome", "kind", "margin", "rule", "message", "epochs", "seconds", "error")
     found = {name: outcome[name] for name in names if outcome.get(name) is not None}
     if outcome.get("epochs") is not None and outcome.get("epochs_budget") is not None:
-        found["epochs_saved"] = outcome["epochs_budget"] - outcome["epochs"]
+        failed = outcome["outcome"] == "failed"  # it has saved nothing
+        found["epochs_saved"] = 0 if failed else outcome["epochs_budget"] - outcome["epochs"]
     if outcome.get("warnings"):
         found["warnings"] = list(outcome["warnings"])
     best = outcome.get("best")

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from buttress.cli.options import Json, Profile, Set
-from buttress.cli.output import print_json
+from buttress.cli.output import print_json, say
 
 
 def check(
@@ -30,9 +30,9 @@ def check(
     checked = [checked_file(path, sweep) for path in files]
     for each in checked:
         for finding in each.findings:
-            typer.echo(str(finding))
+            say(str(finding))
         if not each.findings:
-            typer.echo(each.line())
+            say(each.line())
     if json_:
         print_json([each.to_dict() for each in checked])
     if any(each.findings for each in checked):
@@ -46,6 +46,6 @@ def token(
     force: Annotated[bool, typer.Option("--force", help="Replace a token that is there.")] = False,
 ) -> None:
     """Make the token that a cluster asks for, as a file that only you can read. It is not printed."""
-    from buttress.cluster.token import default_path, make
+    from buttress.execution.auth_token import default_path, make
 
-    typer.echo(f"wrote {make(path or default_path(), force=force)}")
+    say(f"wrote {make(path or default_path(), force=force)}")

@@ -1,4 +1,4 @@
-"""The verbs that show: `plot` and `report`."""
+"""The verbs that show: `plot`, `report` and `show`."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from typing import Annotated
 
 import typer
 
-from buttress.cli.options import Sweep
+from buttress.cli.options import Sweep, named
+from buttress.cli.output import say
 from buttress.cli.results import load
 
 NAMES = (
-    "history, slices, parallel, contour, importance, collapse, pareto, health, rungs, timeline; trial and kl (of one "
-    "trial, with --trial)"
+    "history, slices, parallel, contour, importance, collapse, pareto, health, rungs, timeline; trial, kl and gan "
+    "(of one trial, with --trial)"
 )
 
 
@@ -21,8 +22,12 @@ def plot(
     name: Annotated[str, typer.Argument(metavar="NAME", help=f"{NAMES}.")],
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="A .svg, .png or .pdf file; slices and parallel also as .html, to brush. "
-                     "Default: SWEEP-NAME.png."),
+        typer.Option(
+            "--output",
+            "-o",
+            callback=named,
+            help="A .svg, .png or .pdf file; slices and parallel also as .html, to brush. Default: SWEEP-NAME.png.",
+        ),
     ] = None,
     trial: Annotated[str | None, typer.Option("--trial", "-t", help="A trial, such as 7 or 0007.")] = None,
 ) -> None:
@@ -31,23 +36,41 @@ def plot(
 
     found = load(sweep)
     if output is not None and output.suffix.lower() == ".html" and name in FIGURES:
-        typer.echo(f"wrote {save_interactive(found.journal, name, output)}: {FIGURES[name].shows}")
+        say(f"wrote {save_interactive(found.journal, name, output)}: {FIGURES[name].shows}")
         return
     drawn = found.plot(name, trial=trial)
     one = f"-{found.journal.trial(trial).id}" if trial is not None and FIGURES[name].of_trial else ""
     path = save(drawn, output or Path(f"{found.name}-{name}{one}.png"))
-    typer.echo(f"wrote {path}: {FIGURES[name].shows}")
+    say(f"wrote {path}: {FIGURES[name].shows}")
 
 
 def report(
     sweep: Sweep,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="The .html file. Default: report.html in the sweep's folder.")
+        Path | None,
+        typer.Option("--output", "-o", callback=named,
+                     help="The .html file. Default: report.html in the sweep's folder."),
     ] = None,
     open_: Annotated[bool, typer.Option("--open", help="Show it in a browser.")] = False,
 ) -> None:
     """Write the whole sweep as one HTML page that opens anywhere, for people who were not there."""
     path = load(sweep).report(output)
+    say(f"wrote {path}")
+    if open_:
+        typer.launch(str(path))
+
+
+def show(
+    sweep: Sweep,
+    trial: Annotated[str, typer.Argument(metavar="TRIAL", help="A trial, such as 7 or 0007.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The .html file. Default: trial.html in the trial's folder.")
+    ] = None,
+    open_: Annotated[bool, typer.Option("--open/--no-open", help="Show it in a browser.")] = True,
+) -> None:
+    """Open the page of one trial: why it ended, curves, pictures, config and what its trainer printed."""
+    found = load(sweep)
+    path = found.trials[found.journal.trial(trial).id].page(output)
     typer.echo(f"wrote {path}")
     if open_:
         typer.launch(str(path))

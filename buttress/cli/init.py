@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from buttress.cli.output import say
 from buttress.errors import BadInput
 
 OWN = "own"
@@ -30,12 +31,12 @@ def init(
             Path(name).write_text(text, encoding="utf-8")
         except OSError as error:
             raise BadInput(f"cannot be written ({error.strerror})", where=name) from None
-        typer.echo(f"wrote {name}")
+        say(f"wrote {name}")
     spec = next(name for name in contents if name.endswith(".yaml"))
     profile = "" if family == OWN else " --profile quick"
-    typer.echo(f"\nNext:\n  buttress plan {spec}{profile}\n  buttress run {spec}{profile}")
+    say(f"\nNext:\n  buttress plan {spec}{profile}\n  buttress run {spec}{profile}")
     if family == OWN:
-        typer.echo("  buttress table my_vae")
+        say("  buttress table my_vae")
 
 
 def _own() -> dict[str, str]:

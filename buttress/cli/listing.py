@@ -54,12 +54,15 @@ def diff(
     from buttress.wording import number
 
     (first, trial), (second, against) = _parts(one), _parts(other)
-    if bool(trial) != bool(against):
+    if (trial is None) != (against is None):
         accepted = "two sweeps, or two trials (SWEEP:TRIAL)"
         raise BadInput("a trial is compared with a trial", key="SWEEP[:TRIAL]", value=other, accepted=accepted)
     left = load(first).journal
     right = load(second).journal if second else left
-    found = compare_trials((left, trial), (right, against)) if trial else compare_sweeps(left, right)
+    if trial is not None and against is not None:
+        found = compare_trials((left, trial), (right, against))
+    else:
+        found = compare_sweeps(left, right)
     if json_:
         print_json([each._asdict() for each in found])
         return
@@ -71,7 +74,7 @@ def diff(
     console().print(table if found else "no difference")
 
 
-def _parts(name: str) -> tuple[str, str]:
-    """`lithology:7` as sweep and trial; a URL's own colon stays with the sweep."""
+def _parts(name: str) -> tuple[str, str | None]:
+    """`lithology:7` as sweep and trial; colons inside a URL stay with the sweep."""
     sweep, colon, trial = name.rpartition(":")
-    return (sweep, trial) if colon and not trial.startswith("//") else (name, "")
+    return (sweep, trial) if colon and not {*"/@"} & {*trial} else (name, None)

@@ -7,7 +7,9 @@ needs when it is called: `--help` is fast, `table` needs no Ray.
 
 from __future__ import annotations
 
+import errno
 import os
+import sys
 import tempfile
 import traceback
 from pathlib import Path
@@ -16,8 +18,8 @@ from typing import Annotated
 import typer
 
 from buttress.cli import cluster, figures, init, listing, results, rules, sweeps, training
-from buttress.cli.output import leave
-from buttress.errors import BadInput
+from buttress.cli.output import close_output, leave, prepare_streams, say
+from buttress.errors import BadInput, printable
 
 HELP = """Search hyperparameters of models that collapse: a collapsed trial dies early, and never wins.
 
@@ -59,6 +61,7 @@ for panel, verb in (
     (READ, results.why),
     (READ, figures.plot),
     (READ, figures.report),
+    (READ, figures.show),
     (READ, listing.diff),
     (READ, results.export),
     (RULES, rules.replay),
@@ -81,7 +84,7 @@ def _version(wanted: bool) -> None:
     if wanted:
         from importlib.metadata import version
 
-        typer.echo(f"buttress {version('buttress')}")
+        say(f"buttress {version('buttress')}")
         raise typer.Exit
 
 
@@ -94,23 +97,59 @@ def _options(
     pass
 
 
+#: Click's error of a call that does not fit; Typer carries Click within itself.
+_UsageError: type[Exception] = typer.BadParameter.__bases__[0]
+
+
 def main() -> None:
     """The console script: `app` with our exit codes."""
+    prepare_streams()
     try:
-        app()
+        code = _call()
+    except SystemExit as leaving:
+        code = leaving.code if isinstance(leaving.code, int) else 0
+        if type(sys.stdout).__name__ == "PacifyFlushWrapper":  # Typer's word for a reader who has left
+            code = 141
+    close_output()
+    sys.exit(code)
+
+
+def _call() -> int:
+    try:
+        return app(standalone_mode=False) or 0
     except BadInput as error:
         leave(str(error), 2)
-    except KeyboardInterrupt:
+    except _UsageError as error:
+        if type(error).__name__ == "NoArgsIsHelpError":
+            error.show()  # type: ignore[attr-defined]
+            return 2
+        context = error.ctx  # type: ignore[attr-defined]
+        more = f" (see: {context.command_path} --help)" if context is not None else ""
+        leave(" ".join(error.format_message().split()) + more, 2)  # type: ignore[attr-defined]
+    except (KeyboardInterrupt, typer.Abort):
         leave("interrupted", 130)
     except Exception as error:
         if (stopped := _resumable(error)) is not None:
             leave(stopped, 130)
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            leave(f"the output cannot be written ({error.strerror})", 2)
         if getattr(error, "deleted", False):
             leave(f"{error}: the sweep stops, and what it had found is gone", 1)
-        path = Path(tempfile.gettempdir()) / f"buttress-error-{os.getpid()}.txt"
-        path.write_text(traceback.format_exc())
         first = (str(error).splitlines() or [""])[0]
-        leave(f"internal error: {type(error).__name__}: {first} (traceback in {path})", 3)
+        leave(f"internal error: {type(error).__name__}: {first} (traceback {_written_traceback()})", 3)
+
+
+def _written_traceback() -> str:
+    """Writes the current error's traceback to a new file that its owner alone can read, and says where it is."""
+    text = printable(traceback.format_exc())
+    try:
+        handle, path = tempfile.mkstemp(prefix=f"buttress-error-{os.getpid()}-", suffix=".txt")
+        with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(text)
+    except OSError:  # no folder for it, or a full disk
+        say(text, error=True)
+        return "above"
+    return f"in {path}"
 
 
 def _resumable(error: Exception) -> str | None:

@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+
+from buttress.errors import BadInput
+
+
+def named(path: Any) -> Any:
+    """Refuses `-` for a file or folder to write: elsewhere it means standard output."""
+    if str(path) == "-":
+        raise BadInput("is not the name of a file", key="-o", value="-", accepted="a file; `export` alone takes -")
+    return path
+
 
 Spec = Annotated[
     str,

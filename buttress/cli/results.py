@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from buttress.cli.options import Json, Sweep
-from buttress.cli.output import console, leave, print_json
+from buttress.cli.output import console, leave, print_json, say
+from buttress.errors import BadInput
 
 if TYPE_CHECKING:
     from buttress.analysis import results
+
+
+class Format(StrEnum):
+    """Formats of a table for other programs."""
+
+    csv = "csv"
+    parquet = "parquet"
+    markdown = "markdown"
 
 
 def table(
@@ -22,12 +32,26 @@ def table(
     ] = None,
     sort: Annotated[str | None, typer.Option(help="Sort by this column, `-column` for descending.")] = None,
     all_: Annotated[bool, typer.Option("--all", help="Every config value, not only the searched ones.")] = False,
+    format_: Annotated[
+        Format | None, typer.Option("--format", "-f", help="For another program, to --output or on the screen.")
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="The file, in the format of its suffix: .csv, .parquet or .md."),
+    ] = None,
     json_: Json = False,
 ) -> None:
     """The trial table: every trial, its parameters, its outcome, and why it was stopped."""
     from buttress.analysis.render import render_sweep
 
     found = load(sweep)
+    if format_ is not None or output is not None:
+        from buttress.analysis.table import write_table
+
+        table = found.table(where=where or (), sort=sort, all=all_)
+        text = write_table(table, format_.value if format_ else None, output)
+        typer.echo(f"wrote {output}" if output is not None else text, nl=output is not None)
+        return
     rows = found.rows(where=where or (), sort=sort, all=all_)
     if json_:
         print_json(rows)
@@ -46,7 +70,9 @@ def why(
 
 def export(
     sweep: Sweep,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Where to write the config.")] = Path("best.yaml"),
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Where to write the config; `-`: standard output.")
+    ] = Path("best.yaml"),
     trial: Annotated[str | None, typer.Option("--trial", help="This trial instead of the best one.")] = None,
     weights: Annotated[
         bool, typer.Option("--weights", help="Also copy the best epoch's weights, beside the config.")
@@ -56,26 +82,35 @@ def export(
     ] = False,
     optuna: Annotated[
         str | None,
-        typer.Option(metavar="STORAGE", help="Write the whole sweep as an Optuna study instead, for optuna-dashboard: "
-                     "`sqlite:///study.db`, or a .log file."),
+        typer.Option(
+            metavar="STORAGE",
+            help="Write the whole sweep as an Optuna study instead, for optuna-dashboard: "
+            "`sqlite:///study.db`, or a .log file.",
+        ),
     ] = None,
 ) -> None:
     """Write the best trial's config, ready for `buttress train` or for the original trainer."""
     from buttress.analysis.export import NothingHealthy
+    from buttress.analysis.export import export as export_text
 
     if optuna is not None:
         from buttress.search.optuna_export import export_study
 
-        typer.echo(f"wrote study {export_study(load(sweep).journal, optuna)}; look at it: optuna-dashboard {optuna}")
+        say(f"wrote study {export_study(load(sweep).journal, optuna)}; look at it: optuna-dashboard {optuna}")
         return
     found = load(sweep)
     if found.status == "killed" or found.journal.torn:
         cut = f"; {found.journal.torn} bytes at its end are torn" if found.journal.torn else ""
         note = f"note: the journal of {found.name} does not end with the sweep's end{cut}"
-        typer.echo(f"{note}: this is the best of what it holds", err=True)
+        say(f"{note}: this is the best of what it holds", error=True)
     try:
+        if str(output) == "-":
+            if weights:
+                raise BadInput("weights are not written to standard output", key="-o", accepted="the name of a file")
+            say(export_text(found.journal, trial, force=force).rstrip("\n"))
+            return
         for path in found.export(output, trial=trial, weights=weights, force=force):
-            typer.echo(f"wrote {path}")
+            say(f"wrote {path}")
     except NothingHealthy as error:
         leave(str(error), error.exit_code)
 
@@ -86,5 +121,5 @@ def load(name: str) -> results.Sweep:
 
     sweep = api.load(name)
     if sweep.note:
-        typer.echo(sweep.note, err=True)
+        say(sweep.note, error=True)
     return sweep

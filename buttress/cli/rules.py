@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
-from buttress.cli.options import Json, StepsPerEpoch
-from buttress.cli.output import console, print_json
+from buttress.cli.options import Json, StepsPerEpoch, named
+from buttress.cli.output import console, print_json, say
 
 
 def replay(
@@ -37,7 +37,9 @@ def calibrate(
         str, typer.Argument(metavar="CURVES", help="Curves whose end is known: CollapseBench, or a column `truth`.")
     ],
     family: Annotated[str, typer.Option("--family", "-f", help="Whose rules to begin with.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Where to write the rules.")] = Path("rules.yaml"),
+    output: Annotated[
+        Path, typer.Option("--output", "-o", callback=named, help="Where to write the rules.")
+    ] = Path("rules.yaml"),
     false_kill: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="At most this share of the healthy curves may be killed.")
     ] = 0.02,
@@ -46,16 +48,19 @@ def calibrate(
     ] = 0.05,
     rules: Annotated[Path | None, typer.Option(help="Begin with this rules file instead of the family's.")] = None,
     steps_per_epoch: StepsPerEpoch = None,
+    force: Annotated[bool, typer.Option("--force", help="Write over a file that was edited, or is foreign.")] = False,
     json_: Json = False,
 ) -> None:
     """Propose thresholds, grace and patience for a family's rules from curves whose end is known."""
     from buttress import api
     from buttress.analysis.calibration import write_rules
+    from buttress.analysis.export import check_replaceable
 
+    check_replaceable(output, force)  # before minutes of search
     limits = {"false_kill": false_kill, "delay": delay}
-    made = api.calibrate(curves, rules or family, **limits, steps_per_epoch=steps_per_epoch, on_round=typer.echo)
+    made = api.calibrate(curves, rules or family, **limits, steps_per_epoch=steps_per_epoch, on_round=say)
     given = {"family": family, "rules": rules, "steps-per-epoch": steps_per_epoch, **limits}
     options = [f"--{name.replace('_', '-')}={value}" for name, value in given.items() if value is not None]
-    typer.echo(write_rules(made, output, command=shlex.join(["buttress", "calibrate", curves, *options])))
+    say(write_rules(made, output, command=shlex.join(["buttress", "calibrate", curves, *options]), force=force))
     if json_:
         print_json({"rules": str(output), **made.to_dict()})

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from buttress.cli.options import Address, Json, Profile, Quiet, Report, Set, Spec, Sweep, WarmStart
+from buttress.cli.options import Address, Json, Profile, Quiet, Report, Set, Spec, Sweep, WarmStart, named
 from buttress.cli.output import console, leave, print_json
 
 if TYPE_CHECKING:
@@ -37,7 +37,10 @@ def run(
     profile: Profile = None,
     set_: Set = None,
     out: Annotated[
-        str, typer.Option("--out", "-o", help="The folder that holds sweeps, or a URL: s3://bucket/sweeps, gs://...")
+        str,
+        typer.Option(
+            "--out", "-o", callback=named, help="The folder that holds sweeps, or a URL: s3://bucket/sweeps, gs://..."
+        ),
     ] = "runs",
     warm_start: WarmStart = None,
     address: Address = None,

@@ -7,6 +7,7 @@ import copy
 import io
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
@@ -37,6 +38,48 @@ def set_ray_environment() -> None:
     """Sets `RAY_ENVIRONMENT` before Ray is imported; what the user has set stays."""
     for name, value in RAY_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+
+
+@contextlib.contextmanager
+def bound_to_loopback() -> Iterator[None]:
+    """A Ray that is started inside listens on 127.0.0.1 only, its metrics included; nodes cannot join it.
+
+    Ray does so by itself on macOS and Windows. The public way, `_node_ip_address="127.0.0.1"`, does not: Ray takes that
+    for the machine's address.
+    """
+    from ray._private import ray_constants
+
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
+
+
+#: Environment variables that hold credentials, by their names.
+CREDENTIALS = re.compile("KEY|SECRET|TOKEN|PASSW|CREDENTIAL")
+
+
+@contextlib.contextmanager
+def credentials_kept_in_the_driver() -> Iterator[None]:
+    """Tune hands no credentials of the driver's environment to the trial actors that it starts inside.
+
+    It would put them into a runtime environment, which Ray writes into a log file that everybody can read.
+    """
+    from ray.tune.execution import class_cache
+
+    before = class_cache.ENV_VARS_TO_PROPAGATE
+    class_cache.ENV_VARS_TO_PROPAGATE = {name for name in before if not CREDENTIALS.search(name)}
+    try:
+        yield
+    finally:
+        class_cache.ENV_VARS_TO_PROPAGATE = before
+
+
+def socket_below(folder: str) -> str:
+    """The longest path of a socket of a Ray that is started with `folder` as its folder for temporary files."""
+    return f"{folder}/ray/session_2026-12-01_00-00-00_000000_0000000/sockets/plasma_store"
 
 
 def draining_nodes() -> frozenset[str]:

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import ipaddress
+import os
+import socket
+import sys
+from datetime import timedelta
 from typing import Any
 
 from buttress.compat.ray import cancel_autoscaler_requests, set_ray_environment
@@ -10,7 +15,8 @@ from buttress.compat.ray import cancel_autoscaler_requests, set_ray_environment
 set_ray_environment()  # Ray Train reads it when it is imported
 
 import ray  # noqa: E402
-from ray.train.torch import TorchTrainer  # noqa: E402
+from ray.train.torch import TorchConfig, TorchTrainer  # noqa: E402
+from ray.train.torch import config as torch_config  # noqa: E402
 from ray.train.v2._internal.constants import get_env_vars_to_propagate  # noqa: E402
 from ray.train.v2._internal.execution.controller import TrainController  # noqa: E402
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # noqa: E402
@@ -61,3 +67,56 @@ class ControllableTrainer(TorchTrainer):
     def cancel_requests(trainers: list[ControllableTrainer]) -> None:
         """Withdraws what killed trainers have asked the autoscaler for (`cancel_autoscaler_requests`)."""
         cancel_autoscaler_requests([trainer._run_id for trainer in trainers if trainer._run_id])
+
+
+class SlotTorchConfig(TorchConfig):
+    """A `TorchConfig` whose ranks meet on loopback where Ray itself is bound to it (`bound_to_loopback`)."""
+
+    @property
+    def backend_cls(self) -> type[torch_config._TorchBackend]:
+        return SlotTorchBackend
+
+
+class SlotTorchBackend(torch_config._TorchBackend):
+    """Ray Train's backend for torch, but for where the store of the ranks and gloo listen on a machine of its own.
+
+    The store that torch makes by itself listens on all interfaces and asks for no token.
+    """
+
+    def on_start(self, worker_group: Any, backend_config: Any) -> None:
+        """Sets up the process group of all workers."""
+        if not ipaddress.ip_address(ray.util.get_node_ip_address()).is_loopback:
+            super().on_start(worker_group, backend_config)
+            return
+        worker_group.execute(_meet_on_loopback)
+        names = vars(torch_config)
+        before = names["get_address_and_port"]
+        names["get_address_and_port"] = _start_store  # what rank 0 is asked for
+        try:
+            super().on_start(worker_group, backend_config)
+        finally:
+            names["get_address_and_port"] = before
+
+
+#: The store that this process serves; it ends with the process.
+_store: Any = None
+
+
+def _meet_on_loopback() -> None:
+    """In every worker: torch uses the store that rank 0 has started, and gloo the loopback interface."""
+    os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "True"
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo" if sys.platform.startswith("linux") else "lo0")
+
+
+def _start_store() -> tuple[str, int]:
+    """In rank 0: starts the store of the ranks on loopback, and returns its address and port."""
+    global _store
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
+    listener = socket.create_server(("127.0.0.1", 0))
+    address, port = listener.getsockname()
+    _store = TCPStore(
+        address, port, is_master=True, timeout=timedelta(minutes=30), wait_for_workers=False,
+        master_listen_fd=listener.detach(),
+    )  # fmt: skip
+    return str(address), int(port)

@@ -8,14 +8,14 @@ nodes have joined, and returns the commands that the mailbox needs for it.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from buttress.compat.ray import draining_nodes, free_resources_per_node
 from buttress.execution.messages import Command, DrainSlot, LoseSlot
 from buttress.spec.sections import Resources
-from buttress.wording import plural
+from buttress.wording import listing, plural
 
 if TYPE_CHECKING:
     from buttress.execution.worker_pool import WorkerPool
@@ -107,13 +107,7 @@ class PoolReconciler:
 
     def _report_long_waits(self) -> None:
         for slot in self._pool.pop_long_waiting():
-            needs = self._resources
-            each = " and ".join(
-                f"{need:g} {kind}"
-                for kind, need in (("CPU", needs.cpus_per_worker), ("GPU", needs.gpus_per_worker))
-                if need
-            )
-            self._on_message(f"{slot} waits for {needs.workers} times {each}: the cluster has no room for it now")
+            self._on_message(describe_wait(slot, self._resources, free_resources_of_staying_nodes()))
 
     def _grow(self) -> None:
         from buttress.execution.worker_pool import count_fitting_slots
@@ -123,3 +117,21 @@ class PoolReconciler:
         if more > 0:
             self._pool.add(more)
             self._on_message(f"room for {plural(more, 'more trial')} at once")
+
+
+def describe_wait(slot: str, needs: Resources, free: Sequence[Mapping[str, float]]) -> str:
+    """What a slot that is not up after a long time waits for.
+
+    Args:
+        slot: Its name.
+        needs: What its workers need.
+        free: Free resources of each node; what the slot holds already while its workers start is not among them.
+    """
+    from buttress.execution.worker_pool import count_fitting_slots
+
+    if count_fitting_slots(needs, free):
+        return f"{slot} is not up yet, though the cluster has room for it: its workers start slowly"
+    wanted = {kind: n for kind, n in (("CPU", needs.cpus_per_worker), ("GPU", needs.gpus_per_worker)) if n}
+    each = listing([f"{amount:g} {kind}" for kind, amount in wanted.items()])
+    there = listing([f"{sum(node.get(kind, 0.0) for node in free):g} {kind}" for kind in wanted])
+    return f"{slot} waits for {needs.workers} times {each}, or for its workers to start: {there} are free now"

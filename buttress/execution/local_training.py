@@ -11,7 +11,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,8 @@ from pydantic import ValidationError
 
 from buttress import journal
 from buttress.callbacks.checkpoint_retention import CheckpointRetention, LocalTrialFiles
-from buttress.errors import BadInput, from_pydantic
+from buttress.callbacks.wandb import WandbTraining
+from buttress.errors import BadInput, from_pydantic, printable
 from buttress.execution.setup import family_rules
 from buttress.journal.events import Report
 from buttress.rules import RuleSet
@@ -49,6 +50,7 @@ def train_config(
     *,
     resume: Path | None = None,
     device: str | None = None,
+    wandb: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Trains the config in a file to its end, under the rules of its sweep (`buttress.rules`), else its trainable's.
 
@@ -62,6 +64,7 @@ def train_config(
         overrides: `path=value`, the value in YAML.
         resume: A checkpoint of the same config to go on from.
         device: `cpu`, `cuda`, `cuda:1`; default: the first CUDA device, else the CPU.
+        wandb: Writes a W&B run, with these of `WANDB_OPTIONS`; None: none.
 
     Returns:
         `metrics` and `epoch` of the best valid epoch (`{}` and None without one), `seconds`, `folder`, `files` (names
@@ -72,12 +75,14 @@ def train_config(
         Collapsed: The rules stopped the run.
     """
     trainable, config = read_config(path, overrides, workers=_torchrun_ranks())
-    return _train(path, trainable, config, folder, resume, device)
+    return _train(path, trainable, config, folder, resume, device, wandb)
 
 
 def _train(
-    path: Path, trainable: Trainable[Any], config: Any, folder: Path, resume: Path | None, device: str | None
+    path: Path, trainable: Trainable[Any], config: Any, folder: Path, resume: Path | None, device: str | None,
+    wandb: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
+    run = _wandb_run(wandb, trainable, folder)
     objective, rules = _objective(path, trainable, config), _rules(path, config)
     from buttress.training.local_run import train
 
@@ -85,13 +90,18 @@ def _train(
     if not _is_rank_0():
         train(config, trainable, folder, resume=resume, device=device)
         return {}
-    sink = JudgingSink(folder, trainable, config, objective, rules)
+    sink = JudgingSink(folder, trainable, config, objective, rules, run)
     if resume is None:
         sink.delete_checkpoints()
+    error = ""
     try:
         train(config, trainable, folder, sink=sink, resume=resume, device=device)
+    except BaseException as raised:
+        error = f"{type(raised).__name__}: {raised}"
+        raise
     finally:
         sink.write_history()
+        sink.finish_wandb(error)
     why = _write_model(folder, trainable, sink.evaluation)
     verdict = sink.evaluation.verdict
     if sink.stop and verdict is not None:
@@ -151,6 +161,7 @@ class JudgingSink:
         config: An instance of its `Config`.
         objective: The metric whose best valid epoch counts.
         rules: What the run is judged by.
+        wandb: The run's W&B run, if it has one.
 
     Raises:
         BadInput: The folder cannot be made.
@@ -159,7 +170,8 @@ class JudgingSink:
     WRITE_INTERVAL_S = 5.0
 
     def __init__(
-        self, folder: Path, trainable: Trainable[Any], config: Any, objective: str, rules: RuleSet
+        self, folder: Path, trainable: Trainable[Any], config: Any, objective: str, rules: RuleSet,
+        wandb: WandbTraining | None = None,
     ) -> None:
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -172,11 +184,16 @@ class JudgingSink:
         self._about = {"trainable": trainable.name, "config": config.model_dump(mode="json"), "objective": objective}
         self._checkpoints = CheckpointRetention(LocalTrialFiles(folder.parent), objective, direction)
         self._written_at = 0.0
+        self._wandb = wandb
+        if wandb is not None:
+            wandb.start("", self._about["config"], {})
 
     def send(self, reported: Reported) -> None:
         report = self.evaluation.add(Report.of("train", 1, len(self.evaluation.reports), reported))
         if reported.checkpoint:
             self._checkpoints.reported(self._folder.name, self.evaluation.reports, self.evaluation.best)
+        if self._wandb is not None:
+            self._wandb.report("", vars(report))
         self.stop = report.state in ("collapsed", "diverged")
         if self.stop or reported.closing or self._objective in reported.metrics:
             print(self._progress(report), flush=True)
@@ -213,10 +230,50 @@ class JudgingSink:
         part.replace(path)
         self._written_at = time.monotonic()
 
+    def finish_wandb(self, error: str) -> None:
+        """Finishes the W&B run, if there is one, and prints how it is uploaded; `error`: what ended the training."""
+        if self._wandb is None:
+            return
+        verdict, best, last = self.evaluation.verdict, self.evaluation.best, self.evaluation.last
+        stopped = verdict if self.stop else None
+        self._wandb.outcome("", {
+            "outcome": stopped.state if stopped else "failed" if error else "completed",
+            **({"kind": stopped.kind, "rule": stopped.rule, "message": stopped.message} if stopped else {}),
+            "margin": self.evaluation.margin, "error": error or None,
+            "epochs": last.epoch if last else 0, "epochs_budget": self._epochs,
+            "best": {"epoch": best.epoch, "step": best.step, "metrics": best.metrics} if best else None,
+            "last": last.metrics if last else {},
+        })  # fmt: skip
+        self._wandb.close()
+        if line := self._wandb.closing_line():
+            print(line, flush=True)
+
     def delete_checkpoints(self) -> None:
         """Deletes the checkpoints of an earlier run in this folder."""
         for old in self._folder.glob("checkpoints/[0-9]*.pt"):
             old.unlink()
+
+
+#: What may be said about a W&B run: texts, and for `tags` a list of them.
+WANDB_OPTIONS = ("project", "entity", "run_id", "name", "tags", "mode")
+
+
+def _wandb_run(
+    options: Mapping[str, Any] | None, trainable: Trainable[Any], folder: Path
+) -> WandbTraining | None:
+    """The W&B run of a training, in $WANDB_MODE or online unless the options say otherwise."""
+    if options is None or not _is_rank_0():
+        return None
+    if unknown := [name for name in options if name not in WANDB_OPTIONS]:
+        raise BadInput("unknown option", key=f"wandb.{unknown[0]}", accepted=", ".join(WANDB_OPTIONS))
+    mode = options.get("mode") or os.environ.get("WANDB_MODE") or "online"
+    if mode not in ("online", "offline", "disabled"):
+        raise BadInput("no such mode", key="wandb.mode", value=mode, accepted="online, offline, disabled")
+    return WandbTraining(
+        folder, **{"project": trainable.name, **{key: value for key, value in options.items() if value}, "mode": mode},
+        metrics=trainable.metrics, original_names=getattr(trainable, "original_names", {}),
+        on_message=lambda text: print(text, file=sys.stderr, flush=True),
+    )  # fmt: skip
 
 
 def _objective(path: Path, trainable: Trainable[Any], config: Any) -> str:
@@ -240,9 +297,7 @@ def _rules(path: Path, config: Any) -> RuleSet:
 
 def _write_model(folder: Path, trainable: Trainable[Any], evaluation: TrialEvaluator) -> str:
     """Replaces `model.pt` by the model of the best valid epoch; where there is none to write, returns why."""
-    import torch
-
-    from buttress.training.checkpoints import weights_of
+    from buttress.training.checkpoints import save_weights, weights_of
 
     path, best = folder / "model.pt", evaluation.best
     path.unlink(missing_ok=True)
@@ -253,8 +308,8 @@ def _write_model(folder: Path, trainable: Trainable[Any], evaluation: TrialEvalu
         which = "the trainer reported no checkpoint" if none else f"there is no checkpoint of epoch {best.epoch}"
         return f"no model.pt: {which} (report(..., checkpoint=...))"
     try:
-        torch.save(weights_of(trainable, folder / best.checkpoint), path)
-    except BadInput as error:  # a trainer of the user's own may keep something else in its checkpoints
+        save_weights(weights_of(trainable, folder / best.checkpoint), path)
+    except (BadInput, OSError) as error:  # a trainer of the user's own may keep something else in its checkpoints
         return f"no model.pt: {error}"
     return ""
 
@@ -275,15 +330,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="folder (default: runs/<name of CONFIG>); a run there is replaced")
     parser.add_argument("--resume", type=Path, metavar="CHECKPOINT", help="go on from this checkpoint")
     parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: the first CUDA device, else the CPU)")
+    parser.add_argument("--wandb", action="store_true", help="write a W&B run: online with a key, else offline")
+    for option in ("project", "entity", "run-id", "run-name"):
+        parser.add_argument(f"--wandb-{option}", metavar=option.rpartition("-")[2].upper(), help="implies --wandb")
+    parser.add_argument("--wandb-tags", metavar="TAG,TAG", help="implies --wandb")
     given = parser.parse_args(arguments)
     folder = given.out or Path("runs") / given.config.stem
     try:
         with user_faults():
             trainable, config = read_config(given.config, given.set, workers=_torchrun_ranks())
-            result = _train(given.config, trainable, config, folder, given.resume, given.device)
+            wandb = wandb_options(
+                given.wandb, given.wandb_project, given.wandb_entity, given.wandb_run_id, given.wandb_run_name,
+                given.wandb_tags,
+            )  # fmt: skip
+            result = _train(given.config, trainable, config, folder, given.resume, given.device, wandb)
     except (BadInput, Collapsed) as error:
         if _is_rank_0():
-            print(f"error: {error}", file=sys.stderr)
+            print(printable(f"error: {error}"), file=sys.stderr)
         return 2 if isinstance(error, BadInput) else error.exit_code
     except KeyboardInterrupt:
         return 130
@@ -296,6 +359,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     values = [f"{name} {metrics[name]:.6g}" for name in trainable.metrics if metrics.get(name) is not None]
     print(f"best valid epoch {result['epoch']}: {'  '.join(values)}\n{written(result)}")
     return 0
+
+
+def wandb_options(
+    wanted: bool, project: str | None, entity: str | None, run_id: str | None, name: str | None, tags: str | None
+) -> dict[str, Any] | None:
+    """Options of a W&B run as the command line gives them; None where none is given and it is not wanted."""
+    options = {"project": project, "entity": entity, "run_id": run_id, "name": name,
+               "tags": [tag.strip() for tag in tags.split(",")] if tags else None}  # fmt: skip
+    return options if wanted or any(options.values()) else None
 
 
 def written(result: dict[str, Any]) -> str:

@@ -18,6 +18,7 @@ from buttress.errors import BadInput
 from buttress.execution.ray_session import free_resources
 from buttress.execution.setup import load, located_in, resolve_rules
 from buttress.execution.step_timing import Timing, measure
+from buttress.rules.coverage import coverage_warnings
 from buttress.search.halving import Rungs
 from buttress.search.proposals import build, never_settles
 from buttress.search.warm_start import collect, describe, resolve_sweeps
@@ -131,7 +132,7 @@ def make_plan(spec: SweepSpec, *, address: str | None = None, timing: bool = Tru
 
     with located_in(spec):
         slots = resolve_concurrency(spec.resources, [free])
-    timed = measure(spec, configs, slots) if timing else None
+    timed, reports = measure(spec, configs, slots) if timing else (None, [])
     if timed is not None:
         schedules = [with_measured_steps(spec, schedule, timed.steps_per_epoch) for schedule in schedules]
     trials = spec.budget.trials or spec.budget.healthy
@@ -168,7 +169,7 @@ def make_plan(spec: SweepSpec, *, address: str | None = None, timing: bool = Tru
         timing=timed,
         seconds=seconds,
         longest_seconds=longest,
-        warnings=tuple(find_warnings(spec, trainable, timed)),
+        warnings=(*find_warnings(spec, trainable, timed), *coverage_warnings(rules, reports)),
     )
 
 
@@ -264,38 +265,43 @@ def describe_parameter(parameter: Any) -> str:
 def plan_table(plan: Plan) -> Table:
     """The plan as a table for people."""
     from rich.table import Table
+    from rich.text import Text
 
     from buttress.wording import duration, percent, plural
 
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     table.add_column(style="bold")
     table.add_column(overflow="fold")
+
+    def add(what: str, text: str) -> None:
+        table.add_row(what, Text(text))  # a notebook's console reads markup in what is no Text
+
     count = plural(plan.trials, "trial") if plan.trials else "any number of trials"
-    table.add_row("sweep", f"{plan.name}: {count} of {plan.trainable}")
-    table.add_row("objective", "; ".join(f"{metric} ({direction})" for metric, direction in plan.objectives))
+    add("sweep", f"{plan.name}: {count} of {plan.trainable}")
+    add("objective", "; ".join(f"{metric} ({direction})" for metric, direction in plan.objectives))
     for number, (path, text) in enumerate(plan.searched.items()):
-        table.add_row("search" if number == 0 else "", f"{path}: {text}")
+        add("search" if number == 0 else "", f"{path}: {text}")
     if plan.refused:
-        table.add_row("", f"{percent(plan.refused)} of random draws violate a requirement and are drawn again")
+        add("", f"{percent(plan.refused)} of random draws violate a requirement and are drawn again")
     if plan.forecast is not None:
         share = plan.forecast.share
         draws = f"{plan.forecast.draws} random draws"
         said = draws if share is None else f"{percent(share)} of {draws} are expected to collapse"
-        table.add_row("forecast", said)
+        add("forecast", said)
         for example in plan.forecast.examples:
-            table.add_row("", f"such as: {example}")
+            add("", f"such as: {example}")
     if plan.warm_start is not None:
-        table.add_row("warm start", plan.warm_start)
+        add("warm start", plan.warm_start)
     low, high = plan.epochs
-    table.add_row("epochs", f"{low}" if low == high else f"{low} to {high}")
-    table.add_row("rules", ", ".join(f"{name} ({action})" for name, action in plan.rules.items()))
+    add("epochs", f"{low}" if low == high else f"{low} to {high}")
+    add("rules", ", ".join(f"{name} ({action})" for name, action in plan.rules.items()))
     needs = ", ".join(f"{amount:g} {kind}" for kind, amount in plan.needs.items() if amount)
     free = ", ".join(f"{amount:g} {kind}" for kind, amount in plan.free.items() if amount)
     slots = plural(plan.slots, "trial")
-    table.add_row("slots", f"{slots} at once: each needs {needs} for {plan.workers} worker(s), of {free}")
+    add("slots", f"{slots} at once: each needs {needs} for {plan.workers} worker(s), of {free}")
     if plan.timing is not None:
         timing = plan.timing
-        table.add_row(
+        add(
             "timing",
             f"{timing.step_s * 1e3:.2f} ms a step, {timing.steps_per_epoch} steps an epoch, "
             f"{timing.epoch_s:.2f} s an epoch with validation"
@@ -303,11 +309,11 @@ def plan_table(plan: Plan) -> Table:
             + (f"; {timing.at_once} trials at once" if timing.at_once > 1 else ""),
         )
     if plan.seconds is not None and plan.longest_seconds is not None:
-        table.add_row(
+        add(
             "time",
             f"about {duration(plan.seconds)}; less for every trial that collapses, "
             f"{duration(plan.longest_seconds)} if none were stopped early",
         )
     for number, warning in enumerate(plan.warnings):
-        table.add_row("warning" if number == 0 else "", warning)
+        add("warning" if number == 0 else "", warning)
     return table

@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from buttress.cache_folder import cache_folder
-from buttress.compat.ray import set_ray_environment
+from buttress.compat.ray import bound_to_loopback, set_ray_environment, socket_below
 from buttress.errors import BadInput
+from buttress.execution import auth_token
 from buttress.storage import first_line
 
 NAMESPACE = "buttress"
 #: Seconds for a cluster to answer at its address.
 CONNECT_TIMEOUT_S = 10.0
 ADDRESSES = "host:port of a running cluster's head, or auto on one of its nodes"
+#: Characters that the path of a Unix socket may have.
+MAX_SOCKET_PATH = 107
 
 
 def prepare_environment() -> None:
@@ -47,14 +53,46 @@ def connected(address: str | None = None) -> Iterator[Any]:
         yield ray
         return
     with _preserved_sigterm_handler():
-        if address:
+        if address and address != "local":
             _init_at(address, common)
         else:
-            ray.init(address="local", include_dashboard=False, **common)
+            check_machine()
+            with bound_to_loopback():
+                ray.init(address="local", include_dashboard=False, **common)
     try:
         yield ray
     finally:
         ray.shutdown()
+
+
+def check_machine(address: str | None = None) -> None:
+    """Sees to what a Ray on this machine needs: a folder for temporary files, and a token that nobody else can read.
+
+    Args:
+        address: Of a running cluster, for which nothing is started here; None: this machine.
+
+    Raises:
+        BadInput: Ray cannot be started.
+    """
+    if (address and address != "local") or ("ray" in sys.modules and sys.modules["ray"].is_initialized()):
+        return
+    name = next((name for name in ("RAY_TMPDIR", "TMPDIR") if name in os.environ), None)
+    folder = os.environ[name] if name else "/tmp"
+    accepted = "RAY_TMPDIR=/a/short/folder that can be written to"
+    if not Path(folder).is_absolute():
+        raise BadInput("has to be an absolute path", key=name, value=folder, accepted=accepted)
+    if len(os.fsencode(socket_below(folder))) > MAX_SOCKET_PATH:
+        problem = f"is too long a path for Ray, whose sockets lie below it and may have {MAX_SOCKET_PATH} characters"
+        raise BadInput(problem, key=name, value=folder, accepted=accepted)
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        places = [place for place in (Path(folder), Path(folder, "ray")) if place.exists()]
+        if not all(os.access(place, os.W_OK | os.X_OK) for place in places):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        problem = f"Ray cannot write there ({error.strerror})"
+        raise BadInput(problem, key=name, value=folder, accepted=accepted) from None
+    auth_token.ensure()
 
 
 def _init_at(address: str, options: dict[str, Any]) -> None:
@@ -80,7 +118,7 @@ def _init_at(address: str, options: dict[str, Any]) -> None:
             raise refused(f"nothing answers there ({first_line(error)})") from None
         if not os.environ.get("RAY_USE_TLS") and not _speaks_grpc(address):
             raise refused("what answers there is not a Ray cluster")
-    elif address not in ("auto", "local"):
+    elif address != "auto":
         raise refused("not an address")
     try:
         ray.init(address=address, **options)

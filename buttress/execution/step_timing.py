@@ -88,7 +88,7 @@ class _TimingSink:
         self.stop = self.stop or known or (late and len(self.reports) > TIMED_STEPS)
 
 
-def measure(spec: SweepSpec, configs: Sequence[Any], slots: int) -> Timing:
+def measure(spec: SweepSpec, configs: Sequence[Any], slots: int) -> tuple[Timing, list[Reported]]:
     """Times draws of a spec with their real worker count.
 
     A report after every step times the steps. Where a step is so short that this would distort an epoch, whole epochs
@@ -99,6 +99,9 @@ def measure(spec: SweepSpec, configs: Sequence[Any], slots: int) -> Timing:
         configs: Configs that it may run, at least one.
         slots: Trials that it will run at once.
 
+    Returns:
+        The timing, and all reports of the trials of which an epoch has ended.
+
     Raises:
         BadInput: No epoch ended in time, and its length is not known. What the trainable raises is passed on.
     """
@@ -107,7 +110,8 @@ def measure(spec: SweepSpec, configs: Sequence[Any], slots: int) -> Timing:
     reports = _timed_reports(spec, middle, steps_only=True)
     timing = timing_of(reports, objectives)
     if timing.step_s >= SHORT_STEP_S:
-        return replace(timing, checkpoints=_checkpoints([reports], middle))
+        ended = reports if any(each.epoch for each in reports) else []
+        return replace(timing, checkpoints=_checkpoints([reports], middle)), ended
     cores = os.cpu_count() or 1
     at_once = max(1, min(slots, cores // spec.resources.workers))
     chosen = [configs[(2 * number + 1) * len(configs) // (2 * at_once)] for number in range(at_once)]
@@ -117,7 +121,7 @@ def measure(spec: SweepSpec, configs: Sequence[Any], slots: int) -> Timing:
     def mean(name: str) -> float:
         return statistics.fmean(getattr(each, name) for each in timings)
 
-    return Timing(
+    whole = Timing(
         step_s=mean("step_s") or timing.step_s,
         steps_per_epoch=round(mean("steps_per_epoch")),
         epoch_s=mean("epoch_s"),
@@ -127,6 +131,7 @@ def measure(spec: SweepSpec, configs: Sequence[Any], slots: int) -> Timing:
         at_once=at_once,
         checkpoints=_checkpoints([reports, *timed], middle),
     )
+    return whole, [each for trial in timed if any(report.epoch for report in trial) for each in trial]
 
 
 def _checkpoints(trials: Sequence[Sequence[Reported]], config: Any) -> bool | None:

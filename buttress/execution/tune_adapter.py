@@ -16,6 +16,7 @@ from typing import Any, Literal
 import ray.tune
 from ray.tune.search import Searcher
 
+from buttress.compat.ray import credentials_kept_in_the_driver
 from buttress.execution.messages import Assignment
 from buttress.tune.scheduler import FullBetaHalving
 
@@ -171,4 +172,5 @@ def run_tune(
             failure_config=ray.tune.FailureConfig(max_failures=3),
         ),
     )
-    tuner.fit()
+    with credentials_kept_in_the_driver():
+        tuner.fit()

@@ -30,6 +30,7 @@ from buttress.execution.messages import Assignment, AttemptResult, Ending, NoAss
 from buttress.execution.trial_output import captured_output, output_name
 from buttress.storage import Storage, first_line, retry_while_away
 from buttress.training import registry
+from buttress.training.checkpoints import verify_checkpoint
 from buttress.training.reporting import Reporter, caused_by_peer
 from buttress.training.trainable import Reported, TrialStopped
 from buttress.training.user_code import fault_of, without_our_arguments
@@ -203,6 +204,8 @@ def _train(
     )
     resume = Path(assignment.resume) if assignment.resume else None
     try:
+        if resume is not None:
+            verify_checkpoint(resume)  # a trainer of one's own may read it with `torch.load`, which does not
         with Reporter(world, trainable.schedule(config), sink) as report, without_our_arguments():
             trainable.train(config, world, report, resume)
     except TrialStopped:

@@ -18,9 +18,8 @@ from typing import Any
 
 import ray
 from ray.train import FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchConfig
 
-from buttress.compat.ray_train import ControllableTrainer
+from buttress.compat.ray_train import ControllableTrainer, SlotTorchConfig
 from buttress.errors import BadInput
 from buttress.execution.messages import LoseSlot, WorkerInfo
 from buttress.execution.worker import run_worker
@@ -311,7 +310,7 @@ class WorkerPool:
                 resources_per_worker=each,
                 placement_strategy="PACK",
             ),
-            torch_config=TorchConfig(backend="gloo" if one else "cpu:gloo,cuda:nccl"),
+            torch_config=SlotTorchConfig(backend="gloo" if one else "cpu:gloo,cuda:nccl"),
             run_config=RunConfig(
                 name=name,
                 storage_path=str(self._folder.absolute() / "slots"),

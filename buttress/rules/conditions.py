@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence, Set
+from collections.abc import Collection, Mapping, Sequence
 from typing import Literal, NamedTuple
 
-from buttress.rules.schema import Observation, PerDim, Relative, Rule, RuleSet
-from buttress.rules.transforms import SMALLEST, TRANSFORMS
+from buttress.rules.schema import Observation, PerDim, Relative, Rule
+from buttress.rules.transforms import DIFFERENCES, SMALLEST, TRANSFORMS
 from buttress.rules.verdict import Evidence
 
 MAX_MARGIN = 12.0  # decades: the largest margin of a collapsed trial; diverged ones are beyond
@@ -119,7 +119,7 @@ class Condition:
             sign.metric,
             sign.transform,
             sign.window,
-            best_for=sign.comparison if sign.transform == "best_ratio" else None,
+            best_for=sign.comparison if sign.transform in ("best_ratio", "best_difference") else None,
             phase=rule.phase if sign.transform in ("absent", "lost") else None,
             epoch_ends=rule.reports == "epoch_ends",
         )
@@ -167,10 +167,15 @@ class Condition:
     def margin(self) -> float | None:
         """Decades beyond the threshold on the last report; None where they are not known."""
         value, limit = self._input.value, self.threshold
-        if self.holds is None or value is None or limit is None or limit <= 0:
+        if self.holds is None or value is None or limit is None:
+            return None
+        below = self._below
+        if below and limit < 0 and self.sign.transform in DIFFERENCES:  # a fall of so much is a rise of its negative
+            value, limit, below = -value, -limit, False
+        if limit <= 0:
             return None
         decades = math.log10(max(value, SMALLEST)) - math.log10(limit)
-        return max(-MAX_MARGIN, min(MAX_MARGIN, -decades if self._below else decades))
+        return max(-MAX_MARGIN, min(MAX_MARGIN, -decades if below else decades))
 
     def reading(self) -> Reading | None:
         """What evidence keeps of the last report; None where the sign abstained or its window was not full."""
@@ -197,26 +202,3 @@ class Condition:
             against=self._limit.words,
             clears_at=self._clears_at(threshold) if threshold is not None and self._hysteresis > 1 else None,
         )
-
-
-def unwatched_kill_rules(rules: RuleSet, reported: Set[str]) -> dict[str, tuple[str, ...]]:
-    """Kill rules that can judge no trial that reports these metrics and no others.
-
-    Args:
-        rules: The rules.
-        reported: Every metric that has been reported, finite or not; aliases count.
-
-    Returns:
-        Name of the rule -> the metrics that it looks at and that have not been reported.
-    """
-    known = {ours for ours, columns in rules.aliases.items() if not reported.isdisjoint(columns)} | set(reported)
-    unwatched = {}
-    for name, rule in rules.rules.items():
-        if rule.action != "kill":
-            continue
-        needs = [(sign.metric, Limit.of(sign).metrics) for sign in rule.signs if sign.transform != "absent"]
-        lacking = [one for one, others in needs if one not in known or (others and known.isdisjoint(others))]
-        if len(rule.signs) - len(lacking) < (rule.votes or 1):
-            missing = [each for one, others in needs for each in (one, *others[:1]) if each not in known]
-            unwatched[name] = tuple(dict.fromkeys(missing))
-    return unwatched

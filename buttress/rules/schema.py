@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from buttress.errors import BadInput, from_pydantic
-from buttress.rules.transforms import TRANSFORMS
+from buttress.rules.transforms import DIFFERENCES, TRANSFORMS, Transform
 from buttress.rules.verdict import PLACEHOLDER
 from buttress.spec.yaml_io import read_yaml
 
@@ -85,16 +85,28 @@ class Observation(_Section):
 
     metric: Name = Field(description="The metric's key in the reports, such as `latent/kl_total`.")
     transform: Literal[
-        "value", "best_ratio", "window_max_over_min", "median_ratio", "slope", "absent", "lost", "nonfinite"
+        "value",
+        "best_ratio",
+        "best_difference",
+        "window_max_over_min",
+        "window_max_minus_min",
+        "median_ratio",
+        "median_difference",
+        "slope",
+        "absent",
+        "lost",
+        "nonfinite",
     ] = Field(
         "value",
         description="What is compared. Windows, best values and medians look at every report of the trial that holds a "
-        "finite value, also those of the warm-up; `absent` and `lost` count within the rule's phase.",
+        "finite value, also those of the warm-up; `absent` and `lost` count within the rule's phase. A ratio abstains "
+        "where a value is below 0: a metric that may be (a log-likelihood, an estimate of mutual information) takes a "
+        "difference.",
     )
     window: PositiveInt | None = Field(
         None,
-        description="Number of reports: 2 or more for `window_max_over_min`, `median_ratio` and `slope`, "
-        "which need it; reports in a row for `absent` and `lost` (default 1).",
+        description="Number of reports: 2 or more for `window_...`, `median_...` and `slope`, which need it; reports "
+        "in a row for `absent` and `lost` (default 1).",
     )
     below: Threshold | None = Field(
         None,
@@ -119,7 +131,18 @@ class Observation(_Section):
         if transform.takes_threshold and len(given) != 1:
             problem = "both below and above are given" if given else "the threshold is missing"
             raise BadInput(problem, accepted="exactly one of below and above")
+        self._refuse_what_never_holds(transform)
         return self
+
+    def _refuse_what_never_holds(self, transform: type[Transform]) -> None:
+        limit, least, below = self.threshold, transform.least, self.below is not None
+        if not isinstance(limit, float) or (limit > least if below else limit >= 0 or not transform.difference):
+            return
+        accepted = f"a threshold above {least:g}" if below else "a threshold of 0 or more"
+        if transform.difference:
+            accepted += f"; where {self.metric} may be below 0, `transform: {transform.difference}`"
+        problem = f"a `{self.transform}` is never below {least:g}"
+        raise BadInput(problem, key=self.comparison, value=limit, accepted=accepted)
 
     @property
     def comparison(self) -> Literal["below", "above"] | None:
@@ -140,6 +163,8 @@ class Observation(_Section):
             return "counts of units vote but never set the margin"
         threshold = self.threshold.per_dim if isinstance(self.threshold, PerDim) else self.threshold
         if isinstance(threshold, float) and threshold <= 0:
+            if self.transform in DIFFERENCES and threshold < 0 and self.comparison == "below":
+                return None
             return "the margin is a logarithm, so its threshold has to be greater than 0"
         return None
 
@@ -154,7 +179,7 @@ class Grade(Observation):
     """The observation that a rule's margin is computed from.
 
     Not a `slope`, `absent`, `lost` or `nonfinite`, nor a count of units (a last key part `active...`: counts vote, but
-    they saturate); its threshold is greater than 0.
+    they saturate); its threshold is greater than 0, or with `below` on a difference less than 0.
     """
 
     @model_validator(mode="after")

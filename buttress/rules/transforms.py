@@ -25,6 +25,8 @@ class Transform(ABC):
     takes_window: ClassVar[bool] = False
     needs_window: ClassVar[bool] = False
     takes_threshold: ClassVar[bool] = True
+    least: ClassVar[float] = -math.inf  # of what it can give
+    difference: ClassVar[str | None] = None  # of a ratio: the transform that does the same for values below 0
 
     def __init__(self, window: int | None = None, comparison: Literal["below", "above"] | None = None) -> None:
         self.window = window or 1
@@ -64,12 +66,27 @@ class Value(FiniteTransform):
 class BestRatio(FiniteTransform):
     """The value over the best one so far; the best is the lowest with `above`, the highest with `below`."""
 
+    least = 0.0
+    difference: ClassVar[str | None] = "best_difference"
     _best: float | None = None
 
     def _transformed(self, value: float) -> float:
         better = min if self._comparison == "above" else max
         self._best = value if self._best is None else better(self._best, value)
-        return _ratio(value, self._best)
+        return self._compared(value, self._best)
+
+    def _compared(self, value: float, best: float) -> float:
+        return _ratio(value, best)
+
+
+class BestDifference(BestRatio):
+    """The value minus the best one so far (see `best_ratio`): at most 0 with `below`, at least 0 with `above`."""
+
+    least = -math.inf
+    difference = None
+
+    def _compared(self, value: float, best: float) -> float:
+        return value - best
 
 
 class WindowedTransform(FiniteTransform):
@@ -93,17 +110,40 @@ class WindowedTransform(FiniteTransform):
 class WindowMaxOverMin(WindowedTransform):
     """The largest over the smallest of the last `window` values."""
 
+    least = 1.0
+    difference = "window_max_minus_min"
+
     def _of(self, values: Sequence[float]) -> float:
         return _ratio(max(values), min(values))
+
+
+class WindowMaxMinusMin(WindowedTransform):
+    """The largest minus the smallest of the last `window` values."""
+
+    least = 0.0
+
+    def _of(self, values: Sequence[float]) -> float:
+        return max(values) - min(values)
 
 
 class MedianRatio(WindowedTransform):
     """The value over the median of the `window` values before it."""
 
+    least = 0.0
+    difference = "median_difference"
     extra_values = 1
 
     def _of(self, values: Sequence[float]) -> float:
         return _ratio(values[-1], median(values[:-1]))
+
+
+class MedianDifference(WindowedTransform):
+    """The value minus the median of the `window` values before it."""
+
+    extra_values = 1
+
+    def _of(self, values: Sequence[float]) -> float:
+        return values[-1] - median(values[:-1])
 
 
 class Slope(WindowedTransform):
@@ -151,13 +191,18 @@ class Nonfinite(Transform):
 TRANSFORMS: dict[str, type[Transform]] = {
     "value": Value,
     "best_ratio": BestRatio,
+    "best_difference": BestDifference,
     "window_max_over_min": WindowMaxOverMin,
+    "window_max_minus_min": WindowMaxMinusMin,
     "median_ratio": MedianRatio,
+    "median_difference": MedianDifference,
     "slope": Slope,
     "absent": Absent,
     "lost": Lost,
     "nonfinite": Nonfinite,
 }
+#: Transforms of which both sides of 0 mean something: a margin is computed from a threshold below 0, too.
+DIFFERENCES = frozenset(transform.difference for transform in TRANSFORMS.values() if transform.difference)
 #: Transforms whose signs have no threshold: they hold or they do not.
 WITHOUT_THRESHOLD = frozenset(name for name, transform in TRANSFORMS.items() if not transform.takes_threshold)
 

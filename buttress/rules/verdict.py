@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from buttress.rules.transforms import DIFFERENCES
+
 State = Literal["healthy", "suspect", "collapsed", "diverged"]
 
 #: End of a metric's key -> its name in a sentence, and its unit.
@@ -29,8 +31,11 @@ METRIC_LABELS = {
 TRANSFORM_PHRASES = {
     "value": ("{metric} was", ""),
     "best_ratio": ("{metric} was", " times its best"),
+    "best_difference": ("{metric} minus its best was", ""),
     "window_max_over_min": ("the largest {metric} of {window} reports was", " times the smallest"),
+    "window_max_minus_min": ("the largest minus the smallest {metric} of {window} reports was", ""),
     "median_ratio": ("{metric} was", " times the median of the {window} reports before"),
+    "median_difference": ("{metric} minus the median of the {window} reports before was", ""),
     "slope": ("the slope of {metric} over {window} reports was", " per report"),
 }
 
@@ -76,7 +81,7 @@ class Evidence:
         if self.transform == "nonfinite":
             return f"{metric} was not finite {_when(self.reports)}"
         before, after = TRANSFORM_PHRASES.get(self.transform, (f"the {self.transform} of {{metric}} was", ""))
-        unit = f" {unit}" if unit and self.transform in ("value", "slope") else ""
+        unit = f" {unit}" if unit and self.transform in ("value", "slope", *DIFFERENCES) else ""
         values = _abridged([_number(value) for value in self.values])
         text = f"{before.format(metric=metric, window=self.window)} {values}{unit}{after.format(window=self.window)}"
         text = f"{text} {_when(self.reports)}"

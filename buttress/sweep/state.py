@@ -479,10 +479,11 @@ class SweepState:
     def _compare(self, trial: ActiveTrial, report: Report) -> RungDecision | None:
         """The rung's decision about an epoch's report, as an event that is due; None where there is none to make.
 
+        Only reports with all objectives are compared: one that comes less often than the first is no fault of a trial.
         The last epoch's value enters its rung, for others to be compared with, but stops nobody: the trial is over.
         A condemned trial that runs on is neither compared nor compared with: a rung would cut off what is to be seen.
         """
-        if self.rungs is None or self.objectives[0] not in report.metrics:
+        if self.rungs is None or not all(name in report.metrics for name in self.objectives):
             return None
         age, phase, evaluation = report.full_beta_epochs, report.phase, trial.evaluation
         # where it looks collapsed, whether it is so is for the rules to say

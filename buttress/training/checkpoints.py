@@ -1,8 +1,11 @@
-"""Checkpoints as files: written whole or not at all, read without unpickling, copied without blocking training."""
+"""Checkpoints as files: written whole or not at all, verified and read without unpickling, copied without blocking."""
 
 from __future__ import annotations
 
+import errno
+import io
 import os
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,19 +19,86 @@ if TYPE_CHECKING:
     from buttress.training.trainable import Trainable
 
 
-def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Writes a checkpoint through a temporary file, fsync and rename, so that `path` is whole or absent."""
+#: An attribute of a record in a zip file: torch reads none of its bytes, and gives what was in memory.
+DOS_FOLDER = 0x10
+
+
+def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
+    """Writes a checkpoint through a temporary file, fsync and rename, so that `path` is whole or absent.
+
+    Args:
+        path: The file; missing folders are made.
+        state: Tensors and plain values.
+
+    Raises:
+        OSError: It could not be written; says so where the disk is full.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
+    part, checksums = path.with_suffix(".part"), torch.serialization.get_crc32_options()
+    torch.serialization.set_crc32_options(True)  # a trainer may have turned them off
     try:
-        with part.open("wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
+        with _File(part, "wb") as file:
+            try:
+                torch.save(state, file)
+                file.flush()
+                os.fsync(file.fileno())
+            except Exception as error:
+                if file.error is None:
+                    raise
+                raise _sentence(file.error, path) from error
         part.replace(path)
     except BaseException:
         part.unlink(missing_ok=True)
         raise
+    finally:
+        torch.serialization.set_crc32_options(checksums)
+
+
+class _File(io.FileIO):
+    """A file that remembers why it could not be written: torch says no more than that it could not."""
+
+    error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        view = memoryview(data).cast("B")
+        try:
+            done = 0
+            while done < len(view):
+                done += super().write(view[done:]) or 0
+        except OSError as error:
+            self.error = error
+            raise
+        return len(view)
+
+
+def _sentence(error: OSError, path: Path) -> OSError:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return OSError(f"no space is left on the disk of {path}")
+    return OSError(f"{path} cannot be written ({error.strerror})")
+
+
+def verify_checkpoint(path: Path | str) -> None:
+    """Compares what a checkpoint holds with its checksums, which `torch.load` does not.
+
+    Args:
+        path: The file; one of torch's format before 1.6 has no checksums.
+
+    Raises:
+        BadInput: The file is missing, truncated or damaged.
+    """
+    if not Path(path).is_file():
+        raise BadInput("there is no such checkpoint", where=path)
+    try:
+        with Path(path).open("rb") as file:
+            if file.read(2) != b"PK" and not zipfile.is_zipfile(file):
+                return
+            with zipfile.ZipFile(file) as archive:
+                folders = (each.filename for each in archive.infolist() if each.external_attr & DOS_FOLDER)
+                damaged = archive.testzip() or next(folders, None)
+    except Exception as error:
+        raise _damaged(path, str(error) or type(error).__name__) from error
+    if damaged is not None:
+        raise _damaged(path, f"the checksum of {damaged} does not match")
 
 
 def load_checkpoint(path: Path | str, device: Any = "cpu") -> dict[str, Any]:
@@ -39,18 +109,20 @@ def load_checkpoint(path: Path | str, device: Any = "cpu") -> dict[str, Any]:
         device: Where its tensors go.
 
     Raises:
-        BadInput: The file is missing, truncated or not a checkpoint.
+        BadInput: The file is missing, truncated, damaged or not a checkpoint.
     """
-    if not Path(path).is_file():
-        raise BadInput("there is no such checkpoint", where=path)
+    verify_checkpoint(path)
     try:
         state = torch.load(path, map_location=device, weights_only=True)
     except Exception as error:
-        what = (str(error) or type(error).__name__).splitlines()[0][:100]
-        raise BadInput(f"not a whole checkpoint ({what})", where=path) from error
+        raise _damaged(path, str(error) or type(error).__name__) from error
     if not isinstance(state, dict):
         raise BadInput("not a checkpoint of a trial", where=path, value=type(state).__name__)
     return state
+
+
+def _damaged(path: Path | str, what: str) -> BadInput:
+    return BadInput(f"not a whole checkpoint ({what.splitlines()[0][:100]})", where=path)
 
 
 def restore(module: nn.Module, checkpoint: Path, name: str, device: Any = "cpu") -> None:
@@ -93,8 +165,8 @@ def clone_to_cpu(value: Any) -> Any:
 
 
 def save_weights(weights: dict[str, Any], path: Path) -> None:
-    """Writes a plain state dict, as `torch.load(path, weights_only=True)` reads it."""
-    torch.save(weights, path)
+    """Writes a plain state dict, as `torch.load(path, weights_only=True)` reads it; whole or not at all."""
+    save_checkpoint(path, weights)
 
 
 def weights_of(trainable: Trainable[Any], checkpoint: Path) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from buttress.errors import BadInput
+from buttress.training.checkpoints import verify_checkpoint
 from buttress.training.registry import ForProcess
 from buttress.training.reporting import Reporter, Sink, caused_by_peer
 from buttress.training.trainable import Buttress, Trainable, TrialStopped
@@ -86,6 +87,8 @@ def _train_rank(
     config: BaseModel, trainable: Trainable[Any], world: World, sink: Sink | None, resume: Path | None
 ) -> None:
     try:
+        if resume is not None:
+            verify_checkpoint(resume)  # a trainer of one's own may read it with `torch.load`, which does not
         with Reporter(world, trainable.schedule(config), sink) as report, without_our_arguments():
             trainable.train(config, world, report, resume)
     except TrialStopped:

@@ -70,8 +70,8 @@ class Pass:
         plateau: A further factor, lowered when a metric stops improving.
         clip: Largest global gradient norm; None: no clipping.
         starts_at_step: The pass does not run before this step (a discriminator's start).
-        summed: The loss is a sum over the batch, no mean: in an epoch's mean each step counts once, whatever its
-            size, so that this mean goes with the one over samples.
+        summed: The loss is a sum over the batch, not a mean: in the mean of an epoch each step counts once, whatever
+            its samples, so that this mean goes with the one over samples.
     """
 
     name: str

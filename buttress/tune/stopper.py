@@ -120,8 +120,9 @@ class CollapseStopper(Stopper):
         """Says once which kill rules cannot judge what the trials report."""
         if self._warned or self._rules is None or (trial.results < RESULTS_BEFORE_WARNING and not at_end):
             return
-        from buttress.rules.conditions import unwatched_kill_rules
+        from buttress.rules.coverage import unwatched_rules
 
         self._warned = True
-        for name, missing in unwatched_kill_rules(self._rules, trial.reported).items():
-            warnings.warn(f"the rule {name} stops no trial: no result has {listing(missing)}", stacklevel=2)
+        for name, missing in unwatched_rules(self._rules, trial.reported).items():
+            if self._rules.rules[name].action == "kill":
+                warnings.warn(f"the rule {name} stops no trial: no result has {listing(missing)}", stacklevel=2)

@@ -22,7 +22,7 @@ EPSILON = 1e-10  # of a feature vector's squared length
 _SEED = 20_180_111  # of the random convolutions: no trial's
 _RANDOM = (16, 32, 64)  # channels
 #: VGG16's convolutions, by the blocks after whose last ReLU LPIPS looks: (number in torchvision's `features`, in, out).
-_VGG = (
+VGG = (
     ((0, 3, 64), (2, 64, 64)),
     ((5, 64, 128), (7, 128, 128)),
     ((10, 128, 256), (12, 256, 256), (14, 256, 256)),
@@ -84,7 +84,7 @@ class Lpips(nn.Module):
     def __init__(self, vgg: Path, linear: Path) -> None:
         super().__init__()
         features, channels = load_checkpoint(vgg.expanduser()), load_checkpoint(linear.expanduser())
-        for block, convolutions in enumerate(_VGG):
+        for block, convolutions in enumerate(VGG):
             for number, inputs, outputs in convolutions:
                 for name, shape in (("weight", (outputs, inputs, 3, 3)), ("bias", (outputs,))):
                     tensor = _taken(features, f"features.{number}.{name}", shape, vgg)
@@ -98,7 +98,7 @@ class Lpips(nn.Module):
     def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         x, y = ((one - self.shift) / self.scale for one in (x, y))  # type: ignore[operator]
         distance = x.new_zeros(len(x))
-        for block, convolutions in enumerate(_VGG):
+        for block, convolutions in enumerate(VGG):
             x, y = (self._block(one, convolutions, pool=block > 0) for one in (x, y))
             by_channel = (unit(x) - unit(y)).square()
             distance = distance + (by_channel * getattr(self, f"linear{block}")).sum(1).mean((1, 2))

@@ -511,6 +511,7 @@ def _execute(driver: Driver, callbacks: Sequence[Callback], report: bool, quiet:
         mode=spec.wandb.mode,
         tags=spec.wandb.tags,
         metrics=driver.trainable.metrics,
+        original_names=getattr(driver.trainable, "original_names", {}),
         on_message=driver.callbacks.on_message,
         objective=(first.metric, str(first.direction)),
         earlier=driver.earlier,

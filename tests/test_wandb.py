@@ -29,6 +29,7 @@ from buttress.callbacks.base import CallbackList
 from buttress.callbacks.progress import Progress, ProgressHeader
 from buttress.callbacks.wandb import MAX_FAILURES, WandbRuns, has_key, summary
 from buttress.errors import BadInput
+from buttress.training import registry
 from buttress.training.trainable import Metric
 
 COMPLETED = {
@@ -50,6 +51,21 @@ COLLAPSED = {
     "best": {"epoch": 2, "step": 20, "metrics": {"elbo_1": 0.01}},
     "last": {"elbo_1": 0.001},
 }
+
+#: What an original logs that no value here has as its second name: another quantity or unit, or nothing of the kind.
+WITHOUT_SECOND_NAME: dict[str, list[str]] = {
+    "radio": ["total_loss"],
+    "rainfall": ["epoch", "val_L_grad", "val_L_mass", "val_MAE_all_zspace", "val_MAE_tail_zspace", "val_loss"],
+    "occupancy": [
+        "6dof/embedding_mean_norm", "6dof/embedding_std", "6dof/pose_pos_std", "6dof/pose_variance_penalty",
+        "6dof/pose_vel_std", "6dof/uncertainty_max", "6dof/uncertainty_mean", "6dof/uncertainty_min",
+        "debug/exact_match", "debug/fut_mean", "debug/hist_fut_match", "debug/hist_mean", "debug/match_rate",
+        "debug/occupancy_rate", "debug/params_with_grad", "epoch", "epoch/pred_occ_rate",
+        "epoch/target_occ_rate", "epoch/time_seconds", "epoch/val_iou_t<k>", "epoch/val_loss",
+        "epoch/val_temporal_consistency", "loss/occ", "loss_components/intersection",
+        "loss_components/pred_sum", "loss_components/target_sum",
+    ],
+}  # fmt: skip
 
 #: Keys of metrics as published trainers have them.
 KEYS = ["val/FID", "metrics/mAP50-95(B)", "mAP@0.5", "R^2", "Recon loss (nats)", "*best*", "val/KL+CE"]
@@ -137,12 +153,36 @@ def test_summary_shows_a_best_value_of_completed_trials_only() -> None:
 
 def test_a_metric_is_logged_under_its_original_name_too(tmp_path: Path) -> None:
     wandb = FakeWandb()
-    runs = WandbRuns("toy", tmp_path, metrics={"val/kl": Metric("min", original_name="val_kl_loss")}, client=wandb)
+    metrics = {"val/kl": Metric("min", original_name="val_kl_loss"), "val/l1": Metric("min")}
+    others = {"train/lr": "Learning_Rate", "val/kl": "kl (encoder-decoder)", "train/never": "never"}
+    runs = WandbRuns("toy", tmp_path, metrics=metrics, original_names=others, client=wandb)
     runs.start("0001", {}, {})
-    runs.report("0001", report(1, **{"val/kl": 2.5}))
+    runs.report("0001", report(1, **{"val/kl": 2.5, "val/l1": 1.0, "train/lr": 0.1}))
     runs.close()
     row = wandb.runs[0].rows[0][1]
-    assert row["val/kl"] == row["val_kl_loss"] == 2.5
+    assert row["val/kl"] == row["val_kl_loss"] == row["kl (encoder-decoder)"] == 2.5
+    assert row["train/lr"] == row["Learning_Rate"] == 0.1 and not {"", "never"} & {*row}
+
+
+@pytest.mark.parametrize(
+    ("family", "lists"),
+    [
+        ("radio", ("tensorboard",)), ("rainfall", ("csv_columns",)),
+        ("occupancy", ("wandb_epoch", "wandb_debug", "wandb_debug_simple", "wandb_debug_6dof")),
+    ],
+)  # fmt: skip
+def test_second_names_of_a_familys_values_are_those_of_its_original(
+    family: str, lists: tuple[str, ...], shared: Path
+) -> None:
+    """`results_names.json` is what the originals logged when they were run."""
+    trainable: Any = registry.load(family)
+    recorded = json.loads((shared / "golden" / "results_names.json").read_text())[family]
+    recorded["csv_columns"] = recorded.get("csv_columns", {}).get("d1af71b", [])
+    theirs = {name for each in lists for name in recorded[each]}
+    names = {metric.original_name for metric in trainable.metrics.values() if metric.original_name}
+    assert {*trainable.original_names.values()} <= theirs
+    assert len({*trainable.original_names.values()}) == len(trainable.original_names)
+    assert sorted(theirs - names - {*trainable.original_names.values()}) == sorted(WITHOUT_SECOND_NAME[family])
 
 
 def test_a_vector_is_a_histogram_of_its_finite_values(tmp_path: Path) -> None:

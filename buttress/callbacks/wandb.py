@@ -71,6 +71,7 @@ class WandbRuns(Callback):
         mode: Mode = "offline",
         tags: Sequence[str] = (),
         metrics: Mapping[str, Metric] | None = None,
+        original_names: Mapping[str, str] | None = None,
         on_message: Callable[[str], None] = lambda _: None,
         objective: tuple[str, str] | None = None,
         earlier: Sequence[Event] = (),
@@ -78,7 +79,8 @@ class WandbRuns(Callback):
     ) -> None:
         """`project` is `buttress` unless given, `group` the sweep's id.
 
-        `metrics` is the trainable's table: a metric with an `original_name` is logged under that name too.
+        `metrics` is the trainable's table: a metric with an `original_name` is logged under that name too, and so is
+        each key of `original_names`.
         `on_message` is called with a sentence when runs are kept offline or not at all. With `objective`, a metric and
         its direction, the sweep has a run of its own; `earlier` are its events before this process. `client` stands in
         for the module wandb, in tests.
@@ -87,7 +89,8 @@ class WandbRuns(Callback):
         self._project, self._entity = project or "buttress", entity
         self._group: str | None = group or sweep
         self._tags = tuple(tags)
-        self._aliases = {name: m.original_name for name, m in (metrics or {}).items() if m.original_name}
+        self._aliases = [(name, metric.original_name) for name, metric in (metrics or {}).items()]
+        self._aliases += (original_names or {}).items()
         self._client = client
         self._jobs: queue.SimpleQueue[tuple[Callable[..., None], str, tuple[Any, ...]] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
@@ -269,7 +272,7 @@ class WandbRuns(Callback):
         if run is None or reported["step"] < self._last_step[trial]:
             return  # a trial that goes on from its checkpoint runs again what was logged before
         row: dict[str, Any] = {name: value for name, value in reported.get("metrics", {}).items() if value is not None}
-        row |= {alias: row[name] for name, alias in self._aliases.items() if name in row and alias not in row}
+        row |= {alias: row[name] for name, alias in self._aliases if alias and name in row and alias not in row}
         for name in ("epoch", "full_beta_epochs", "phase", "mem_mb"):
             if reported.get(name) is not None:
                 row[name] = reported[name]
@@ -336,7 +339,8 @@ def summary(outcome: Mapping[str, Any]) -> dict[str, Any]:
     names = ("outcome", "kind", "margin", "rule", "message", "epochs", "seconds", "error")
     found = {name: outcome[name] for name in names if outcome.get(name) is not None}
     if outcome.get("epochs") is not None and outcome.get("epochs_budget") is not None:
-        found["epochs_saved"] = outcome["epochs_budget"] - outcome["epochs"]
+        failed = outcome["outcome"] == "failed"  # it has saved nothing
+        found["epochs_saved"] = 0 if failed else outcome["epochs_budget"] - outcome["epochs"]
     if outcome.get("warnings"):
         found["warnings"] = list(outcome["warnings"])
     best = outcome.get("best")

@@ -271,7 +271,8 @@ def _wandb_run(
         raise BadInput("no such mode", key="wandb.mode", value=mode, accepted="online, offline, disabled")
     return WandbTraining(
         folder, **{"project": trainable.name, **{key: value for key, value in options.items() if value}, "mode": mode},
-        metrics=trainable.metrics, on_message=lambda text: print(text, file=sys.stderr, flush=True),
+        metrics=trainable.metrics, original_names=getattr(trainable, "original_names", {}),
+        on_message=lambda text: print(text, file=sys.stderr, flush=True),
     )  # fmt: skip
 
 

@@ -223,7 +223,8 @@ class Trainable(Protocol, Generic[C]):
     refused; default False), `epochs_path: str` (config path of the epochs; default `train.epochs`),
     `evaluate(config, checkpoint, world, split) -> (metrics, media)` on `val` or `test`, `weights(checkpoint)` (the
     state dict in a checkpoint's content, for `model.pt`), `forecast(config, cache) -> Forecast` (what is known before
-    training) and `check_data(path, config) -> list[tuple[str, str]]` (rows of `buttress data check`).
+    training), `check_data(path, config) -> list[tuple[str, str]]` (rows of `buttress data check`) and `original_names`
+    (reported key -> its name in the original trainer's logs, besides those of `metrics`; W&B shows both).
     """
 
     name: ClassVar[str]

@@ -62,6 +62,14 @@ class Occupancy:
     name: ClassVar[str] = "occupancy"
     Config: ClassVar[type[OccupancyConfig]] = OccupancyConfig
     metrics: ClassVar[dict[str, Metric]] = _metrics()
+    original_names: ClassVar[dict[str, str]] = {  # not of rates: shares here, per cent there
+        "train/loss": "epoch/train_loss", "train/lr": "epoch/lr",
+        "train/grad_norm": "debug/grad_norm", "occ/mean": "debug/pred_mean", "occ/min": "debug/pred_min",
+        "occ/max": "debug/pred_max", "train/focal": "loss_components/focal", "train/dice": "loss_components/dice",
+        "train/lovasz": "loss_components/lovasz", "train/recall": "loss_components/recall",
+        "train/mean": "loss_components/mean_match", "train/pose": "loss/pose", "train/uncertainty": "loss/uncertainty",
+        "train/relocalization": "loss/reloc", "train/place": "loss/place",
+    }  # fmt: skip
     conditional: ClassVar[bool] = False
     epochs_path: ClassVar[str] = "train.epochs"
 

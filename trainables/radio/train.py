@@ -61,6 +61,11 @@ class Radio:
     name: ClassVar[str] = "radio"
     Config: ClassVar[type[RadioConfig]] = RadioConfig
     metrics: ClassVar[dict[str, Metric]] = _metrics()
+    original_names: ClassVar[dict[str, str]] = {  # of the original's TensorBoard; its total_loss adds up both passes
+        "train/lr": "Learning_Rate", "train/recon": "rec_loss", "train/kl": "kl_loss", "train/d_weight": "d_weight",
+        "train/disc_factor": "disc_factor", "train/g_loss": "g_loss", "train/disc_loss": "disc_loss",
+        "train/logits_real": "logits_real", "train/logits_fake": "logits_fake",
+    }  # fmt: skip
     conditional: ClassVar[bool] = False
     epochs_path: ClassVar[str] = "buttress.epochs"
 

@@ -67,6 +67,12 @@ class Rainfall:
     name: ClassVar[str] = "rainfall"
     Config: ClassVar[type[RainfallConfig]] = RainfallConfig
     metrics: ClassVar[dict[str, Metric]] = _metrics()
+    original_names: ClassVar[dict[str, str]] = {  # columns of the original's train_log.csv
+        "train/l_mass": "train_L_mass", "train/l_gradient": "train_L_grad", "train/beta": "beta", "train/lr": "lr",
+        "val/l_rec": "val_L_rec", "val/kl": "val_L_kl", "posterior/mae_all": "val_MAE_all",
+        "posterior/mae_tail": "val_MAE_tail", "posterior/rmse_all": "val_RMSE_all",
+        "posterior/mass_bias": "val_mass_bias", "posterior/combined": "val_combined_metric",
+    }  # fmt: skip
     conditional: ClassVar[bool] = True
     epochs_path: ClassVar[str] = "train.epochs"
 

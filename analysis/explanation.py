@@ -73,7 +73,7 @@ def explain(journal: Journal, name: str) -> Explanation:
         "best valid epoch": _best(journal, record),
         "parameters": [*([f"added by {record.added_by}"] if record.added_by else []), *_parameters(journal, record)],
         "rungs": [f"at {_age(rung)}: {_rung(rung, journal)}" for rung in record.rungs if rung.decision != "stop"],
-        "warnings": [_rule_text(journal, rule) for rule in record.warnings],
+        "warnings": [_rule_text(journal, record, rule) for rule in record.warnings],
         "attempts": _attempts(record),
         "curves, by epoch": _curves(journal, record),
         "printed": _printed(journal, record),
@@ -133,15 +133,20 @@ def margin_sentence(record: TrialRecord) -> str | None:
         return f"margin {margin:+.2f}: diverged trials get 12 plus the share of the budget that was left"
     if margin <= 0:
         return f"margin {margin:+.2f}: {decades} ({times(10**-margin)}) away from the nearest rule"
+    if not done.dead:  # journals of earlier versions
+        return f"margin {margin:+.2f}: {decades} beyond a rule, which had not held for its patience"
     text = f"margin {margin:+.2f}: {decades} beyond the threshold"
     if not done.evidence:
         return text
-    graded = done.evidence[0]  # the verdict puts the one that the margin was computed from first
-    what = _transformed(graded)
-    if not Evidence.from_dict(graded).holds:
+    graded = Evidence.from_dict(done.evidence[0])  # the verdict puts the one that the margin was computed from first
+    what, limit = _transformed(done.evidence[0]), graded.threshold
+    if limit is None or not graded.holds:
         return f"margin {margin:+.2f}: just beyond, because the rule held; {what} by itself had not come so far"
-    size = "larger" if graded.get("comparison") == "above" else "smaller"
-    return f"{text}: {what} was {times(10**margin)} {size} than {number(graded.get('threshold'))}"
+    if 10**margin < 1.05:  # hysteresis: in the median it was not beyond at all, or hardly
+        return f"margin {margin:+.2f}: just beyond the threshold"
+    size = "beyond" if limit < 0 else "larger than" if graded.comparison == "above" else "smaller than"
+    middle = f" in the median of {len(graded.values)} reports" if len(graded.values) > 1 else ""
+    return f"{text}: {what} was {times(10**margin)} {size} {number(limit)}{middle}"
 
 
 def _headline(journal: Journal, record: TrialRecord) -> str:
@@ -169,7 +174,7 @@ def _why(journal: Journal, record: TrialRecord) -> list[str]:
     lines = []
     if done.outcome in ("collapsed", "diverged"):
         if done.rule:
-            lines.append(f"the rule {_rule_text(journal, done.rule)} held")
+            lines.append(f"the rule {_rule_text(journal, record, done.rule)} held")
         lines += _sentences(done.evidence)
         if done.message and (not done.evidence or (rules_of(journal).get(done.rule or "") or {}).get("message")):
             lines.append(done.message)
@@ -183,7 +188,8 @@ def _audit(journal: Journal, record: TrialRecord) -> list[str]:
     """The verdict that did not end the trial, and whether it was right."""
     if record.audit is None:
         return []
-    lines = [*_condemned(journal, record.audit), "it was drawn to run on nevertheless, so that the rules are checked"]
+    lines = _condemned(journal, record, record.audit)
+    lines.append("it was drawn to run on nevertheless, so that the rules are checked")
     if record.outcome is None:
         return lines
     if not record.outcome.audited:
@@ -192,9 +198,9 @@ def _audit(journal: Journal, record: TrialRecord) -> list[str]:
     return [*lines, "at its end it was healthy: a false kill" if wrong else "at its end it was not healthy"]
 
 
-def _condemned(journal: Journal, verdict: Condemned) -> list[str]:
+def _condemned(journal: Journal, record: TrialRecord, verdict: Condemned) -> list[str]:
     at = f"at epoch {verdict.epochs} of {number(verdict.epochs_budget)}, step {number(verdict.step)}"
-    lines = [f"{at}, the rule {_rule_text(journal, verdict.rule or '')} held"]
+    lines = [f"{at}, the rule {_rule_text(journal, record, verdict.rule or '')} held"]
     return [*lines, *_sentences(verdict.evidence)]
 
 
@@ -310,16 +316,22 @@ def _rung(rung: RungDecision, journal: Journal) -> str:
     return f"{first.metric} {number(rung.value, 4)} was {verb} the cut-off {number(rung.cutoff, 4)} of {others}"
 
 
-def _rule_text(journal: Journal, name: str) -> str:
-    """A rule by its name and, where the header has it, what it asks for."""
+def _rule_text(journal: Journal, record: TrialRecord, name: str) -> str:
+    """A rule by its name and, where the header has it, what it asks for; signs without a metric apart."""
     rule = rules_of(journal).get(name) or {}
-    signs = [_sign(sign) for sign in signs_of(rule)]
+    found = list(signs_of(rule))
+    seen = {metric for report in record.reports for metric in (*report.metrics, *report.nonfinite)}
+    aliases = journal.header.rules.get("aliases") or {}
+    known = [each for each in found if not seen or each.get("transform") == "absent"
+             or not seen.isdisjoint((each["metric"], *aliases.get(each["metric"], ())))]  # fmt: skip
+    signs, votes = [_sign(sign) for sign in known], rule.get("votes")
     if not signs:
         return name
-    votes = rule.get("votes")
     asks = f"{votes} of: {', '.join(signs)}" if votes and votes < len(signs) else listing(signs)
     patience = rule.get("patience") or 1
-    return f"{name} ({asks}{f'; {patience} reports in a row' if patience > 1 else ''})"
+    unseen = listing(list(dict.fromkeys(each["metric"] for each in found if each not in known)))
+    left_out = f"; {unseen} was never reported and is left out" if unseen else ""
+    return f"{name} ({asks}{f'; {patience} reports in a row' if patience > 1 else ''}{left_out})"
 
 
 def _sign(sign: Mapping[str, Any]) -> str:

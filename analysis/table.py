@@ -89,11 +89,11 @@ def epoch_budget(record: TrialRecord) -> int | None:
 
 
 def epochs_saved(record: TrialRecord) -> int | None:
-    """Budgeted epochs that were not run; None while the trial is unfinished."""
+    """Budgeted epochs that were not run, of which a failed trial has saved none; None while it is unfinished."""
     budget = epoch_budget(record)
     if record.outcome is None or budget is None:
         return None
-    return max(0, budget - record.outcome.epochs)
+    return 0 if record.state == "failed" else max(0, budget - record.outcome.epochs)
 
 
 def epochs_of_sweep(journal: Journal) -> tuple[int, int]:

@@ -30,7 +30,7 @@ from buttress.training.world import World
 QUICK: dict[str, dict[str, Any]] = {
     "data": {"size": "small"},
     "model": {"d_x": 32, "d_y": 64, "d_z": 16, "base_filters": 8, "fc": 128, "head": 64, "pool": 4, "dropout": 0.0,
-              "inject": "first"},
+              "inject": "all"},
     "loss": {"warmup_epochs": 4, "lambda_ext": 2.0},
     "train": {"epochs": 16, "batch_size": 16, "lr": 1e-3, "early_stopping_patience": None},
     "buttress": {"eval_days": 120, "report_every": 20},

@@ -317,6 +317,7 @@ OPTIONAL = {
     "forecast": ("(config, cache)", "what is known before training ([forecast](../forecast.md))",
                  "`plan` says nothing of it"),
     "check_data": ("(path, config)", "rows of `buttress data check`", "the command is refused"),
+    "original_names": ("", "reported key -> its name in the original's logs, which W&B shows as well", "none"),
 }
 
 

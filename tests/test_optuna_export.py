@@ -14,6 +14,7 @@ from typing import Any
 import optuna
 import pytest
 from journals import SyntheticSweep, mixed_sweep
+from optuna.distributions import CategoricalDistribution
 from optuna.trial import TrialState
 from typer.testing import CliRunner
 
@@ -56,6 +57,17 @@ def test_several_objectives_and_values_outside_the_range(tmp_path: Path) -> None
     study = exported(book, tmp_path)
     assert [trial.values for trial in study.best_trials] == [[0.1, 1.0], [0.5, 2.0]]
     assert study.trials[0].params["loss.beta"] == 7.0 and "train.lr" not in study.trials[1].params
+
+
+def test_choices_that_compare_equal_are_three_to_optuna(tmp_path: Path) -> None:
+    book = SyntheticSweep(search=["kind"])
+    book.lines[0]["spec"]["search"] = {"kind": {"choice": [True, 1, 1.0]}}
+    for number, kind in enumerate((1.0, True, 1)):
+        book.completed(f"{number:04d}", {"kind": kind}, ari=[0.1 * number])
+    study = exported(book, tmp_path)
+    assert [trial.params["kind"] for trial in study.trials] == ["1.0", "true", "1"]
+    (space,) = {trial.distributions["kind"] for trial in study.trials}
+    assert isinstance(space, CategoricalDistribution) and space.choices == ("true", "1", "1.0")
 
 
 def test_the_verb_writes_a_journal_file_and_refuses_what_is_there(

@@ -113,6 +113,15 @@ def test_what_is_not_in_play_lies_in_no_region() -> None:
     assert (found.path, found.side, found.value) == ("loss.kind", "is", "b") and not found.holds({"loss.beta": 1.0})
 
 
+@pytest.mark.parametrize("choices", [(True, 1, 1.0), ([1], [1.0], [True]), (False, 0, "0")])
+def test_choices_that_compare_equal_are_regions_of_their_own(choices: tuple[Any, ...]) -> None:
+    for deadly in choices:
+        fates = [Fate({"kind": each}, repr(each) == repr(deadly), 0.5) for each in choices for _ in range(12)]
+        (found,) = regions(fates, {"kind": {"choice": list(choices)}})
+        assert (repr(found.value), found.dead, found.trials, found.dead_elsewhere) == (repr(deadly), 12, 12, 0)
+        assert [found.holds({"kind": choice}) for choice in choices] == [choice is deadly for choice in choices]
+
+
 @pytest.mark.parametrize("low, high", [(1.0, 2.0), (0.00121, 0.00123), (-3.0, 4.0), (5, 6), (0.0, 1e-9)])
 def test_thresholds_have_few_digits_and_lie_between(low: float, high: float) -> None:
     value = between(low, high)

@@ -256,3 +256,19 @@ def test_a_second_objective_that_comes_less_often_prunes_nobody_before_it_came()
     rungs = [(line["age"], line["decision"]) for line in lines if line["line"] == "rung" and line["trial"] == "0001"]
     assert rungs == [(3, "continue"), (4, "continue")]
     assert [line["outcome"] for line in lines if line["line"] == "outcome"] == ["completed", "completed"]
+
+
+def test_a_trial_that_was_pruned_while_it_was_suspect_has_no_margin_of_a_collapsed_one() -> None:
+    lines: list[Line] = []
+    sweep = state(lines=lines)
+    for score, kl in ((0.5, 5.0), (0.1, 1e-6)):
+        trial = sweep.next_trial()
+        assert trial is not None
+        sweep.started(trial.id, "slot-0")
+        for epoch in range(1, 9):
+            metrics = {"latent/kl_total": kl if epoch == 2 else 5.0, "val/score": score}
+            reported = Reported(epoch, 10 * epoch, epoch, 10 * epoch, 0, metrics)
+            if sweep.reported(trial.id, trial.attempt, reported) is not None:
+                break
+    (outcome,) = [line for line in lines if line.get("outcome") == "pruned"]
+    assert outcome["epochs"] == 2 and outcome["margin"] == -0.001

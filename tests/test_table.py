@@ -309,6 +309,32 @@ def test_status_tells_who_runs_the_sweep_and_what_is_running(mixed: Journal, tmp
 # --- why --------------------------------------------------------------------------------------------------------------
 
 
+def test_why_tells_the_median_that_the_margin_is_from_of_values_that_end_elsewhere() -> None:
+    book = SyntheticSweep()
+    book.collapsed("0000", kl=[0.27, 0.36], margin=0.0458)  # 0.36 is within the hysteresis
+    book.collapsed("0001", kl=[0.29, 0.36], margin=0.001)
+    first, second = (str(explain(book.journal(), trial)) for trial in ("0", "1"))
+    assert "latent/kl_total was 1.1 times smaller than 0.3 in the median of 2 reports" in first
+    assert "margin +0.00: just beyond the threshold\n" in second and "smaller" not in second
+
+
+def test_why_names_no_sign_whose_metric_never_came_as_having_held() -> None:
+    book = SyntheticSweep()
+    book.collapsed("0000")
+    book.lines = json.loads(json.dumps(book.lines).replace('"latent/active_kl": 0.0, ', ""))
+    told = str(explain(book.journal(), "0"))
+    sign = "latent/kl_total below 0.3; 2 reports in a row; latent/active_kl was never reported and is left out"
+    assert f"the rule posterior_collapse ({sign}) held" in told
+
+
+def test_a_trial_that_raised_has_saved_nothing() -> None:
+    book = SyntheticSweep()
+    book.failed("0000")
+    assert "not spent" not in str(explain(book.journal(), "0"))
+    assert rows(book.journal())[0]["epochs_saved"] == 0
+    assert re.search(r"RuntimeError: out of memory +0 %", text_of(render_sweep(book.journal())))
+
+
 def test_why_a_trial_collapsed_names_rule_values_thresholds_margin_and_savings(mixed: Journal) -> None:
     told = str(explain(mixed, "2"))
     assert "Trial 0002 of toy-ab12cd collapsed (posterior_collapse) at epoch 3 of 10, step 150." in told
@@ -392,6 +418,7 @@ def test_a_rule_is_told_with_votes_transforms_and_relative_thresholds() -> None:
         ],
     }  # fmt: skip
     book.completed("0000", ari=[0.5], warnings=["odd"])
+    book.lines = json.loads(json.dumps(book.lines).replace('"train/loss"', '"a"'))
     assert dict(explain(book.journal(), "0").sections)["warnings"] == (
         "odd (2 of: window max over min of a above 3 times b, latent/kl_total below 0.005 per dimension, "
         "ablation/delta absent; 3 reports in a row)",

@@ -339,7 +339,8 @@ def summary(outcome: Mapping[str, Any]) -> dict[str, Any]:
     names = ("outcome", "kind", "margin", "rule", "message", "epochs", "seconds", "error")
     found = {name: outcome[name] for name in names if outcome.get(name) is not None}
     if outcome.get("epochs") is not None and outcome.get("epochs_budget") is not None:
-        found["epochs_saved"] = outcome["epochs_budget"] - outcome["epochs"]
+        failed = outcome["outcome"] == "failed"  # it has saved nothing
+        found["epochs_saved"] = 0 if failed else outcome["epochs_budget"] - outcome["epochs"]
     if outcome.get("warnings"):
         found["warnings"] = list(outcome["warnings"])
     best = outcome.get("best")

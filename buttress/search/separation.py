@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from buttress.spec.parameters import choice_key
 from buttress.wording import number
 
 #: Regions that are named.
@@ -71,7 +72,7 @@ class Region:
         if value is ABSENT:
             return False
         if self.side == "is":
-            return _same(value, self.value)
+            return choice_key(value) == choice_key(self.value)
         return bool(value > self.value) if self.side == "above" else bool(value < self.value)
 
     @property
@@ -160,10 +161,7 @@ Tried = tuple[str, Literal["above", "below", "is"], Any]
 def _tried(path: str, parameter: Any, fates: Sequence[Fate]) -> list[Tried]:
     given = [fate.params[path] for fate in fates if path in fate.params]
     if "choice" in parameter or any(isinstance(value, str | bool) or value is None for value in given):
-        distinct: list[Any] = []
-        for value in given:
-            if not any(_same(value, other) for other in distinct):
-                distinct.append(value)
+        distinct = {choice_key(value): value for value in given}.values()
         return [(path, "is", value) for value in distinct] if len(distinct) > 1 else []
     values = sorted(set(given))
     gaps = list(pairwise(values))
@@ -188,20 +186,20 @@ def between(low: float, high: float) -> float:
 def _inside(tried: Sequence[Tried], fates: Sequence[Fate]) -> np.ndarray:
     """Which trials lie in which region: [regions, trials]."""
     given = {path: [fate.params.get(path, ABSENT) for fate in fates] for path in {path for path, _, _ in tried}}
+    keys = {
+        path: [None if value is ABSENT else choice_key(value) for value in given[path]]
+        for path in {path for path, side, _ in tried if side == "is"}
+    }
     numbers: dict[str, np.ndarray] = {}  # NaN, in no region, where the parameter is not in play
     for path in {path for path, side, _ in tried if side != "is"}:
         numbers[path] = np.array([np.nan if value is ABSENT else value for value in given[path]], dtype=float)
     rows = [
-        np.array([other is not ABSENT and _same(other, value) for other in given[path]])
+        np.array([key == choice_key(value) for key in keys[path]])
         if side == "is"
         else numbers[path] > value if side == "above" else numbers[path] < value
         for path, side, value in tried
     ]  # fmt: skip
     return np.stack(rows)
-
-
-def _same(one: Any, other: Any) -> bool:
-    return isinstance(one, bool) == isinstance(other, bool) and bool(one == other)
 
 
 # --- how strong -------------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ from typing import Any
 from buttress.journal.events import Audited, Best, Condemned, Outcome, Report, RungDecision
 from buttress.journal.fields import plain
 from buttress.rules import Verdict
+from buttress.rules.engine import MIN_MARGIN
 from buttress.spec.spec import SweepSpec
 from buttress.sweep.trial import ActiveTrial
 from buttress.wording import plural
@@ -86,10 +87,11 @@ def outcome(trial: ActiveTrial, outcome: str, *, audited: bool = False, **detail
         trial: The trial that ends.
         outcome: One of `journal.events.OUTCOMES`.
         audited: Whether this is the real end of a trial that was condemned on the way.
-        details: Further fields of `Outcome`; `margin` is the evaluation's by default.
+        details: Further fields of `Outcome`; `margin` is the evaluation's by default, below 0 as for every trial that
+            no rule has ended: one that was suspect in its last reports has not collapsed.
     """
-    last, best = trial.evaluation.last, trial.evaluation.best
-    details.setdefault("margin", trial.evaluation.margin)
+    last, best, margin = trial.evaluation.last, trial.evaluation.best, trial.evaluation.margin
+    details.setdefault("margin", min(margin, -MIN_MARGIN) if margin is not None else None)
     return Outcome(
         trial=trial.id,
         attempt=trial.attempt,

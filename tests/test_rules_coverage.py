@@ -28,6 +28,7 @@ OWN_KEY = (
 class Row:
     metrics: dict[str, float | None]
     nonfinite: tuple[str, ...] = field(default=())
+    phase: int = 0
 
 
 def said(rules: RuleSet, *rows: dict[str, float | None], nonfinite: tuple[str, ...] = ()) -> list[str]:
@@ -51,7 +52,8 @@ def test_a_kill_rule_whose_metrics_never_came_is_named_with_the_key_that_may_hol
     ("rules", "row", "watched"),
     [
         (one_rule(KL, ACTIVE), {"latent/kl_total": 5.0}, True),  # the other sign is left out
-        (one_rule(KL, ACTIVE, votes=2), {"latent/kl_total": 5.0}, False),
+        (one_rule(KL, ACTIVE, votes=2), {"latent/kl_total": 5.0}, True),  # meant for trainers that report both
+        (one_rule(KL, ACTIVE, votes=2), {"loss": 5.0}, False),
         (one_rule({"metric": "kl", "below": {"per_dim": 0.1}}), {"kl": 5.0}, False),  # of how many dimensions?
         (one_rule({"metric": "kl", "below": {"per_dim": 0.1}}), {"kl": 5.0, "latent/dims": 8.0}, True),
         (one_rule({"metric": "d", "transform": "absent"}, grade=KL), {"loss": 1.0}, True),
@@ -61,6 +63,12 @@ def test_a_kill_rule_whose_metrics_never_came_is_named_with_the_key_that_may_hol
 )
 def test_what_watches_is_told_from_what_cannot(rules: RuleSet, row: dict[str, float | None], watched: bool) -> None:
     assert (said(rules, row) == []) == watched
+
+
+def test_of_a_phase_that_has_not_begun_nothing_is_known() -> None:
+    later = one_rule(KL, phase=1)
+    assert coverage_warnings(later, [Row({"loss": 1.0})]) == []
+    assert len(coverage_warnings(later, [Row({"loss": 1.0}), Row({"loss": 1.0}, phase=1)])) == 1
 
 
 def test_a_value_that_was_never_finite_was_reported() -> None:

@@ -21,6 +21,8 @@ class MetricReport(Protocol):
     def metrics(self) -> Mapping[str, float | None]: ...
     @property
     def nonfinite(self) -> Collection[str]: ...
+    @property
+    def phase(self) -> int: ...
 
 
 def unwatched_rules(rules: RuleSet, reported: Set[str]) -> dict[str, tuple[str, ...]]:
@@ -56,11 +58,13 @@ def coverage_warnings(rules: RuleSet, reports: Iterable[MetricReport]) -> list[s
     """
     ranges: dict[str, tuple[float, float]] = {}
     reported: set[str] = set()
+    phases: set[int] = set()
     signs = [sign for rule in rules.rules.values() if rule.action != "off" for sign in rule.signs]
     columns = {name for sign in signs for name in (sign.metric, *rules.aliases.get(sign.metric, ()))}
     for report in reports:
         reported |= report.metrics.keys()
         reported.update(report.nonfinite)
+        phases.add(report.phase)
         for name in columns & report.metrics.keys():
             value = report.metrics[name]
             if value is not None and math.isfinite(value):
@@ -69,6 +73,10 @@ def coverage_warnings(rules: RuleSet, reports: Iterable[MetricReport]) -> list[s
     if not reported:
         return []
     kills = {name for name, rule in rules.rules.items() if rule.action == "kill"}
+    # of a phase without reports nothing is known; a vote may be meant for trainers that report one metric more
+    kills -= {name for name in kills if rules.rules[name].phase not in (None, *phases)}
+    voting = {name: {sign.metric for sign in rule.signs} for name, rule in rules.rules.items() if rule.votes}
+    kills -= {name for name, metrics in voting.items() if reported & metrics}
     said = [
         f"{name} stops no trial: {listing(missing)} {'was' if len(missing) == 1 else 'were'} never reported"
         + _alias_hint(missing[0], reported)
@@ -104,7 +112,7 @@ def _value_warnings(sign: Sign, column: str, low: float, high: float, reported: 
 def _alias_hint(missing: str, reported: Set[str]) -> str:
     """Reported metrics that may be the one that is missing, in words."""
     word = missing.rpartition("/")[2].partition("_")[0].lower()
-    close = [name for name in sorted(reported) if word in re.split("[^a-z0-9]+", name.lower())]
+    close = [name for name in sorted(reported) if word == re.split("[^a-z0-9]+", name.lower())[-1]]
     if len(close) != 1:
         return f"; of that kind are {listing(close[:5])}" if close else ""
     return f"; if that is what {close[0]} holds: `aliases: {{{missing}: {close[0]}}}` under `rules:`"

@@ -294,7 +294,7 @@ def reported_pictures(journal: Journal, record: TrialRecord) -> list[Picture]:
         if ".." in path.parts or Path(name).is_absolute():
             continue
         if kind is not None and path.is_file() and path.stat().st_size <= MAX_MEDIA_BYTES:
-            source = f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
+            source = _data_uri(kind, base64.b64encode(path.read_bytes()).decode())
             found.append(Picture(key, f"trial {record.id}, epoch {number(chosen.epoch)}", source))
     return found[:MAX_MEDIA]
 
@@ -311,6 +311,13 @@ def _output(journal: Journal, record: TrialRecord) -> str:
     return "\n".join(lines[-MAX_OUTPUT_LINES:])
 
 
+def _data_uri(kind: str, coded: str) -> str:
+    """A picture as an address; it is letters and digits, so that nothing has to be escaped in its megabytes."""
+    from markupsafe import Markup
+
+    return Markup(f"data:{kind};base64,{coded}")
+
+
 def _picture(journal: Journal, name: str, trial: str | None = None, of: str = "") -> Picture:
     drawn = figure(journal, name, trial)
     held = io.BytesIO()
@@ -319,7 +326,7 @@ def _picture(journal: Journal, name: str, trial: str | None = None, of: str = ""
     coded = base64.b64encode(printable(held.getvalue().decode()).encode()).decode()
     shows = FIGURES[name].shows
     title = f"{name}: {of}" if of else name
-    return Picture(title[:1].upper() + title[1:], shows, f"data:image/svg+xml;base64,{coded}")
+    return Picture(title[:1].upper() + title[1:], shows, _data_uri("image/svg+xml", coded))
 
 
 def _ordered(journal: Journal) -> list[TrialRecord]:

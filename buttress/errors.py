@@ -14,9 +14,10 @@ import typing
 from typing import Any
 
 #: What may hold a secret in a URL: all before the host (a secret may have slashes), and parameters with such a name.
+#: Lengths are bounded, and a scheme begins a word: whole pages and pictures as text pass through here.
 _URL_SECRETS = re.compile(
-    r"(?P<scheme>[a-z][\w+.-]*://)(?:[^/\s'\"@]*|[^/:\s'\"@]*:(?!\d+/)[^\s'\"@]*)@"
-    r"|(?P<name>[?&][^=&\s'\"]*(?:key|secret|token|signature|credential|passw)[^=&\s'\"]*=)[^&\s'\"]+",
+    r"(?P<scheme>(?<![\w+.-])[a-z][\w+.-]{0,30}://)(?:[^/\s'\"@]{0,2000}|[^/:\s'\"@]{0,500}:(?!\d+/)[^\s'\"@]{0,2000})@"
+    r"|(?P<name>[?&][^=&\s'\"]{0,80}(?:key|secret|token|signature|credential|passw)[^=&\s'\"]{0,80}=)[^&\s'\"]+",
     re.IGNORECASE,
 )
 

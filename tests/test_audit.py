@@ -258,8 +258,9 @@ def test_who_watches_is_told(tmp_path: Path) -> None:
     wandb = FakeWandb()
     runs = WandbRuns("toy-000000", tmp_path, client=wandb)
     progress.start()
+    no_margin = SimpleNamespace(margin=None)
     for line in lines:
-        live = SimpleNamespace(params={}, config={}, epochs=8) if line["line"] != "outcome" else None
+        live = SimpleNamespace(params={}, config={}, epochs=8, evaluation=no_margin) if line["line"] != "outcome" else None
         progress.on_event(event_of(line), live)
         runs.on_event(event_of(line), live)
     progress.stop()

@@ -227,6 +227,7 @@ class Broken(Callback):
         raise RuntimeError("W&B is down")
 
     def on_message(self, text: str) -> None:
+        self.calls += 1
         raise RuntimeError("W&B is down")
 
 

@@ -66,7 +66,7 @@ def files_of_the_wheel(wheel: Path) -> set[str]:
 
 def files_of_the_package() -> set[str]:
     """What a wheel has to hold: every module, and the data files beside them. Links are followed here."""
-    data = {".py", ".yaml", ".md", ".typed", ".j2"}
+    data = {".py", ".yaml", ".md", ".typed", ".j2", ".css"}
     found: set[str] = set()
     for folder, _, files in os.walk(ROOT / "buttress", followlinks=True):
         found |= {str((Path(folder) / name).relative_to(ROOT)) for name in files if Path(name).suffix in data}

@@ -90,6 +90,6 @@ def test_one_module_reads_yaml():
         str(path.relative_to(ROOT))
         for folder in ("buttress", "trainables", "analysis")
         for path in (ROOT / folder).rglob("*.py")
-        if re.search(r"yaml\.(safe_|full_|unsafe_)?load|from yaml import|[A-Za-z]Loader\b", path.read_text())
+        if re.search(r"yaml\.(safe_|full_|unsafe_)?load|from yaml import|\b(?!FunctionLoader\b)[A-Za-z]\w*Loader\b", path.read_text())
     }
     assert readers - {"buttress/cluster/check/check.py"} == {"buttress/spec/yaml_io.py"}

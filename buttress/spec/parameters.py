@@ -113,7 +113,8 @@ class Parameter(Section):
             return self.on_grid(self.low + self.step * int(share * (round((self.high - self.low) / self.step) + 1)))
         low, high = (self.low - 0.5, self.high + 0.5) if self.whole else (self.low, self.high)
         if self.log:
-            value = math.exp(math.log(low) + share * (math.log(high) - math.log(low)))
+            span = math.log(high / low) if math.isfinite(high / low) else math.log(high) - math.log(low)
+            value = math.exp(math.log(low) + share * span)
         else:
             value = low + share * (high - low)
         value = min(max(value, self.low), self.high)

@@ -260,7 +260,8 @@ def test_who_watches_is_told(tmp_path: Path) -> None:
     progress.start()
     no_margin = SimpleNamespace(margin=None)
     for line in lines:
-        live = SimpleNamespace(params={}, config={}, epochs=8, evaluation=no_margin) if line["line"] != "outcome" else None
+        ended = line["line"] == "outcome"
+        live = None if ended else SimpleNamespace(params={}, config={}, epochs=8, evaluation=no_margin)
         progress.on_event(event_of(line), live)
         runs.on_event(event_of(line), live)
     progress.stop()

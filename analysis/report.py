@@ -15,6 +15,7 @@ from buttress.analysis.collapse_regions import breaker_sentence, collapse_senten
 from buttress.analysis.explanation import Explanation, explain, stop_reason
 from buttress.analysis.figures import FIGURES, figure
 from buttress.analysis.figures.style import look, styled
+from buttress.analysis.media import PICTURE_TYPES, pictures
 from buttress.analysis.selection import best_epoch, healthy_trials, objective_value
 from buttress.analysis.table import epoch_budget, epochs_of_sweep, epochs_run, rows, searched_paths, sort_rows
 from buttress.errors import BadInput, printable
@@ -25,9 +26,8 @@ from buttress.wording import abbreviated, duration, listing, number, percent, pl
 MAX_EXPLAINED = 200
 #: Seconds after which the page of a running sweep loads itself again.
 RELOAD_S = 60
-#: Pictures of one trial that a page takes in, how large each may be, and of which kinds.
+#: Pictures of one trial that a page takes in, and how large each may be, in bytes.
 MAX_MEDIA, MAX_MEDIA_BYTES = 12, 500_000
-IMAGE_TYPES = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".svg": "image/svg+xml"}
 #: Lines of a trainer's output on its trial's page.
 MAX_OUTPUT_LINES = 200
 
@@ -286,17 +286,12 @@ def reported_pictures(journal: Journal, record: TrialRecord) -> list[Picture]:
     reports = [each for each in having if best is not None and each.epoch == best.epoch] or having
     if not reports or journal.path is None:
         return []
-    chosen = reports[-1]
-    found = []
-    for key, name in chosen.media.items():
-        path = journal.path.parent / "trials" / record.id / name
-        kind = IMAGE_TYPES.get(path.suffix.lower())
-        if ".." in path.parts or Path(name).is_absolute():
-            continue
-        if kind is not None and path.is_file() and path.stat().st_size <= MAX_MEDIA_BYTES:
-            source = _data_uri(kind, base64.b64encode(path.read_bytes()).decode())
-            found.append(Picture(key, f"trial {record.id}, epoch {number(chosen.epoch)}", source))
-    return found[:MAX_MEDIA]
+    chosen, folder = reports[-1], journal.path.parent / "trials" / record.id
+    shows = f"trial {record.id}, epoch {number(chosen.epoch)}"
+    return [
+        Picture(key, shows, _data_uri(PICTURE_TYPES[path.suffix.lower()], path.read_bytes()))
+        for key, path in pictures(folder, chosen.media, MAX_MEDIA, MAX_MEDIA_BYTES)
+    ]
 
 
 def _output(journal: Journal, record: TrialRecord) -> str:
@@ -311,11 +306,11 @@ def _output(journal: Journal, record: TrialRecord) -> str:
     return "\n".join(lines[-MAX_OUTPUT_LINES:])
 
 
-def _data_uri(kind: str, coded: str) -> str:
+def _data_uri(kind: str, content: bytes) -> str:
     """A picture as an address; it is letters and digits, so that nothing has to be escaped in its megabytes."""
     from markupsafe import Markup
 
-    return Markup(f"data:{kind};base64,{coded}")
+    return Markup(f"data:{kind};base64,{base64.b64encode(content).decode()}")
 
 
 def _picture(journal: Journal, name: str, trial: str | None = None, of: str = "") -> Picture:
@@ -323,10 +318,9 @@ def _picture(journal: Journal, name: str, trial: str | None = None, of: str = ""
     held = io.BytesIO()
     with styled():
         drawn.savefig(held, format="svg", metadata={"Date": None})
-    coded = base64.b64encode(printable(held.getvalue().decode()).encode()).decode()
     shows = FIGURES[name].shows
     title = f"{name}: {of}" if of else name
-    return Picture(title[:1].upper() + title[1:], shows, _data_uri("image/svg+xml", coded))
+    return Picture(title[:1].upper() + title[1:], shows, _data_uri("image/svg+xml", held.getvalue()))
 
 
 def _ordered(journal: Journal) -> list[TrialRecord]:

@@ -24,7 +24,8 @@ from benchmarks.real_figures import Ran, Run, Seen, last_told
 from benchmarks.real_stock import LINES, REPORTS, Value, value_of
 from benchmarks.stock_policies import StockTune
 from benchmarks.watched import name_of
-from buttress.execution.driver import Driver, start
+from buttress.execution.driver import Driver
+from buttress.execution.launch import start
 from buttress.execution.ray_session import NAMESPACE, prepare_environment
 from buttress.execution.setup import new_id
 from buttress.journal.events import Outcome

@@ -83,9 +83,9 @@ def sweep_spec(kind: str, workers: int, trials: int, **changes: Any) -> SweepSpe
 
 def run_sweep(spec: SweepSpec, folder: Path, *callbacks: Any) -> tuple[Path, dict[str, int]]:
     """Runs the sweep on a Ray of its own; its folder, and how its trials ended."""
-    from buttress.execution import driver
+    from buttress.execution import launch
 
-    finish = driver.start(spec, folder, callbacks=callbacks).run()
+    finish = launch.start(spec, folder, callbacks=callbacks).run()
     return finish.folder, finish.counts
 
 

@@ -184,7 +184,7 @@ def between(reports: list[tuple[int, float]]) -> list[float]:
 
 
 def slot_reports(epochs: int) -> list[tuple[int, float]]:
-    from buttress.execution import driver
+    from buttress.execution import launch
     from buttress.journal import read
     from buttress.spec.spec import SweepSpec
 
@@ -204,7 +204,7 @@ def slot_reports(epochs: int) -> list[tuple[int, float]]:
                 "wandb": {"mode": "disabled"},
             }
         )
-        finish = driver.start(spec, Path(folder)).run()
+        finish = launch.start(spec, Path(folder)).run()
         (trial,) = read(finish.folder, alive=False).trials.values()
     return [(report.epoch, report.seconds) for report in trial.reports]
 

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from buttress.analysis.export import NothingHealthy
-    from buttress.analysis.results import Replay, Sweep, Trial, Trials
+    from buttress.analysis.results import Replay, Sweep
+    from buttress.analysis.trials import Trial, Trials
     from buttress.api import calibrate, check_data, load, plan, replay, resume, run, train
     from buttress.callbacks.base import Callback
     from buttress.errors import BadInput
@@ -70,7 +71,8 @@ __all__ = [
 _MODULES = {
     "buttress.api": ("calibrate", "check_data", "load", "plan", "replay", "resume", "run", "train"),
     "buttress.analysis.export": ("NothingHealthy",),
-    "buttress.analysis.results": ("Replay", "Sweep", "Trial", "Trials"),
+    "buttress.analysis.results": ("Replay", "Sweep"),
+    "buttress.analysis.trials": ("Trial", "Trials"),
     "buttress.callbacks.base": ("Callback",),
     "buttress.errors": ("BadInput",),
     "buttress.execution.local_training": ("Collapsed",),

@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from buttress import journal
-from buttress.analysis.results import Sweep, Trial, Trials
+from buttress.analysis.results import Sweep
+from buttress.analysis.trials import Trial, Trials
 from buttress.errors import BadInput
 from buttress.training.user_code import user_faults
 
@@ -88,12 +89,12 @@ def run(
         >>> sweep.best.metrics["val/ari"]                                                  # doctest: +SKIP
         0.6212
     """
-    from buttress.execution import driver
+    from buttress.execution import launch
     from buttress.execution.ray_session import check_machine
 
     resolved = resolve_spec(spec, profile=profile, set=set, warm_start=warm_start)
     check_machine(address)
-    return _execute(driver.start(resolved, _text(out), address=address), callbacks, report, quiet)
+    return _execute(launch.start(resolved, _text(out), address=address), callbacks, report, quiet)
 
 
 @user_faults()
@@ -129,12 +130,12 @@ def resume(
     Example:
         >>> sweep = buttress.resume("runs/lithology-k3x9qa", trials=48)                    # doctest: +SKIP
     """
-    from buttress.execution import driver
+    from buttress.execution import launch
     from buttress.execution.ray_session import check_machine
 
     check_machine(address)
     options: dict[str, Any] = {"address": address, "take_over": take_over}
-    return _execute(driver.resume(_sweep_text(sweep), trials=trials, hours=hours, **options), callbacks, report, quiet)
+    return _execute(launch.resume(_sweep_text(sweep), trials=trials, hours=hours, **options), callbacks, report, quiet)
 
 
 def load(sweep: SweepName) -> Sweep:

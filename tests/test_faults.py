@@ -19,7 +19,7 @@ import pytest
 from optuna.trial import TrialState
 
 from buttress.callbacks.base import Callback
-from buttress.execution import driver
+from buttress.execution import driver, launch
 from buttress.journal import read
 from buttress.journal.records import Journal, TrialRecord
 from buttress.spec.spec import SweepSpec
@@ -48,7 +48,7 @@ def sweep(
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        running = driver.start(spec, folder / "runs", **changes)
+        running = launch.start(spec, folder / "runs", **changes)
         finish = running.run()
     return read(finish.folder), running
 

@@ -23,7 +23,7 @@ from buttress.analysis.render import render_status, render_sweep
 from buttress.analysis.replay import replay_result
 from buttress.analysis.selection import best_json
 from buttress.errors import BadInput
-from buttress.execution import driver
+from buttress.execution import launch
 from buttress.execution.setup import family_rules
 from buttress.journal import JournalWriter
 
@@ -102,7 +102,7 @@ def replay(folder: Path) -> None:
 
 def resume(folder: Path) -> None:
     """All that `resume` does before it connects to Ray."""
-    made = driver.resume(folder)
+    made = launch.resume(folder)
     with JournalWriter(folder / "journal.jsonl", fsync=False) as made._writer:
         made._open()
         made._open_journal()

@@ -18,7 +18,7 @@ from buttress import journal as journals
 from buttress.callbacks.checkpoint_retention import CheckpointRetention, LocalTrialFiles
 from buttress.cli.main import app
 from buttress.errors import BadInput
-from buttress.execution import driver
+from buttress.execution import launch
 from buttress.journal import Best, JournalUnwritable, JournalWriter, Outcome
 from buttress.journal.events import Resumed
 
@@ -39,7 +39,7 @@ def test_a_sweep_that_ends_while_resume_begins_is_not_run_twice(finished: Path) 
     lines = whole.splitlines(keepends=True)
     first = next(i for i, line in enumerate(lines) if b'"line":"outcome"' in line or b'"line": "outcome"' in line)
     finished.write_bytes(b"".join(lines[:first]))
-    resumed = driver.resume(finished.parent)
+    resumed = launch.resume(finished.parent)
     finished.write_bytes(whole)
     resumed.run()
     after = [json.loads(line) for line in finished.read_bytes().splitlines()]
@@ -55,7 +55,7 @@ def test_a_journal_that_cannot_be_gone_on_with_is_refused_before_a_line_is_writt
     text = b"".join(json.dumps(line).encode() + b"\n" for line in lines)
     finished.write_bytes(text)
     with pytest.raises(BadInput, match=r"journal\.jsonl"):
-        driver.resume(finished.parent).run()
+        launch.resume(finished.parent).run()
     assert finished.read_bytes() == text
 
 

@@ -14,7 +14,7 @@ from optuna.trial import TrialState
 
 import buttress
 from buttress.analysis.selection import best_trial
-from buttress.execution import driver
+from buttress.execution import driver, launch
 from buttress.journal import read
 from buttress.journal.records import Journal
 from buttress.spec.spec import SweepSpec
@@ -39,7 +39,7 @@ def swept(request: Any, root: Path, ray_cluster: Any, tmp_path_factory: Any) -> 
     spec = SweepSpec.load(root / "search_spaces" / "lithology.yaml", profile="quick", overrides=overrides)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        running = driver.start(spec, folder / "runs")
+        running = launch.start(spec, folder / "runs")
         finish = running.run()
     return read(finish.folder), running
 

@@ -17,7 +17,7 @@ import psutil
 import pytest
 from own_cluster import Cluster, without_extras
 
-from buttress.execution import driver
+from buttress.execution import driver, launch
 from buttress.journal import lines, read
 from buttress.spec.spec import SweepSpec
 
@@ -308,7 +308,7 @@ def test_two_slots_idle_at_once_take_trials_again(
     shutil.copy(HERE / "resumable.py", tmp_path)
     monkeypatch.chdir(tmp_path)
     spec = {**SPEC, "search": {"beta": {"loguniform": [0.05, 5.0]}}, "fixed": {"pause": 1.0}, "budget": {"trials": 999}}
-    sweep = driver.start(SweepSpec.from_dict(spec), tmp_path / "runs")
+    sweep = launch.start(SweepSpec.from_dict(spec), tmp_path / "runs")
     hesitant = Hesitant(sweep)
     monkeypatch.setattr(sweep, "_next_trial", hesitant)
     trials = list(read(sweep.run().folder).trials.values())

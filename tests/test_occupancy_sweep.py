@@ -14,7 +14,7 @@ import yaml
 
 import buttress
 from buttress.analysis.selection import best_trial
-from buttress.execution import driver
+from buttress.execution import launch
 from buttress.journal import read
 from buttress.spec.spec import SweepSpec
 from buttress.trainables.occupancy import synthetic
@@ -42,7 +42,7 @@ def test_export_then_train_reproduces_the_best_epoch_bit_for_bit(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     spec = SweepSpec.load(root / "search_spaces" / "occupancy.yaml", profile="quick", overrides=CHANGES)
-    journal = read(driver.start(spec, tmp_path / "runs").run().folder)
+    journal = read(launch.start(spec, tmp_path / "runs").run().folder)
     winner = best_trial(journal)
     assert winner is not None and winner.outcome is not None and winner.outcome.best is not None
     found = winner.outcome.best.metrics

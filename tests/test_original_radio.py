@@ -107,7 +107,7 @@ def test_the_discriminators_norms_have_the_statistics_of_a_new_network() -> None
 def test_weights_of_another_size_are_refused_by_their_keys() -> None:
     config = Model()
     theirs = to_original(parts(config), config)
-    with pytest.raises(BadInput, match=r"have no weight encoder\.down\.0\.block\.1\."):
+    with pytest.raises(BadInput, match=r"has no weight encoder\.down\.0\.block\.1\."):
         from_original(theirs, Model(ddconfig={"num_res_blocks": 1}))
-    with pytest.raises(BadInput, match=r"have no weight loss\.discriminator\.main\.11\.bias"):
+    with pytest.raises(BadInput, match=r"has no weight loss\.discriminator\.main\.11\.bias"):
         from_original(theirs, Model(lossconfig={"disc_num_layers": 4}))

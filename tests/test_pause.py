@@ -175,12 +175,12 @@ class PauseFirst(Callback):
 
 
 def swept(folder: Path, callback: PauseFirst | None = None) -> Journal:
-    from buttress.execution import driver
+    from buttress.execution import launch
 
     shutil.copy(Path(__file__).parent / "pausable.py", folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        sweep = driver.start(SweepSpec.from_dict(SPEC), folder / "runs", callbacks=(callback,) if callback else ())
+        sweep = launch.start(SweepSpec.from_dict(SPEC), folder / "runs", callbacks=(callback,) if callback else ())
         if callback is not None:
             callback.driver = sweep
         return read(sweep.run().folder)

@@ -10,7 +10,7 @@ import yaml
 
 import buttress
 from buttress.analysis.selection import best_trial
-from buttress.execution import driver
+from buttress.execution import launch
 from buttress.journal import read
 from buttress.spec.spec import SweepSpec
 from buttress.trainables.rainfall.config import Config
@@ -23,7 +23,7 @@ def test_the_quick_sweep_finds_a_healthy_best_among_collapsed_trials(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     spec = SweepSpec.load(root / "search_spaces" / "rainfall.yaml", profile="quick")
-    finish = driver.start(spec, tmp_path / "runs").run()
+    finish = launch.start(spec, tmp_path / "runs").run()
     journal = read(finish.folder)
     states = [trial.state for trial in journal.trials.values()]
     assert len(states) >= 16 and finish.seconds < 600 and "failed" not in states

@@ -100,10 +100,10 @@ def test_its_state_is_rebuilt_and_goes_on(name: str, recorded: Path, monkeypatch
 @pytest.mark.long
 @pytest.mark.parametrize("name", ["killed", "probation_open"])
 def test_one_whose_driver_was_killed_is_resumed_to_its_end(name: str, recorded: Path, ray_cluster: Any) -> None:
-    from buttress.execution import driver
+    from buttress.execution import launch
 
     folder = recorded / name
-    result = driver.resume(folder).run()
+    result = launch.resume(folder).run()
     assert result.reason == "budget spent"
     journal, expected = read(folder), known(folder, "resumed")
     assert len(journal.trials) == len(expected["trials"])

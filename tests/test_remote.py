@@ -21,7 +21,7 @@ from object_store import ObjectStore
 import buttress
 from buttress.analysis.selection import best_trial
 from buttress.errors import BadInput
-from buttress.execution import driver
+from buttress.execution import launch
 from buttress.journal import Journal, find, read
 from buttress.journal.mirror import leased, segments
 from buttress.journal.remote import Upload
@@ -88,7 +88,7 @@ def swept(ray_cluster: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setenv("BUTTRESS_CACHE", str(folder / "cache"))
-        finish = driver.start(SweepSpec.from_dict(SPEC), url).run()
+        finish = launch.start(SweepSpec.from_dict(SPEC), url).run()
         yield finish, Storage(finish.where), folder
 
 

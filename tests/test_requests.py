@@ -12,13 +12,14 @@ from statistics import median
 from typing import Any
 
 import pytest
+import test_pause
 from journal_lines import Line, events_of
 from sweeps import World, drive, spec, state
 from test_cli import call
 
 import buttress
 from buttress.errors import BadInput
-from buttress.execution import driver
+from buttress.execution import launch
 from buttress.execution.inbox import Inbox
 from buttress.journal import read
 from buttress.journal.requests import Request, Requests
@@ -189,18 +190,7 @@ def test_without_a_driver_a_request_waits(
 
 # --- a real sweep -----------------------------------------------------------------------------------------------------
 
-SPEC: dict[str, Any] = {
-    "name": "steered",
-    "trainable": "pausable:Pausable",
-    "fixed": {"epochs": 30},
-    "search": {"lr": {"loguniform": [0.01, 0.1]}},
-    "objectives": ["val/loss"],
-    "scheduler": {"kind": "fifo"},
-    "resources": {"concurrency": 1},
-    "budget": {"trials": 4},
-    "rules": {"posterior_collapse": {"action": "off"}},
-    "seed": 5,
-}
+SPEC = {**test_pause.SPEC, "name": "steered", "fixed": {"epochs": 30}, "budget": {"trials": 4}}
 
 
 def until(sweep: Any, holds: Callable[[Any], bool]) -> None:
@@ -220,7 +210,7 @@ def test_a_running_sweep_is_steered_from_outside_and_goes_on(
 ) -> None:
     shutil.copy(Path(__file__).parent / "pausable.py", tmp_path)
     monkeypatch.chdir(tmp_path)
-    started = driver.start(SweepSpec.from_dict(SPEC), tmp_path / "runs")
+    started = launch.start(SweepSpec.from_dict(SPEC), tmp_path / "runs")
     ended: list[Any] = []
     thread = threading.Thread(target=lambda: ended.append(started.run()))
     thread.start()
@@ -260,7 +250,7 @@ def test_a_running_sweep_is_steered_from_outside_and_goes_on(
     assert result.interrupted and sweep.journal.ended is not None
     print(f"answers took {median(took):.2f} s, at most {max(took):.2f} s")
 
-    resumed = driver.resume(str(started.folder))
+    resumed = launch.resume(str(started.folder))
     resumed.run()
     journal = read(started.folder)
     assert journal.counts() == {"completed": 3, "stopped": 1}

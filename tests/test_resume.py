@@ -19,7 +19,7 @@ from journal_lines import event_of
 from buttress.analysis.selection import best_trial
 from buttress.callbacks.base import Callback
 from buttress.errors import BadInput
-from buttress.execution import driver
+from buttress.execution import launch
 from buttress.journal import JournalWriter, lines, read
 from buttress.journal.records import Journal
 
@@ -184,7 +184,7 @@ def test_a_lost_checkpoint_restarts_its_trial_and_says_so(
     messages = Messages()
     with pytest.MonkeyPatch.context() as patch, caplog.at_level(logging.WARNING, "buttress"):
         patch.chdir(folder.parents[1])
-        driver.resume(folder, callbacks=(messages,)).run()
+        launch.resume(folder, callbacks=(messages,)).run()
     assert messages.texts[0].startswith("connecting to Ray") and messages.texts[1:] == [f"trial 0000: {sentence}"]
     assert [record.getMessage() for record in caplog.records if record.name == "buttress.messages"] == messages.texts
     journal = read(folder)
@@ -204,4 +204,4 @@ def test_a_second_driver_is_refused_with_the_owner_named(tmp_path: Path, whole: 
         pytest.MonkeyPatch.context() as patch,
     ):
         patch.chdir(whole.folder.parents[1])
-        driver.resume(copy).run()
+        launch.resume(copy).run()

@@ -15,7 +15,7 @@ from test_cli import call
 
 import buttress
 from buttress.errors import BadInput
-from buttress.execution import driver
+from buttress.execution import launch
 from buttress.execution.setup import file_sha256
 from buttress.journal import Header, JournalWriter, events
 from buttress.journal.events import Resumed
@@ -29,7 +29,7 @@ def finished(recorded_sweeps: Path, tmp_path: Path) -> Path:
 
 
 def budget_of(sweep: Path, **options: Any) -> Any:
-    return driver.resume(str(sweep), **options).spec.budget
+    return launch.resume(str(sweep), **options).spec.budget
 
 
 def test_a_budget_that_was_raised_stays_raised(finished: Path) -> None:
@@ -88,12 +88,12 @@ def test_a_spec_that_was_edited_since_is_told(finished: Path, tmp_path: Path) ->
     with JournalWriter(path) as writer:
         for event in (replace(first, spec_file=str(spec), spec_sha256=file_sha256(spec)), *rest):
             writer.write(event)
-    assert driver.resume(str(finished)).notes == []
+    assert launch.resume(str(finished)).notes == []
     spec.write_text("a: 2\n")
-    (note,) = driver.resume(str(finished)).notes
+    (note,) = launch.resume(str(finished)).notes
     assert str(spec) in note and "goes on with the spec in its journal" in note
     spec.unlink()
-    assert driver.resume(str(finished)).notes == []
+    assert launch.resume(str(finished)).notes == []
 
 
 # --- clusters that are not there -------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import torch
 
 import buttress
 from buttress.analysis.selection import best_trial
-from buttress.execution import driver
+from buttress.execution import launch
 from buttress.journal import read
 from buttress.journal.records import Journal
 from buttress.spec.spec import SweepSpec
@@ -38,7 +38,7 @@ def own(root: Path, ray_cluster: Any, tmp_path_factory: pytest.TempPathFactory) 
         patch.chdir(folder)
         for name, value in CANARIES.items():
             patch.setenv(name, value)
-        finish = driver.start(SweepSpec.load(folder / "my_vae.yaml"), folder / "runs").run()
+        finish = launch.start(SweepSpec.load(folder / "my_vae.yaml"), folder / "runs").run()
     return read(finish.folder)
 
 

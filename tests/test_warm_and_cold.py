@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from buttress.execution import driver
+from buttress.execution import launch
 from buttress.journal import read
 from buttress.journal.records import Journal, TrialRecord
 from buttress.spec.spec import SweepSpec
@@ -58,7 +58,7 @@ def sweep(folder: Path, workers: int, roles: dict[str, str], trials: int) -> Jou
     changes = {"resources": {"workers": workers, "concurrency": 1}, "budget": {"trials": trials}}
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        finish = driver.start(SweepSpec.from_dict({**SPEC, **changes}), folder / "runs").run()
+        finish = launch.start(SweepSpec.from_dict({**SPEC, **changes}), folder / "runs").run()
     return read(finish.folder)
 
 

@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from buttress.analysis.media import pictures
 from buttress.analysis.table import flatten
 from buttress.callbacks.base import Callback
 from buttress.journal.events import Event, Outcome, Report, TrialCreated
@@ -70,7 +71,8 @@ class Logger(Callback, ABC):
 
     def pictures(self, report: Report, seen: int) -> list[tuple[str, Path]]:
         """(key, file) of the pictures of a report, within the limits; `seen`: how many the trial has had."""
-        return pictures(self.folder / "trials" / report.trial, report.media, seen)
+        folder = self.folder / "trials" / report.trial
+        return pictures(folder, report.media, MAX_PICTURES - seen, MAX_PICTURE_BYTES)
 
     def _work(self) -> None:
         try:
@@ -86,24 +88,6 @@ class Logger(Callback, ABC):
 def numbers(values: Mapping[str, float | None]) -> dict[str, float]:
     """The values that are finite numbers."""
     return {key: float(value) for key, value in values.items() if value is not None and math.isfinite(value)}
-
-
-def pictures(folder: Path, media: Mapping[str, str], seen: int) -> list[tuple[str, Path]]:
-    """(key, file) of the pictures among a report's media, within the limits.
-
-    Args:
-        folder: The trial's; nothing outside it is taken.
-        media: Key -> name of the file in the folder.
-        seen: How many pictures of the trial have been taken before.
-    """
-    found: list[tuple[str, Path]] = []
-    own = folder.resolve()
-    for key, name in media.items():
-        path = (own / name).resolve()
-        fits = path.is_relative_to(own) and path.suffix.lower() in (".png", ".jpg", ".jpeg") and path.is_file()
-        if fits and path.stat().st_size <= MAX_PICTURE_BYTES and seen + len(found) < MAX_PICTURES:
-            found.append((key, path))
-    return found
 
 
 class CsvLogger(Logger):

@@ -20,8 +20,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from buttress.analysis.media import pictures
 from buttress.callbacks.base import Callback
-from buttress.callbacks.loggers import pictures
+from buttress.callbacks.loggers import MAX_PICTURE_BYTES, MAX_PICTURES
 from buttress.callbacks.wandb_sweep import SweepRun
 from buttress.compat.wandb import EXPERIMENTAL_SETTINGS, disable_error_reporting, preserved_exit_hooks
 from buttress.journal.events import AttemptStarted, Event, Outcome, Report
@@ -282,7 +283,8 @@ class WandbRuns(Callback):
             finite = [value for value in values if value is not None and math.isfinite(value)]
             if finite:
                 row[name] = self._wandb().Histogram(finite, num_bins=min(64, max(8, len(finite))))
-        for key, path in pictures(self._trial_folder(trial), reported.get("media") or {}, self._pictures[trial]):
+        most, media = MAX_PICTURES - self._pictures[trial], reported.get("media") or {}
+        for key, path in pictures(self._trial_folder(trial), media, most, MAX_PICTURE_BYTES):
             row[key] = self._wandb().Image(str(path))
             self._pictures[trial] += 1
         run.log(row, step=reported["step"])

@@ -50,7 +50,7 @@ def table(
 
         table = found.table(where=where or (), sort=sort, all=all_)
         text = write_table(table, format_.value if format_ else None, output)
-        typer.echo(f"wrote {output}" if output is not None else text, nl=output is not None)
+        say(f"wrote {output}" if output is not None else text.rstrip("\n"))
         return
     rows = found.rows(where=where or (), sort=sort, all=all_)
     if json_:

@@ -46,7 +46,7 @@ class Request:
     ending: Ending = "stopped"
     values: dict[str, Any] = field(default_factory=dict)
     by: str = ""
-    id: str = field(default_factory=lambda: secrets.token_hex(6))
+    id: str = field(default_factory=lambda: _new_id())
 
     @classmethod
     def from_json(cls, text: bytes, id: str) -> Request:
@@ -77,11 +77,11 @@ class Requests:
     """The requests of one sweep, for whoever asks and for the driver that answers.
 
     Args:
-        place: The sweep's folder, or its storage.
+        place: The sweep's folder on this machine, or its storage.
     """
 
     def __init__(self, place: Path | Storage) -> None:
-        self._place = place
+        self._store = place if isinstance(place, Storage) else Storage(place.absolute().as_uri())
 
     def pending(self) -> list[str]:
         """Ids of requests that nobody has answered, oldest first.
@@ -89,13 +89,7 @@ class Requests:
         Raises:
             OSError: The storage is away.
         """
-        if isinstance(self._place, Storage):
-            names = self._place.names(FOLDER)
-        else:
-            folder = self._place / FOLDER
-            files = sorted(folder.glob("*.json"), key=lambda path: path.stat().st_mtime) if folder.is_dir() else []
-            names = [path.name for path in files]
-        return [stem for name in names if _NAME.fullmatch(stem := name.removesuffix(".json"))]
+        return [stem for name in self._store.names(FOLDER) if _NAME.fullmatch(stem := name.removesuffix(".json"))]
 
     def read(self, id: str) -> Request:
         """One of them.
@@ -104,48 +98,35 @@ class Requests:
             BadInput: It is no request.
             OSError: It is gone, or the storage is away.
         """
-        name = f"{FOLDER}/{id}.json"
-        text = self._place.read(name) if isinstance(self._place, Storage) else (self._place / name).read_bytes()
-        return Request.from_json(text, id)
+        return Request.from_json(self._store.read(f"{FOLDER}/{id}.json"), id)
 
     def answer(self, id: str, message: str, *, refused: bool = False) -> None:
         """Answers a request and takes it away."""
-        self._write(f"{FOLDER}/{id}.answer.json", {"message": message, "refused": refused})
-        self._delete(f"{FOLDER}/{id}.json")
+        self._write(f"{id}.answer", {"message": message, "refused": refused})
+        self._store.delete(f"{FOLDER}/{id}.json")
 
     def ask(self, request: Request) -> None:
         """Leaves a request."""
-        content = {key: value for key, value in asdict(request).items() if key != "id"}
-        self._write(f"{FOLDER}/{request.id}.json", content)
+        self._write(request.id, {key: value for key, value in asdict(request).items() if key != "id"})
 
-    def wait(self, id: str, timeout_s: float) -> dict[str, Any] | None:
+    def wait(self, id: str, timeout_s: float, interval_s: float = 0.2) -> dict[str, Any] | None:
         """The answer to a request, taken away; None after `timeout_s` seconds without one."""
         name, deadline = f"{FOLDER}/{id}.answer.json", time.monotonic() + timeout_s
         while time.monotonic() < deadline:
             with contextlib.suppress(FileNotFoundError, ValueError):
-                text = self._place.read(name) if isinstance(self._place, Storage) else (self._place / name).read_bytes()
-                answer: dict[str, Any] = json.loads(text)
-                self._delete(name)
+                answer: dict[str, Any] = json.loads(self._store.read(name))
+                self._store.delete(name)
                 return answer
-            time.sleep(0.1 if isinstance(self._place, Path) else 1.0)
+            time.sleep(interval_s)
         return None
 
-    def _write(self, name: str, content: dict[str, Any]) -> None:
-        text = json.dumps(content).encode()
-        if isinstance(self._place, Storage):
-            self._place.write(name, text)
-            return
-        path = self._place / name
-        path.parent.mkdir(exist_ok=True)
-        draft = path.with_suffix(".part")
-        draft.write_bytes(text)
-        draft.replace(path)
+    def _write(self, stem: str, content: dict[str, Any]) -> None:
+        self._store.write(f"{FOLDER}/{stem}.json", json.dumps(content).encode())
 
-    def _delete(self, name: str) -> None:
-        if isinstance(self._place, Storage):
-            self._place.delete(name)
-        else:
-            (self._place / name).unlink(missing_ok=True)
+
+def _new_id() -> str:
+    """Sorts by time."""
+    return f"{time.time_ns():016x}{secrets.token_hex(4)}"
 
 
 def asker() -> str:

@@ -13,6 +13,7 @@ import torch
 
 from buttress.errors import BadInput
 from buttress.trainables.lithology.config import Model
+from buttress.training.state_dicts import check_keys
 
 HEAD_DIM = 64  # of the class with BatchNorm
 
@@ -48,10 +49,7 @@ def from_original(weights: Mapping[str, torch.Tensor], model: Model) -> dict[str
     _check(model)
     names = _names(model)
     known = dict.fromkeys([*names.values(), "fc_logvar.weight", "fc_logvar.bias"])
-    for key in [*weights, *known]:
-        if key not in known or key not in weights:
-            problem = f"has no weight {key}" if key in weights else f"needs a weight {key}"
-            raise BadInput(f"the network of this config {problem}", key="weights", accepted=", ".join(known))
+    check_keys(weights, known, ", ".join(known))
     renamed = {ours: weights[theirs] for ours, theirs in names.items()}
     for part in ("weight", "bias"):
         renamed[f"encoder.out.{part}"] = torch.cat([weights[f"fc_mu.{part}"], weights[f"fc_logvar.{part}"]])

@@ -13,6 +13,7 @@ import torch
 from buttress.errors import BadInput
 from buttress.trainables.occupancy.config import Model
 from buttress.trainables.occupancy.model import positions
+from buttress.training.state_dicts import rename_prefix
 
 TABLE = "temporal_encoder.pos_encoding.pe"  # the positional table, which the original saves
 TABLE_ROWS = 128
@@ -67,7 +68,7 @@ def to_original(weights: Mapping[str, torch.Tensor], model: Model) -> dict[str, 
         if value != accepted:
             key = f"model.{'pool' if name == 'pooled' else name}"
             raise BadInput("the original's network has another size", key=key, value=value, accepted=str(accepted))
-    renamed = {_renamed(key, _names(model)): value for key, value in weights.items()}
+    renamed = {rename_prefix(key, _names(model)): value for key, value in weights.items()}
     if model.use_transformer:
         renamed[TABLE] = positions(TABLE_ROWS, model.latent_dim)[None]
     return renamed
@@ -84,18 +85,8 @@ def from_original(weights: Mapping[str, torch.Tensor], model: Model) -> dict[str
         BadInput: A key is none of the original's.
     """
     names = {theirs: ours for ours, theirs in _names(model).items()}
-    return {_renamed(key, names): value for key, value in weights.items() if key != TABLE}
+    return {rename_prefix(key, names): value for key, value in weights.items() if key != TABLE}
 
 
 def _names(model: Model) -> dict[str, str]:
     return SIMPLE if model.type == "simple" else WORLD_MODEL
-
-
-def _renamed(key: str, names: Mapping[str, str]) -> str:
-    """`key` with its longest known prefix replaced."""
-    parts = key.split(".")
-    for length in range(len(parts) - 1, 0, -1):
-        prefix = ".".join(parts[:length])
-        if prefix in names:
-            return ".".join([names[prefix], *parts[length:]])
-    raise BadInput(f"the network has no weight {key}", key="weights", accepted=", ".join(f"{one}.*" for one in names))

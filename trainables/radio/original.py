@@ -12,9 +12,9 @@ from typing import NamedTuple
 
 import torch
 
-from buttress.errors import BadInput
 from buttress.trainables.radio.config import Model
 from buttress.trainables.radio.perceptual import VGG
+from buttress.training.state_dicts import check_keys
 
 LOSSES = ("loss", "loss_pinn", "loss_pinn_dpm2irt4")
 _BOTH = ("weight", "bias")
@@ -77,11 +77,7 @@ def from_original(weights: Mapping[str, torch.Tensor], model: Model) -> Parts:
         known[f"{loss}.logvar"] = None
         known |= dict.fromkeys(f"{loss}.perceptual_loss.{theirs}" for theirs in lpips.values())
         known |= dict.fromkeys(f"{loss}.discriminator.{theirs}" for theirs in critic.values())
-    for key in [*weights, *known]:
-        if key not in known or key not in weights:
-            problem = f"have no weight {key}" if key in weights else f"need a weight {key}"
-            raise BadInput(f"the networks of this config {problem}", key="weights",
-                           accepted="the keys of model.ddconfig and model.lossconfig.disc_num_layers")  # fmt: skip
+    check_keys(weights, known, "the keys of model.ddconfig and model.lossconfig.disc_num_layers")
     if not whole:
         return Parts({ours: weights[theirs] for ours, theirs in vae.items()}, {}, {}, torch.zeros(()))
     kept = {ours: theirs for ours, theirs in critic.items() if ours.rpartition(".")[2] in _BOTH}

@@ -13,6 +13,7 @@ import torch
 
 from buttress.errors import BadInput
 from buttress.trainables.rainfall.config import Model
+from buttress.training.state_dicts import rename_prefix
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,7 @@ def to_original(weights: Mapping[str, torch.Tensor], model: Model) -> dict[str, 
         BadInput: The original never had this network.
     """
     architecture(model)
-    return {_renamed(key, _names(model)): value for key, value in weights.items()}
+    return {rename_prefix(key, _names(model)): value for key, value in weights.items()}
 
 
 def from_original(weights: Mapping[str, torch.Tensor], model: Model) -> dict[str, torch.Tensor]:
@@ -112,7 +113,7 @@ def from_original(weights: Mapping[str, torch.Tensor], model: Model) -> dict[str
         BadInput: A key is none of the original's.
     """
     names = {theirs: ours for ours, theirs in _names(model).items()}
-    return {_renamed(key, names): value for key, value in weights.items()}
+    return {rename_prefix(key, names): value for key, value in weights.items()}
 
 
 def _names(model: Model) -> dict[str, str]:
@@ -122,13 +123,3 @@ def _names(model: Model) -> dict[str, str]:
         layers, block = {"decoder.fc.0": "decoder.fc1", "decoder.fc.2": "decoder.fc2"}, _BLOCK
     layers |= {f"decoder.stages.{i}.{j}": f"decoder.{kind}{i + 1}" for i in range(3) for j, kind in enumerate(block)}
     return NAMES | layers
-
-
-def _renamed(key: str, names: Mapping[str, str]) -> str:
-    """`key` with its longest known prefix replaced."""
-    parts = key.split(".")
-    for length in range(len(parts) - 1, 0, -1):
-        prefix = ".".join(parts[:length])
-        if prefix in names:
-            return ".".join([names[prefix], *parts[length:]])
-    raise BadInput(f"the network has no weight {key}", key="weights", accepted=", ".join(f"{one}.*" for one in names))

@@ -137,6 +137,8 @@ def _call() -> int:
             leave(stopped, 130)
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
             leave(f"the output cannot be written ({error.strerror})", 2)
+        if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+            leave(f"{str(error.filename)[:60]}...: there is no file with so long a name", 2)
         if getattr(error, "deleted", False):
             leave(f"{error}: the sweep stops, and what it had found is gone", 1)
         first = (str(error).splitlines() or [""])[0]

@@ -276,12 +276,12 @@ def rules_variants(family: str) -> dict[str, Path]:
 
 
 def _rules_folder(family: str, folders: Sequence[str] = ()) -> Path:
-    folder = _FAMILY_FOLDERS / family
+    folder = _FAMILY_FOLDERS / (family if family.isidentifier() else "of_nobody")
     if ":" in family:  # a trainable of one's own
         try:
             with _first_on_path(folders):
                 module = importlib.util.find_spec(family.partition(":")[0])
-        except ModuleNotFoundError:
+        except (ImportError, ValueError):
             module = None
         folder = Path(module.origin).parent if module and module.origin else folder
     return folder

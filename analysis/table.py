@@ -123,13 +123,8 @@ def flatten(config: Mapping[str, Any], under: str = "") -> dict[str, Any]:
 
 
 _COMPARE = {
-    "=": operator.eq,
-    "==": operator.eq,
-    "!=": operator.ne,
-    "<": operator.lt,
-    "<=": operator.le,
-    ">": operator.gt,
-    ">=": operator.ge,
+    "=": operator.eq, "==": operator.eq, "!=": operator.ne,
+    "<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge,
 }
 
 
@@ -267,16 +262,8 @@ def _fixed(record: TrialRecord) -> Row:
     done = record.outcome
     seconds = done.seconds if done else record.reports[-1].seconds if record.reports else None
     values = (
-        record.id,
-        record.state,
-        done.kind if done else None,
-        done.margin if done else None,
-        list(record.warnings),
-        epoch,
-        step,
-        epochs_saved(record),
-        seconds,
-        record.seed,
+        record.id, record.state, done.kind if done else None, done.margin if done else None, list(record.warnings),
+        epoch, step, epochs_saved(record), seconds, record.seed,
     )
     return {key: _json(value) for key, value in zip(FIXED_COLUMNS, values, strict=True)}
 

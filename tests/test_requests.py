@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import test_pause
 from journal_lines import Line, events_of
-from sweeps import World, drive, spec, state
+from sweeps import Toy, World, drive, spec, state
 from test_cli import call
 
 import buttress
@@ -23,6 +23,7 @@ from buttress.execution import launch
 from buttress.execution.inbox import Inbox
 from buttress.journal import read
 from buttress.journal.requests import Request, Requests
+from buttress.spec import trial_config
 from buttress.spec.spec import SweepSpec
 from buttress.storage import Storage
 from buttress.sweep.state import SweepState
@@ -72,6 +73,17 @@ def test_a_sweep_begins_with_what_its_spec_names() -> None:
     assert [line.get("command") for line in created] == ["first-0", "first-1", None]
     with pytest.raises(BadInput, match=r"first\.0\.loss\.beta: is outside of its range \(got 7\)"):
         state(spec(search=SEARCH, first=[{"loss.beta": 7}])).add_first()
+
+
+def test_the_defaults_of_coupled_values_are_the_choice_that_has_them() -> None:
+    pairs = [{"loss.warmup_epochs": 2, "train.epochs": 8}, {"loss.warmup_epochs": 0, "train.epochs": 8}]
+    for choices, has in ((pairs, {"pair": pairs[1]}), (pairs[:1], {})):
+        search = {"loss.beta": SEARCH["loss.beta"], "pair": {"choice": choices}}
+        made = spec(search=search, require=[], first=["default"])
+        assert trial_config.default_params(made, Toy.Config) == {"loss.beta": 1.0, **has}
+        sweep = state(made)
+        sweep.add_first()
+        assert (trial := sweep.next_trial()) is not None and trial.params["pair"] in choices
 
 
 @pytest.mark.parametrize(

@@ -64,7 +64,9 @@ def show(
     sweep: Sweep,
     trial: Annotated[str, typer.Argument(metavar="TRIAL", help="A trial, such as 7 or 0007.")],
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="The .html file. Default: trial.html in the trial's folder.")
+        Path | None,
+        typer.Option("--output", "-o", callback=named,
+                     help="The .html file. Default: trial.html in the trial's folder."),
     ] = None,
     open_: Annotated[bool, typer.Option("--open/--no-open", help="Show it in a browser.")] = True,
 ) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from buttress.cli.options import Json, Sweep
+from buttress.cli.options import Json, Sweep, named
 from buttress.cli.output import console, leave, print_json, say
 from buttress.errors import BadInput
 
@@ -37,7 +37,8 @@ def table(
     ] = None,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="The file, in the format of its suffix: .csv, .parquet or .md."),
+        typer.Option("--output", "-o", callback=named,
+                     help="The file, in the format of its suffix: .csv, .parquet or .md."),
     ] = None,
     json_: Json = False,
 ) -> None:

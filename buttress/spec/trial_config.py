@@ -90,7 +90,10 @@ def draft(spec: SweepSpec, params: Mapping[str, Any], Config: type[BaseModel] | 
 
 
 def default_params(spec: SweepSpec, Config: type[BaseModel]) -> dict[str, Any]:
-    """The values that the searched parameters have in the trainable's own config, inactive ones left out."""
+    """The values that the searched parameters have in the trainable's own config.
+
+    Left out are inactive parameters, and coupled ones none of whose choices is what the config has.
+    """
     defaults = draft(spec, {}, Config)
 
     def value(path: str) -> Any:
@@ -99,7 +102,17 @@ def default_params(spec: SweepSpec, Config: type[BaseModel]) -> dict[str, Any]:
             found = found[key] if isinstance(found, dict) else getattr(found, key)
         return found
 
-    return {path: value(path) for path in spec.search if is_active(spec, path, defaults)}
+    found = {}
+    for name, paths in spec.searched.items():
+        if not is_active(spec, name, defaults):
+            continue
+        if paths == (name,):
+            found[name] = value(name)
+        for choice in spec.search[name].choices or () if paths != (name,) else ():
+            if all(value(path) == wanted for path, wanted in choice.items()):
+                found[name] = choice
+                break
+    return found
 
 
 def is_active(spec: SweepSpec, path: str, draft_config: Any) -> bool:

@@ -116,6 +116,7 @@ def test_rules_that_look_at_nothing_the_curves_hold_are_refused() -> None:
         calibrate(blind, population(1))
 
 
+@pytest.mark.long
 def test_the_file_is_a_rules_file(tmp_path: Path) -> None:
     found = calibrate(rules(0.1, 2000, 8), population(1))
     head = write_rules(found, tmp_path / "rules.yaml", command="buttress calibrate curves.csv --family=toy")

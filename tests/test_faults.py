@@ -90,7 +90,7 @@ def told(running: driver.Driver, journal: Journal, trial: str) -> tuple[TrialSta
     return entry.state, dict(entry.constraints)
 
 
-@pytest.fixture(scope="module", params=[1, 2], ids=["1 worker", "2 workers"])
+@pytest.fixture(scope="module", params=[1, pytest.param(2, marks=pytest.mark.long)], ids=["1 worker", "2 workers"])
 def exceptions(request: Any, ray_cluster: Any, tmp_path_factory: Any) -> tuple[Journal, driver.Driver]:
     faults = {
         "0001": "raise",
@@ -127,7 +127,7 @@ def test_an_exception_is_the_trials_outcome_and_the_slot_stays_warm(
     assert_undisturbed(journal, (*HEALTHY, "0006", "0009"))
 
 
-@pytest.fixture(scope="module", params=[1, 2], ids=["1 worker", "2 workers"])
+@pytest.fixture(scope="module", params=[1, pytest.param(2, marks=pytest.mark.long)], ids=["1 worker", "2 workers"])
 def deaths(request: Any, ray_cluster: Any, tmp_path_factory: Any) -> tuple[Journal, driver.Driver]:
     faults = {"0001": "kill", "0003": "hang", "0005": "segfault"}
     folder = tmp_path_factory.mktemp("deaths")
@@ -161,6 +161,7 @@ def test_a_dead_or_silent_worker_costs_one_checkpoint_interval(
     say(fault, journal, running, trial, loss_to_report(record))
 
 
+@pytest.mark.long
 def test_a_trial_that_kills_its_worker_again_and_again_is_given_up(ray_cluster: Any, tmp_path: Path) -> None:
     journal, running = sweep(tmp_path, {"0001": "kill always"}, trials=3)
     record = journal.trials["0001"]
@@ -189,6 +190,7 @@ def test_a_full_disk_under_a_checkpoint_does_not_end_the_trial(ray_cluster: Any,
     say("disk full under a checkpoint", journal, running, "0001")
 
 
+@pytest.mark.long
 def test_a_trial_over_its_time_limit_is_stopped_with_what_it_reached(ray_cluster: Any, tmp_path: Path) -> None:
     journal, running = sweep(tmp_path, {"0001": "slow"}, trials=3, budget={"trial_minutes": 0.15})
     outcome = journal.trials["0001"].outcome
@@ -239,6 +241,7 @@ def test_a_callback_that_raises_disturbs_nothing(ray_cluster: Any, tmp_path: Pat
     say("W&B that raises", journal, running, "0001")
 
 
+@pytest.mark.long
 def test_the_death_of_a_tune_actor_costs_the_trial_nothing(ray_cluster: Any, tmp_path: Path) -> None:
     killer = When(lambda: kill_processes("ray::ResourceTrainable"))
     journal, running = sweep(tmp_path, {}, trials=3, fixed={"pause": 0.5}, callbacks=(killer,))
@@ -267,6 +270,7 @@ def kill_processes(title: str) -> int:
     return len(found)
 
 
+@pytest.mark.long
 def test_trials_side_by_side_are_not_disturbed(ray_cluster: Any, tmp_path: Path) -> None:
     faults = {"0001": "kill", "0003": "raise"}
     journal, _ = sweep(tmp_path, faults, trials=6, concurrency=2, fixed={"pause": 0.3})

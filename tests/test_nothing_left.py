@@ -127,6 +127,7 @@ def assert_nothing_left(run: Run) -> None:
 # --- every way to end ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_nothing_is_left_after_a_normal_end(cluster: Cluster, tmp_path: Path) -> None:
     run = Run(cluster, tmp_path).until("report", 1)
     assert {"placement groups", "actors", "processes", "CPUs"} == set(cluster.left())  # the counter sees a sweep

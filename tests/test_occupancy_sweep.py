@@ -37,6 +37,7 @@ CHANGES = [
 ]
 
 
+@pytest.mark.long
 def test_export_then_train_reproduces_the_best_epoch_bit_for_bit(
     root: Path, ray_cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -186,6 +186,7 @@ def swept(folder: Path, callback: PauseFirst | None = None) -> Journal:
         return read(sweep.run().folder)
 
 
+@pytest.mark.long
 def test_a_trial_that_was_paused_ends_with_the_same_bits(ray_cluster: Any, tmp_path: Path) -> None:
     (tmp_path / "paused").mkdir()
     (tmp_path / "plain").mkdir()

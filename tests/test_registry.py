@@ -114,6 +114,7 @@ def experiment(tmp_path: Path, root: Path) -> Path:
     return folder
 
 
+@pytest.mark.long
 def test_a_trainer_beside_its_spec_is_found_from_any_folder(
     experiment: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ray_cluster: Any
 ) -> None:

@@ -285,9 +285,11 @@ class Sweep:
 
     def _ask(self, request: Request) -> str:
         requests = Requests(Storage(self.where) if self._remote else self.folder)
+        driven = journal.owner(self.folder / journal.FILE) is not None
+        if request.of_a_running_sweep and not driven:
+            raise BadInput("nobody runs this sweep now", where=self.where, accepted="a running one; or name a trial")
         try:
             requests.ask(request)
-            driven = journal.owner(self.folder / journal.FILE) is not None
             answer = requests.wait(request.id, ANSWER_TIMEOUT_S if driven else 0.0)
         except OSError as error:
             raise BadInput(f"cannot be asked ({first_line(error)})", where=self.where) from None

@@ -161,41 +161,50 @@ def test_requests_are_answered_once_and_leave_nothing(requests: Requests, tmp_pa
         taken.append(request)
         answer(f"did {request.verb}", request.verb == "go")
 
-    asked = [
+    early = [
         Request(verb="stop", trial="0007", ending="failed"),
-        Request(verb="go"),
         Request(verb="add", values={"a": 1}),
+        Request(verb="stop"),
     ]
-    for each in asked[:2]:
+    for each in early:
         requests.ask(each)
     (tmp_path / "commands" / "0123456789ab.json").write_text("[" * 5000)
     (tmp_path / "commands" / "0123456789ac.json").write_text('{"verb": "rm", "trial": "../x"}')
     (tmp_path / "commands" / "notes.txt").write_text("mine")
     inbox = Inbox(requests, handle, 0.02)
     inbox.start()
-    requests.ask(asked[2])
-    answers = [requests.wait(each.id, 20.0) for each in asked]
-    assert answers == [
+    assert [requests.wait(each.id, 20.0) for each in early] == [
         {"message": "did stop", "refused": False},
-        {"message": "did go", "refused": True},
         {"message": "did add", "refused": False},
+        {"message": "it came before this driver, when nobody ran the sweep", "refused": True},
     ]
     for id in ("0123456789ab", "0123456789ac"):
         answer = requests.wait(id, 20.0)
         assert answer is not None and answer["refused"] and "not a request" in answer["message"]
+    late = [Request(verb="stop"), Request(verb="go")]
+    for each in late:
+        requests.ask(each)
+    assert [requests.wait(each.id, 20.0) for each in late] == [
+        {"message": "did stop", "refused": False},
+        {"message": "did go", "refused": True},
+    ]
     inbox.close()
-    assert sorted(taken, key=lambda each: each.id) == sorted(asked, key=lambda each: each.id)
+    assert [each.verb for each in taken] == ["stop", "add", "stop", "go"]  # oldest first
     assert [path.name for path in (tmp_path / "commands").iterdir()] == ["notes.txt"]
 
 
-def test_without_a_driver_a_request_waits(
+def test_without_a_driver_a_request_for_a_trial_waits(
     recorded_sweeps: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copytree(recorded_sweeps / "killed", tmp_path / "killed")
-    code, out, _ = call(capfd, "stop", str(tmp_path / "killed"))
+    code, out, _ = call(capfd, "stop", str(tmp_path / "killed"), "0")
     assert code == 0 and "nobody runs the sweep now" in out and "buttress resume" in out
     (left,) = (tmp_path / "killed" / "commands").glob("*.json")
     assert json.loads(left.read_text())["verb"] == "stop"
+    for verb in ("stop", "pause", "go"):  # the next driver must not be stopped by it
+        code, _, err = call(capfd, verb, str(tmp_path / "killed"))
+        assert code == 2 and "nobody runs this sweep now" in err
+    assert [*(tmp_path / "killed" / "commands").iterdir()] == [left]
     assert call(capfd, "stop", str(tmp_path / "killed"), "0", "--complete", "--fail")[0] == 2
     assert call(capfd, "pause", str(tmp_path / "killed"), "77")[0] == 2
 

@@ -32,6 +32,7 @@ class Inbox:
     ) -> None:
         self._requests, self._handle, self._interval_s = requests, handle, interval_s
         self._seen: set[str] = set()
+        self._first = True  # what lies there was asked of an earlier driver, or of nobody
         self._over = threading.Event()
         self._answers: list[tuple[str, str, bool]] = []
         self._lock = threading.Lock()
@@ -58,6 +59,7 @@ class Inbox:
             for id in self._requests.pending():
                 if id not in self._seen:
                     self._take(id)
+            self._first = False
             self._send()
         except OSError as error:
             log.debug("requests cannot be read now: %s", error)
@@ -72,6 +74,9 @@ class Inbox:
             self._answer(id, str(error), True)
             return
         self._seen.add(id)
+        if self._first and request.of_a_running_sweep:
+            self._answer(id, "it came before this driver, when nobody ran the sweep", True)
+            return
         self._handle(request, lambda message, refused: self._answer(id, message, refused))
 
     def _answer(self, id: str, message: str, refused: bool) -> None:

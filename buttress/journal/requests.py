@@ -1,7 +1,8 @@
 """What people ask of a sweep from outside its driver: files in `commands/`, beside the journal or on its storage.
 
 A request is a file `commands/<id>.json`. The driver takes it up, acts, writes a `command` line into the journal and
-answers in `commands/<id>.answer.json`. Without a driver the request lies there until the next one begins.
+answers in `commands/<id>.answer.json`. Without a driver the request lies there until the next one begins, unless it is
+one to the sweep as a whole.
 """
 
 from __future__ import annotations
@@ -47,6 +48,11 @@ class Request:
     values: dict[str, Any] = field(default_factory=dict)
     by: str = ""
     id: str = field(default_factory=lambda: _new_id())
+
+    @property
+    def of_a_running_sweep(self) -> bool:
+        """Whether it means nothing where nobody runs the sweep: a later driver must not take it up."""
+        return self.trial is None and self.verb != "add"
 
     @classmethod
     def from_json(cls, text: bytes, id: str) -> Request:
